@@ -1,0 +1,93 @@
+"""The C core. Buffers are bytes-like; addresses are packed, 4 or 16 bytes."""
+
+from collections.abc import Sequence
+from typing import Final, final
+
+from typing_extensions import Buffer
+
+ANY_VTEP_MAC: Final[bytes]
+"""02:76:74:65:70:00, the destination MAC for a peer whose own MAC is not known."""
+
+DROP_REASONS: Final[tuple[tuple[str, str, str], ...]]
+"""``(name, "outbound" | "inbound", what it means and what to do)``, in counter order."""
+
+WORK: Final[tuple[str, ...]]
+"""Names of the numbers that :meth:`Forwarder.work` returns, in order."""
+
+def checksum_backend() -> str:
+    """``"avx2"`` or ``"portable"``: what this CPU runs."""
+
+def encode(packet: Buffer, vni: int, source: bytes, destination: bytes) -> bytes: ...
+def decode(datagram: Buffer) -> tuple[int, bytes, bytes, int, bytes]: ...
+def encode_batch(
+    packets: Buffer, sizes: Buffer, out: Buffer, vni: int, source: bytes, destination: bytes
+) -> int: ...
+def decode_batch(datagrams: Buffer, sizes: Buffer, out: Buffer) -> int: ...
+
+@final
+class Forwarder:
+    """
+    One worker: a device descriptor, UDP sockets, and the tables between them.
+
+    Borrows its descriptors: it never opens or closes one. Not for use by two threads at
+    once (RuntimeError). The GIL is released while packets move.
+
+    Args:
+        device: Descriptor that reads and writes one packet per call; non-blocking.
+        vnet_header: Each of these packets is preceded by a 10-byte virtio_net_hdr.
+        coalesce_tcp, coalesce_udp: Write super-packets to the device (needs vnet_header).
+        vni: 0 to 2**24-1.
+        mac: Ours, 6 bytes.
+        segments: Most datagrams in one train (127, 63), 1 turns trains off.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: int,
+        vnet_header: bool,
+        coalesce_tcp: bool,
+        coalesce_udp: bool,
+        vni: int,
+        mac: bytes,
+        segments: int,
+    ) -> None: ...
+    def set_sockets(self, family: int, sockets: Sequence[int]) -> None:
+        """UDP sockets of one underlay family (4 or 6). The first receives; each sends,
+        chosen by a hash of the inner flow. An empty sequence takes the family away."""
+
+    def set_peer(self, index: int, address: bytes | None, port: int, mac: bytes) -> None:
+        """Puts or replaces the peer at `index` (0 to 65,534), keeping its counters.
+        Without an address (not resolved yet) its packets are dropped and counted."""
+
+    def remove_peer(self, index: int) -> None:
+        """Forgets the peer; its counters go to index -1. Routes to it must go first
+        (ValueError)."""
+
+    def set_routes(self, routes: Sequence[tuple[bytes, int, int]]) -> None:
+        """Replaces all routes, each ``(network, prefix length, peer index)``, at once."""
+
+    def lookup(self, address: bytes) -> int:
+        """Index of the peer that owns an overlay address, -1 if none does."""
+
+    def outbound(self) -> int:
+        """Moves up to one budget of packets from the device to peers. Returns how many
+        packets were read. OSError if the device is gone."""
+
+    def inbound(self, family: int) -> int:
+        """Moves up to one budget of datagrams from peers to the device. Returns how many
+        datagrams were received."""
+
+    def counters(self, index: int) -> tuple[int, int, int, int, tuple[int, ...]]:
+        """``(outbound packets, outbound bytes, inbound packets, inbound bytes, drops)`` of
+        one peer, bytes of inner packets; -1 for what belongs to no known peer."""
+
+    def work(self) -> tuple[int, ...]:
+        """How the packets were moved: see :data:`WORK`."""
+
+    def trains(self, index: int) -> bool:
+        """Whether trains are still in use towards this peer."""
+
+    @property
+    def coalescing(self) -> tuple[bool, bool]:
+        """(TCP, UDP): whether the device still takes super-packets."""
