@@ -1,0 +1,266 @@
+"""
+Hosts made of network namespaces on this machine.
+
+    with Lab() as lab:
+        a, b = lab.host("a"), lab.host("b")
+        lab.link(a, b)
+        a.ping(b.ipv4)
+
+Demo, benchmarks, tests and examples all stand on this. A namespace has no name: a tiny
+process holds it and ends when a pipe from us closes, so nothing is left over however we
+end, ``kill -9`` included. Needs util-linux and iproute2, and ethtool for a link without
+offloads.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from tunnel.errors import TunnelError
+
+Command = str | Sequence[str]
+"""A command line as a shell would split it, or its words."""
+
+_PATH = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
+# An ordinary user's PATH leaves out where Debian keeps ethtool and its like.
+
+_PACKAGES = {"ip": "iproute2", "ping": "iputils-ping"}
+# The Debian package of a command, where it is not named like it.
+
+_STOP_SECONDS = 5.0
+
+
+class LabError(TunnelError):
+    """This machine does not let us make hosts, or a command on one of them failed."""
+
+
+class Host:
+    """
+    A network namespace with one interface, ``eth0``, once it is linked.
+
+    Attributes:
+        name: For messages only.
+        pid: The process that holds the namespace, for ``nsenter -t PID --net``.
+        ipv4, ipv6: Addresses of ``eth0``, from the documentation prefixes
+            192.0.2.0/24 and 2001:db8::/64.
+    """
+
+    def __init__(self, name: str, *, number: int) -> None:
+        self.name = name
+        self.ipv4 = f"192.0.2.{number}"
+        self.ipv6 = f"2001:db8::{number:x}"
+        self._running: list[subprocess.Popen[str]] = []
+        self._holder = _hold()
+        self.pid = self._holder.pid
+        # Duplicate address detection takes seconds, and nobody here has a duplicate.
+        self.run(["sh", "-c", "echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad"])
+        self.run("ip link set lo up")
+
+    def run(self, command: Command, *, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        """
+        Runs a command to its end, at most `timeout` seconds.
+
+        Raises:
+            LabError: It is not there, failed, or did not end; with what it said.
+        """
+        words = _words(command)
+        process = self.popen(words)
+        try:
+            with process:
+                try:
+                    stdout, stderr = process.communicate(timeout=timeout)
+                finally:
+                    process.kill()
+        except subprocess.TimeoutExpired as error:
+            raise LabError(f"{self.name}: {shlex.join(words)}: no end in {timeout:g} s") from error
+        finally:
+            self._running.remove(process)
+        if process.returncode:
+            said = (stderr.strip() or stdout.strip()) or f"exit code {process.returncode}"
+            raise LabError(f"{self.name}: {shlex.join(words)}: {said}")
+        return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
+
+    def popen(self, command: Command) -> subprocess.Popen[str]:
+        """
+        Starts a command with pipes for its output; it ends with this host at the latest.
+
+        Its pid is the command's own. It is killed when the thread that calls this ends.
+        """
+        words = _words(command)
+        if shutil.which(words[0], path=_PATH) is None:
+            package = _PACKAGES.get(words[0], words[0])
+            raise LabError(f"cannot run {words[0]}: not found (install the package {package})")
+        enter = ["nsenter", f"--target={self.pid}", "--net", "--"]
+        process = _start(["setpriv", "--pdeathsig=KILL", "--", *enter, *words])
+        self._running.append(process)
+        return process
+
+    def ping(self, address: str, *, count: int = 1, interval: float = 0.01) -> list[float]:
+        """
+        Round trips in milliseconds, one for each of `count` echo requests.
+
+        Raises:
+            LabError: One of them was not answered within a second.
+        """
+        result = self.run(f"ping -n -c {count} -i {interval} -W 1 {address}")
+        trips = [
+            float(line.partition("time=")[2].split()[0])
+            for line in result.stdout.splitlines()
+            if "time=" in line
+        ]
+        if len(trips) < count:
+            raise LabError(f"{self.name}: ping {address}: {len(trips)} of {count} answered")
+        return trips
+
+    def close(self) -> None:
+        """Ends what runs here, politely at first, and gives the namespace back."""
+        for process in self._running:
+            process.terminate()
+        for process in self._running:
+            _end(process)
+        self._running.clear()
+        _end(self._holder)
+
+
+class Lab:
+    """
+    Hosts and the links between them, gone when the ``with`` block ends.
+
+    Raises:
+        LabError: No privilege, or a tool is missing; the message says which.
+    """
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._hosts = 0
+
+    def __enter__(self) -> Lab:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def host(self, name: str) -> Host:
+        """A new host, not linked to anything yet."""
+        self._hosts += 1
+        host = Host(name, number=self._hosts)
+        self._stack.callback(host.close)
+        return host
+
+    def link(self, a: Host, b: Host, *, mtu: int = 1500, offloads: bool = True) -> None:
+        """Joins two hosts by a veth pair; without `offloads` no end of it segments,
+        coalesces or leaves out a checksum."""
+        _veth(a, "eth0", b, "eth0", mtu=mtu)
+        for host in (a, b):
+            _configure(host, offloads=offloads)
+
+    def switch(self, *hosts: Host, mtu: int = 1500, offloads: bool = True) -> Host:
+        """Joins any number of hosts by a bridge, in a host of its own that is returned."""
+        switch = self.host("switch")
+        switch.run("ip link add br0 type bridge")
+        switch.run("ip link set br0 up")
+        for number, host in enumerate(hosts):
+            port = f"port{number}"
+            _veth(switch, port, host, "eth0", mtu=mtu)
+            switch.run(f"ip link set {port} master br0 up")
+            _configure(host, offloads=offloads)
+        return switch
+
+
+def need_privilege(argv: Sequence[str]) -> None:
+    """
+    Returns if namespaces and TUN devices can be made here.
+
+    Where only a user namespace allows that, this process becomes `argv` inside one.
+
+    Raises:
+        LabError: This user may not, whichever way.
+    """
+    _need_device()
+    if _refusal("unshare --net true") is None:
+        return
+    refusal = _refusal("unshare --user --map-root-user --net true")
+    if refusal is not None:
+        raise LabError(
+            f"cannot make a network namespace: {refusal} "
+            "(run as root, or where user namespaces are allowed)"
+        )
+    os.execvp("unshare", ["unshare", "--user", "--map-root-user", "--net", "--", *argv])
+
+
+def _need_device() -> None:
+    try:
+        os.close(os.open("/dev/net/tun", os.O_RDWR))
+    except FileNotFoundError as error:
+        raise LabError("cannot open /dev/net/tun: not there (modprobe tun)") from error
+    except OSError as error:
+        raise LabError(
+            f"cannot open /dev/net/tun: {(error.strerror or '').lower()} for this user "
+            '(run as root, or let all users open it: "chmod 666 /dev/net/tun")'
+        ) from error
+
+
+def _refusal(command: str) -> str | None:
+    """What a command says when it fails, None if it does not."""
+    process = _start(_words(command))
+    _, stderr = process.communicate()
+    return stderr.strip() if process.returncode else None
+
+
+def _hold() -> subprocess.Popen[str]:
+    """A process in a network namespace of its own that ends when its input does."""
+    holder = _start(["unshare", "--net", "sh", "-c", "echo && exec cat"], stdin=subprocess.PIPE)
+    assert holder.stdout is not None
+    # Its first line says that the namespace is there.
+    if not holder.stdout.readline():
+        _, stderr = holder.communicate()
+        raise LabError(
+            f"cannot make a network namespace: {stderr.strip()} "
+            '(run as root, or inside "unshare -Urn")'
+        )
+    return holder
+
+
+def _veth(a: Host, a_end: str, b: Host, b_end: str, *, mtu: int) -> None:
+    a.run(f"ip link add {a_end} mtu {mtu} type veth peer name {b_end} mtu {mtu} netns {b.pid}")
+
+
+def _configure(host: Host, *, offloads: bool) -> None:
+    if not offloads:
+        host.run("ethtool -K eth0 tx off rx off sg off tso off gso off gro off")
+    host.run(f"ip address add {host.ipv4}/24 dev eth0")
+    host.run(f"ip address add {host.ipv6}/64 dev eth0 nodad")
+    host.run("ip link set eth0 up")
+
+
+def _words(command: Command) -> list[str]:
+    return shlex.split(command) if isinstance(command, str) else list(command)
+
+
+def _start(words: list[str], *, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+    try:
+        return subprocess.Popen(
+            words,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PATH": _PATH},
+            # Ctrl-C is for us: we end the others, in order.
+            process_group=0,
+        )
+    except FileNotFoundError as error:
+        raise LabError(f"cannot run {words[0]}: not found (install util-linux)") from error
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    try:
+        process.communicate(timeout=_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
