@@ -1,0 +1,46 @@
+# Every target does its own set-up: .venv in this directory, and Debian packages where missing.
+
+BIN := .venv/bin
+C_FILES = $(wildcard src/tunnel/native/*.[ch]) $(shell find tests -name '*.[ch]')
+
+help:
+	@echo "make demo         two hosts on this machine, an overlay between them, and what it does"
+	@echo "make test         lint and every test; the last line counts them"
+	@echo "make lint         ruff, mypy, clang-format"
+	@echo "make bench-quick  this overlay beside plain veth, the kernel's vxlan and openvpn"
+	@echo "make clean        removes all that was built here"
+
+# setuptools is installed first and used as it is: no build isolation, so that what is
+# installed already needs no network.
+.venv/installed: pyproject.toml setup.py $(wildcard src/tunnel/native/*.[ch])
+	@.ci/packages python3-venv python3-dev gcc
+	@test -x $(BIN)/python || python3 -m venv .venv
+	@echo "installing tunnel into .venv"
+	@$(BIN)/pip install -q --disable-pip-version-check 'setuptools>=77'
+	@$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -e '.[dev]'
+	@touch $@
+
+demo: .venv/installed
+	@.ci/packages iproute2 iputils-ping
+	@$(BIN)/tunnel demo
+
+test: lint
+	@.ci/packages iproute2 iputils-ping iperf3 ethtool nftables tcpdump clang libclang-rt-14-dev
+	@$(BIN)/pytest
+
+lint: .venv/installed
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/ruff format --check --quiet
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/clang-format --dry-run -Werror $(C_FILES)
+
+bench-quick: .venv/installed
+	@.ci/packages iproute2 iputils-ping iperf3 ethtool openvpn
+	@$(BIN)/python -m benchmarks.quick
+
+clean:
+	rm -rf .venv build dist src/*.egg-info src/tunnel/*.so
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help demo test lint bench-quick clean
