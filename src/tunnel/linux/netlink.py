@@ -1,0 +1,226 @@
+"""Links, addresses and kernel routes, by netlink. The one file that knows pyroute2."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from tunnel.errors import DeviceError
+from tunnel.types import Address, Interface, Prefix
+
+PROTOCOL = 84
+"""Protocol number of our kernel routes (``ip route show proto 84``), free in
+linux/rtnetlink.h and iproute2's rt_protos: what has it is ours to remove."""
+
+_QUEUE_LENGTH = 4096  # packets; a TUN device's 500 overflow within one slow wake-up
+_SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
+_MAIN_TABLE = 254
+_ADDR_GEN_MODE_NONE = 1
+_LARGEST_MESSAGE = 65536
+
+
+@dataclass(frozen=True)
+class Path:
+    """How the kernel would send to an address: from `source`, packets of at most `mtu`
+    bytes, outer IP header included."""
+
+    source: Address
+    mtu: int
+
+
+class _Reader:
+    """The transport under AsyncIPRoute: hands over what arrives, until aborted."""
+
+    def __init__(self, sock: socket.socket, enqueue: Callable[[bytes, None], None]) -> None:
+        self._socket = sock
+        self._enqueue = enqueue
+        self._loop = asyncio.get_running_loop()
+        sock.setblocking(False)
+        self._loop.add_reader(sock.fileno(), self._read)
+
+    def _read(self) -> None:
+        self._enqueue(self._socket.recv(_LARGEST_MESSAGE), None)
+
+    def abort(self) -> None:
+        self._loop.remove_reader(self._socket.fileno())
+
+    def close(self) -> None:
+        """AsyncIPRoute aborts first, then closes the socket itself."""
+
+
+class _IPRoute(AsyncIPRoute):  # type: ignore[misc]
+    """AsyncIPRoute for every loop: uvloop refuses datagram endpoints of AF_NETLINK, but
+    has add_reader as asyncio has."""
+
+    async def setup_endpoint(self) -> None:
+        if getattr(self.local, "transport", None) is None:
+            self.local.protocol = None
+            self.local.transport = _Reader(self.socket, self.enqueue)
+
+
+class Netlink:
+    """
+    One netlink socket, of the network namespace in which it was opened.
+
+    Each method raises DeviceError where the kernel refuses, most often for the lack of
+    CAP_NET_ADMIN. Cancelled, a method may or may not have changed what it set out to.
+    """
+
+    def __init__(self) -> None:
+        self._route = _IPRoute()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._route.close()
+
+    async def set_up(self, index: int, *, mtu: int, gso_max_size: int) -> None:
+        """Sets MTU, queue length and the largest super-packet (bytes), then the link up."""
+        with _explained(f"set device {_name(index)} up with mtu {mtu}"):
+            await self._route.link(
+                "set",
+                index=index,
+                mtu=mtu,
+                txqlen=_QUEUE_LENGTH,
+                gso_max_size=gso_max_size,
+            )
+            await self._silence(index)
+            await self._route.link("set", index=index, state="up")
+
+    async def add_address(self, index: int, address: Interface) -> None:
+        """Adds an address; one that is there already is fine."""
+        with _explained(f"add address {address} to device {_name(index)}"):
+            await self._route.addr(
+                "replace", index=index, address=str(address.ip), prefixlen=address.network.prefixlen
+            )
+
+    async def add_route(self, index: int, prefix: Prefix) -> None:
+        """
+        Routes `prefix` to the device; our own route, there already, is fine.
+
+        Raises:
+            DeviceError: Another kernel route has that prefix. It stays as it is.
+        """
+        with _explained(f"add kernel route {prefix} to device {_name(index)}"):
+            try:
+                await self._route.route("add", **_route(index, prefix))
+            except NetlinkError as error:
+                if error.code != errno.EEXIST:
+                    raise
+                await self._check_ours(index, prefix)
+
+    async def remove_route(self, index: int, prefix: Prefix) -> None:
+        """Removes our route; one that is gone already is fine."""
+        with _explained(f"remove kernel route {prefix}"):
+            try:
+                await self._route.route("del", **_route(index, prefix))
+            except NetlinkError as error:
+                if error.code not in (errno.ESRCH, errno.ENODEV):
+                    raise
+
+    async def clear(self, index: int) -> None:
+        """Takes our routes and every address but link-local ones from a device that
+        outlives its process; one that is gone already is fine."""
+        with _explained(f"clear device {_name(index)}"):
+            async for message in await self._route.route("dump", oif=index, proto=PROTOCOL):
+                await self.remove_route(index, _destination(message))
+            async for message in await self._route.addr("dump", index=index):
+                address = ipaddress.ip_address(message.get("address"))
+                if not address.is_link_local:
+                    await self._route.addr(
+                        "del", index=index, address=str(address), prefixlen=message["prefixlen"]
+                    )
+
+    async def path_to(self, address: Address) -> Path | None:
+        """The way to an underlay address, None where no route leads there."""
+        try:
+            (message,) = await self._route.route("get", dst=str(address))
+            mtu = message.get(("metrics", "mtu"))
+            if mtu is None:
+                (link,) = await self._route.link("get", index=message.get("oif"))
+                mtu = link.get("mtu")
+        except NetlinkError:
+            return None
+        return Path(ipaddress.ip_address(message.get("prefsrc")), mtu)
+
+    async def vxlan_on(self, port: int) -> str | None:
+        """Name of a kernel vxlan device that owns UDP `port` in this namespace."""
+        async for link in await self._route.link("dump"):
+            if link.get(("linkinfo", "kind")) == "vxlan" and port == link.get(
+                ("linkinfo", "data", "vxlan_port")
+            ):
+                return str(link.get("ifname"))
+        return None
+
+    async def _silence(self, index: int) -> None:
+        """No IPv6 link-local address, and so no router solicitations into the tunnel. A
+        kernel without IPv6 has neither and refuses."""
+        mode = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", _ADDR_GEN_MODE_NONE)]}
+        with suppress(NetlinkError):
+            await self._route.link(
+                "set", index=index, IFLA_AF_SPEC={"attrs": [("AF_INET6", mode)]}
+            )
+
+    async def _check_ours(self, index: int, prefix: Prefix) -> None:
+        family = _route(index, prefix)["family"]
+        async for message in await self._route.route("dump", family=family, table=_MAIN_TABLE):
+            if _destination(message) != prefix:
+                continue
+            other = message.get("oif")
+            if other != index or message["proto"] != PROTOCOL:
+                raise DeviceError(
+                    f"kernel route {prefix} exists already, via device {_name(other)} "
+                    f'(remove it with "ip route delete {prefix}", or the prefix from the peer)'
+                )
+
+
+def _route(index: int, prefix: Prefix) -> dict[str, Any]:
+    return {
+        "family": socket.AF_INET if prefix.version == 4 else socket.AF_INET6,
+        "dst": str(prefix),
+        "oif": index,
+        "proto": PROTOCOL,
+        "table": _MAIN_TABLE,
+        "scope": _SCOPE_LINK if prefix.version == 4 else _SCOPE_UNIVERSE,
+    }
+
+
+def _destination(message: Any) -> Prefix:
+    unspecified = "0.0.0.0" if message["family"] == socket.AF_INET else "::"
+    return ipaddress.ip_network(f"{message.get('dst') or unspecified}/{message['dst_len']}")
+
+
+def _name(index: int | None) -> str:
+    """For messages: the device's name, its number when it is gone."""
+    try:
+        return socket.if_indextoname(index or 0)
+    except OSError:
+        return str(index)
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    try:
+        yield
+    except NetlinkError as error:
+        hint = ' (run with CAP_NET_ADMIN, or inside "unshare -Urn")'
+        raise DeviceError(
+            f"cannot {what}: {os.strerror(error.code)}{hint if error.code == errno.EPERM else ''}"
+        ) from error

@@ -1,0 +1,163 @@
+"""UDP sockets of one underlay family, and what this kernel's UDP can do."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import socket
+import struct
+from dataclasses import dataclass
+
+from tunnel.errors import UnderlayError
+from tunnel.types import Address, Endpoint
+
+_UDP_SEGMENT, _UDP_GRO = 103, 104
+_SO_ATTACH_FILTER, _SO_SNDBUFFORCE, _SO_RCVBUFFORCE, _SO_RXQ_OVFL = 26, 32, 33, 40
+_IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT = 10, 23, 0
+_BUFFER = 8 << 20  # bytes: some 5 ms of 10 Gbit/s, as much as one slow wake-up
+_TTL = 64
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """
+    What this kernel's UDP can do for us.
+
+    Attributes:
+        segments: Most datagrams in one train, 1 for no trains.
+        gro: The kernel may hand over received trains whole.
+        reasons: One line for each that is wanted and off.
+    """
+
+    segments: int
+    gro: bool
+    reasons: tuple[str, ...] = ()
+
+
+def probe(offloads: frozenset[str], *, release: str | None = None) -> Abilities:
+    """
+    Decides on ``trains`` and ``gro``, where `offloads` wants them.
+
+    Args:
+        release: The kernel's, like ``6.8.0-31-generic``; by default the running one's.
+            What a bad version does shows in no local test, so its number has to decide.
+    """
+    kernel = _version(os.uname().release if release is None else release)
+    segments, gro, reasons = 1, False, []
+    if "trains" in offloads:
+        if (7, 0, 0) <= kernel <= (7, 1, 4):
+            reasons.append("trains off: kernels 7.0 to 7.1.4 corrupt them")
+        elif not _has_option(_UDP_SEGMENT):
+            reasons.append("trains off: this kernel has no UDP_SEGMENT (Linux 4.18)")
+        else:
+            segments = 127 if kernel >= (6, 9, 0) else 63
+    if "gro" in offloads:
+        gro = kernel >= (5, 12, 0) and _has_option(_UDP_GRO)
+        if not gro:
+            reasons.append("gro off: UDP_GRO is broken or missing before Linux 5.12")
+    return Abilities(segments, gro, tuple(reasons))
+
+
+def open_sockets(local: Address, *, port: int, count: int, gro: bool) -> tuple[socket.socket, ...]:
+    """
+    Opens non-blocking sockets on `local`: the first on `port` receives, the others have
+    ports of their own and only send.
+
+    Raises:
+        UnderlayError: The address is not ours, or the port is taken (its cause has
+            errno EADDRINUSE).
+    """
+    opened: list[socket.socket] = []
+    try:
+        for number in range(count):
+            opened.append(_open_socket(local))
+            if number:
+                _drop_input(opened[-1])
+            else:
+                _prepare_input(opened[-1], gro=gro)
+            opened[-1].bind((str(local), 0 if number else port))
+    except OSError as error:
+        for sock in opened:
+            sock.close()
+        raise UnderlayError(_reason(Endpoint(str(local), port), error)) from error
+    return tuple(opened)
+
+
+def _open_socket(local: Address) -> socket.socket:
+    """A socket that sends as a kernel vxlan device does: TTL 64, DF never set, checksums
+    on (UDP_SEGMENT demands them, and IPv6 peers do)."""
+    sock = socket.socket(
+        socket.AF_INET if local.version == 4 else socket.AF_INET6,
+        socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
+    )
+    if local.version == 4:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DONT)
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, _TTL)
+    else:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, _TTL)
+    _set_buffer(sock, force=_SO_SNDBUFFORCE, plain=socket.SO_SNDBUF)
+    return sock
+
+
+def _prepare_input(sock: socket.socket, *, gro: bool) -> None:
+    if sock.family == socket.AF_INET:
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
+    sock.setsockopt(socket.SOL_SOCKET, _SO_RXQ_OVFL, 1)
+    if gro:
+        sock.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 1)
+    _set_buffer(sock, force=_SO_RCVBUFFORCE, plain=socket.SO_RCVBUF)
+
+
+def _drop_input(sock: socket.socket) -> None:
+    """Lets nothing queue on a socket that nobody reads: a filter of one instruction,
+    "accept 0 bytes" (linux/filter.h)."""
+    ret_0 = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
+    program = struct.pack("HP", 1, ctypes.addressof(ret_0))
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+
+
+def _set_buffer(sock: socket.socket, *, force: int, plain: int) -> None:
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, force, _BUFFER)
+    except PermissionError:
+        # Capped by net.core.[rw]mem_max, silently.
+        sock.setsockopt(socket.SOL_SOCKET, plain, _BUFFER)
+
+
+def _has_option(option: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.getsockopt(socket.IPPROTO_UDP, option)
+        except OSError:
+            return False
+    return True
+
+
+def _version(release: str) -> tuple[int, ...]:
+    numbers = [int(number) for number in re.findall(r"\d+", release.partition("-")[0])]
+    return tuple([*numbers, 0, 0][:3])
+
+
+def _reason(endpoint: Endpoint, error: OSError) -> str:
+    match error.errno:
+        case errno.EADDRINUSE:
+            return (
+                f"UDP port {endpoint} is in use "
+                f'(see by whom with "ss -ulnp sport = :{endpoint.port}", or choose another --port)'
+            )
+        case errno.EADDRNOTAVAIL:
+            return (
+                f"local address {endpoint.host} is not on this host "
+                '(choose one that "ip address" shows with --local)'
+            )
+        case errno.EACCES:
+            return f"UDP port {endpoint} is privileged (choose a --port from 1024 up)"
+        case errno.EAFNOSUPPORT:
+            return f"local address {endpoint.host}: this kernel has no IPv6"
+    return f"cannot open UDP port {endpoint}: {error.strerror}"
