@@ -33,6 +33,46 @@ def parse_prefix(text: str | Prefix) -> Prefix:
         raise ConfigError(f"prefix {text} has host bits set (write {meant})") from error
 
 
+def parse_interface(text: str | Interface) -> Interface:
+    """``10.244.1.1/24``: an address of the device; /32 or /128 where the text has no length."""
+    try:
+        interface = ipaddress.ip_interface(text)
+    except ValueError as error:
+        raise ConfigError(f"address {str(text)!r} is no ADDR/LEN (like 10.244.1.1/24)") from error
+    if interface.ip.is_multicast or interface.ip.is_unspecified:
+        raise ConfigError(f"address {interface} is not a unicast address (like 10.244.1.1/24)")
+    return interface
+
+
+def parse_address(text: str | Address) -> Address:
+    """``192.0.2.2`` or ``2001:db8::2``: an address that a node can have in the underlay."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"address {str(text)!r} is no IPv4 or IPv6 address (like 192.0.2.2 or 2001:db8::2)"
+        ) from error
+    if address.is_multicast or address.is_unspecified or str(address) == "255.255.255.255":
+        raise ConfigError(f"address {address} is not a unicast address (like 192.0.2.2)")
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped:
+            raise ConfigError(f"address {address} is IPv4 inside (write {address.ipv4_mapped})")
+        if address.is_link_local or address.scope_id:
+            raise ConfigError(f"address {address} is for one link only (use a global one)")
+    return address
+
+
+def _spell_host(text: str) -> str:
+    """The one spelling of an address or name."""
+    if ":" not in text and not re.fullmatch(r"[0-9.]*", text):
+        if len(text) > 253 or not _HOSTNAME.fullmatch(text):
+            raise ConfigError(
+                f"host {text!r} is no address or name (like 192.0.2.2)"
+            )
+        return text.lower()
+    return str(parse_address(text))
+
+
 @dataclass(frozen=True, order=True)
 class Mac:
     """A unicast Ethernet address, ``02:76:74:65:70:00``."""
@@ -53,6 +93,11 @@ class Mac:
         return self.packed.hex(":")
 
 
+ANY_VTEP_MAC = Mac(bytes.fromhex("027674657000"))
+"""Every node accepts it beside its own, so nobody's own may be it. Spelled here too because
+what checks configurations stands below the C core, whose constant this is."""
+
+
 @dataclass(frozen=True, order=True)
 class Endpoint:
     """Where a node is in the underlay: an IPv4 or IPv6 address or a DNS name, and a port."""
@@ -60,36 +105,29 @@ class Endpoint:
     host: str
     port: int = DEFAULT_PORT
 
+    def __post_init__(self) -> None:
+        if not 0 < self.port < 65536:
+            raise ConfigError(f"endpoint {self} has a port out of range (1 to 65535)")
+        # Compared and hashed as text, so each host has one spelling.
+        object.__setattr__(self, "host", _spell_host(self.host))
+
     @classmethod
-    def parse(cls, text: str, *, port: int = DEFAULT_PORT) -> Endpoint:
+    def parse(cls, text: str) -> Endpoint:
         """``192.0.2.2``, ``192.0.2.2:4789``, ``2001:db8::2``, ``[2001:db8::2]:4789`` or a
-        name; `port` where the text has none."""
-        bracketed = re.fullmatch(r"\[([^\]]*)\](?::(\d+))?", text)
-        if bracketed:
-            host, digits = bracketed[1], bracketed[2]
-            version: int | None = 6
-        else:
-            host, colon, digits = text.rpartition(":") if text.count(":") == 1 else (text, "", "")
-            version = None
-            if colon and not digits.isascii() or colon and not digits.isdigit():
-                raise ConfigError(f"endpoint {text!r} has no number behind its colon")
-        number = int(digits) if digits else port
-        if not 0 < number < 65536:
-            raise ConfigError(f"endpoint {text!r} has port {number} (1 to 65535)")
-        try:
-            address = ipaddress.ip_address(host)
-        except ValueError as error:
-            if version == 6 or re.fullmatch(r"[0-9.]*", host) or not _HOSTNAME.fullmatch(host):
-                raise ConfigError(
-                    f"endpoint {text!r} is no address or name "
-                    "(like 192.0.2.2, 192.0.2.2:4789, [2001:db8::2]:4789, node2.example)"
-                ) from error
-            return cls(host.lower(), number)
-        if version and address.version != version:
-            raise ConfigError(f"endpoint {text!r} has brackets around an IPv4 address")
-        if address.is_multicast or address.is_unspecified or str(address) == "255.255.255.255":
-            raise ConfigError(f"endpoint {text!r} is not a unicast address")
-        return cls(str(address), number)
+        name; port 8472 where the text has none."""
+        host, colon, digits = text, "", ""
+        if text.startswith("["):
+            host, bracket, rest = text[1:].partition("]")
+            colon, digits = rest[:1], rest[1:]
+            if not bracket or colon not in ("", ":") or ":" not in host:
+                raise ConfigError(f"endpoint {text!r} has odd brackets (like [2001:db8::2]:4789)")
+        elif text.count(":") == 1:
+            host, colon, digits = text.partition(":")
+        if not colon:
+            return cls(host)
+        if not re.fullmatch(r"[0-9]{1,5}", digits):
+            raise ConfigError(f"endpoint {text!r} has no port behind its colon (1 to 65535)")
+        return cls(host, int(digits))
 
     @property
     def address(self) -> Address | None:

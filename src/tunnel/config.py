@@ -1,0 +1,407 @@
+"""
+What `tunnel up` and the library are told, made into one validated :class:`Config`.
+
+    flags, TOML  ->  words  ->  each word read by itself  ->  rules between words  ->  Config
+
+A *word* is what people write, the same in flag and file: ``subnet``, ``source-ports``. Nothing
+here does I/O: what only the machine knows (a name that exists, a port in use) is found later.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import tomllib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from tunnel.errors import ConfigError
+from tunnel.types import (
+    ANY_VTEP_MAC,
+    DEFAULT_PORT,
+    Address,
+    Endpoint,
+    Interface,
+    Mac,
+    Peer,
+    Prefix,
+    parse_address,
+    parse_interface,
+    parse_prefix,
+)
+
+OFFLOADS = ("tso", "uso", "trains", "gro")
+"""Super-packets of TCP and of UDP at the device; trains sent and received at the socket."""
+
+LOOPS = ("uvloop", "asyncio")
+
+
+@dataclass(frozen=True, init=False)
+class Config:
+    """
+    Everything that one tunnel needs to know, checked as far as that takes no I/O.
+
+    Takes loose values (``"10.244.1.0/24"``, lists) and holds exact ones.
+
+    Attributes:
+        name: Of the device, ``tunnel<vni>`` if none is given.
+        vni: 0 to 2**24-1.
+        local: Underlay address to send from; None takes that of the route to the first peer.
+        port: UDP port that receives.
+        subnets: What lives behind this node.
+        addresses: Of the device; by default each subnet's network address as /32 or /128.
+        mtu: Of the device, in bytes; None takes what the underlay carries.
+        mac: Our VTEP's; None derives it from VNI, local address and port.
+        peers: The other nodes.
+        offload: Those that may be used, out of :data:`OFFLOADS`; ``"auto"`` is all of them.
+        loop: ``"uvloop"`` or ``"asyncio"``, for the command line.
+        source_ports: Over how many UDP source ports flows are spread; 1 sends from `port`,
+            as a NAT on the way may want it.
+
+    Raises:
+        ConfigError: The first value that cannot be; :func:`faults` finds them all.
+    """
+
+    name: str
+    vni: int
+    local: Address | None
+    port: int
+    subnets: tuple[Prefix, ...]
+    addresses: tuple[Interface, ...]
+    mtu: int | None
+    mac: Mac | None
+    peers: tuple[Peer, ...]
+    offload: frozenset[str]
+    loop: str
+    source_ports: int
+
+    def __init__(
+        self,
+        *,
+        name: str = "",
+        vni: int = 1,
+        local: str | Address | None = None,
+        port: int = DEFAULT_PORT,
+        subnets: Iterable[str | Prefix] = (),
+        addresses: Iterable[str | Interface] = (),
+        mtu: int | None = None,
+        mac: str | Mac | None = None,
+        peers: Iterable[str | Peer] = (),
+        offload: str | Iterable[str] = "auto",
+        loop: str = "uvloop",
+        source_ports: int = 8,
+    ) -> None:
+        self._hold(
+            {
+                "name": name,
+                "vni": vni,
+                "local": local,
+                "port": port,
+                "subnet": subnets,
+                "address": addresses,
+                "mtu": mtu,
+                "mac": mac,
+                "peer": peers,
+                "offload": offload,
+                "loop": loop,
+                "source-ports": source_ports,
+            }
+        )
+
+    @classmethod
+    def from_words(cls, words: Mapping[str, object]) -> Config:
+        """A Config from what stands in a file, in flags, or both merged."""
+        config = cls.__new__(cls)
+        config._hold(words)
+        return config
+
+    def _hold(self, words: Mapping[str, object]) -> None:
+        fields, wrong = _read(words)
+        if wrong:
+            raise wrong[0]
+        for field, value in fields.items():
+            object.__setattr__(self, field, value)
+
+
+def parse_toml(text: str) -> dict[str, object]:
+    """The words of a TOML file. Raises ConfigError with tomllib's message, line included."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"not TOML: {error}") from error
+
+
+def faults(words: Mapping[str, object]) -> list[ConfigError]:
+    """Everything that is wrong with these words; nothing if they make a Config."""
+    return _read(words)[1]
+
+
+def conflicts(
+    peers: Mapping[int, Peer], *, subnets: Iterable[Prefix], local: Collection[Endpoint]
+) -> Iterator[ConfigError]:
+    """
+    What keeps these peers from being together in one tunnel with us: one that is ourselves, one
+    named twice, a prefix of two owners. Takes n log n time; a fault's key is ``("peer", index)``.
+    """
+    seen: set[Endpoint] = set()
+    for index, peer in peers.items():
+        if peer.endpoint in local:
+            yield ConfigError(
+                f"peer {peer.endpoint} is this node itself (leave it out)", key=("peer", index)
+            )
+        if peer.endpoint in seen:
+            yield ConfigError(
+                f"peer {peer.endpoint} is there twice (name it once, with all its prefixes)",
+                key=("peer", index),
+            )
+        seen.add(peer.endpoint)
+    claims = [_Claim(prefix, -1) for prefix in subnets]
+    claims += [_Claim(prefix, i) for i, peer in peers.items() for prefix in peer.prefixes]
+    for earlier, later in _overlaps(claims):
+        whose = f"peer {peers[earlier.owner].endpoint}" if earlier.owner >= 0 else "this node"
+        yield ConfigError(
+            f"prefix {later.prefix} of peer {peers[later.owner].endpoint} overlaps "
+            f"{earlier.prefix} of {whose} (a prefix has one owner)",
+            key=("peer", later.owner),
+        )
+
+
+class _Claim(NamedTuple):
+    prefix: Prefix
+    owner: int
+
+
+def _overlaps(claims: Iterable[_Claim]) -> Iterator[tuple[_Claim, _Claim]]:
+    """Pairs of claims of different owners that overlap, the one with the lower owner first."""
+    order = sorted(claims, key=lambda claim: (*_span(claim.prefix)[:2], claim.prefix.prefixlen))
+    outer: _Claim | None = None
+    for claim in order:
+        # Prefixes nest or are apart: only the last one that nothing covers can cover this one.
+        if outer is None or not _covers(outer.prefix, claim.prefix):
+            outer = claim
+        elif outer.owner != claim.owner:
+            yield (outer, claim) if outer.owner < claim.owner else (claim, outer)
+
+
+def _span(prefix: Prefix) -> tuple[int, int, int]:
+    first = int(prefix.network_address)
+    return prefix.version, first, first + prefix.num_addresses - 1
+
+
+def _covers(outer: Prefix, inner: Prefix) -> bool:
+    version, first, last = _span(outer)
+    inner_version, inner_first, _ = _span(inner)
+    return version == inner_version and first <= inner_first <= last
+
+
+# How each word is read by itself.
+
+
+def _read_name(value: object) -> str:
+    name = _text("name", value)
+    # What the kernel's dev_valid_name() refuses, and '%', which it takes for a template.
+    if not name.isprintable() or any(letter in "/:% " for letter in name) or name in (".", ".."):
+        raise ConfigError(f"name {name!r} cannot be a device's (letters, digits, '-', '_', '.')")
+    if len(name.encode()) > 15:
+        raise ConfigError(f"name {name!r} has {len(name.encode())} bytes (at most 15)")
+    return name
+
+
+def _read_number(word: str, *, low: int, high: int) -> Callable[[object], int]:
+    def read(value: object) -> int:
+        # A TOML boolean is a Python int.
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ConfigError(f"{word} {value!r} is no whole number ({low} to {high})")
+        if not low <= value <= high:
+            raise ConfigError(f"{word} {value} is out of range ({low} to {high})")
+        return value
+
+    return read
+
+
+def _read_mac(value: object) -> Mac:
+    return value if isinstance(value, Mac) else Mac.parse(_text("mac", value))
+
+
+def _read_local(value: object) -> Address:
+    return parse_address(value if isinstance(value, Address) else _text("local", value))
+
+
+def _read_endpoint(value: object) -> Endpoint:
+    return Endpoint.parse(_text("endpoint", value))
+
+
+def _read_prefix(value: object) -> Prefix:
+    return parse_prefix(value if isinstance(value, Prefix) else _text("prefix", value))
+
+
+def _read_address(value: object) -> Interface:
+    return parse_interface(value if isinstance(value, Interface) else _text("address", value))
+
+
+def _read_peer(value: object) -> Peer:
+    if isinstance(value, Peer):
+        return value
+    if isinstance(value, Mapping):
+        return _read_peer_table(value)
+    return Peer.parse(_text("peer", value))
+
+
+def _read_peer_table(table: Mapping[str, object]) -> Peer:
+    fields, wrong = _read_words(table, _PEER_WORDS)
+    if wrong:
+        raise ExceptionGroup("peer", wrong)
+    if fields["endpoint"] is None:
+        raise ConfigError('peer has no endpoint (like endpoint = "192.0.2.2")')
+    return Peer(fields["endpoint"], fields["prefixes"].values(), mac=fields["mac"])
+
+
+def _read_offload(value: object) -> frozenset[str]:
+    if value in ("auto", "none"):
+        return frozenset(OFFLOADS if value == "auto" else ())
+    words = value.split(",") if isinstance(value, str) else _many(value)
+    names = [_text("offload", word).strip() for word in words]
+    for name in names:
+        _known(name, OFFLOADS, what="offload")
+    return frozenset(names)
+
+
+def _read_loop(value: object) -> str:
+    return _known(_text("loop", value), LOOPS, what="loop")
+
+
+class _Word(NamedTuple):
+    """How one word is read, or each of its values where it may stand many times."""
+
+    field: str
+    read: Callable[[object], object]
+    default: object = None
+    many: bool = False
+
+
+_WORDS = {
+    "name": _Word("name", _read_name),
+    "vni": _Word("vni", _read_number("vni", low=0, high=2**24 - 1), 1),
+    "local": _Word("local", _read_local),
+    "port": _Word("port", _read_number("port", low=1, high=65535), DEFAULT_PORT),
+    "subnet": _Word("subnets", _read_prefix, {}, many=True),
+    "address": _Word("addresses", _read_address, {}, many=True),
+    "mtu": _Word("mtu", _read_number("mtu", low=68, high=65535)),
+    "mac": _Word("mac", _read_mac),
+    "peer": _Word("peers", _read_peer, {}, many=True),
+    "offload": _Word("offload", _read_offload, frozenset(OFFLOADS)),
+    "loop": _Word("loop", _read_loop, "uvloop"),
+    "source-ports": _Word("source_ports", _read_number("source-ports", low=1, high=64), 8),
+}
+
+
+_PEER_WORDS = {
+    "endpoint": _Word("endpoint", _read_endpoint),
+    "prefix": _Word("prefixes", _read_prefix, {}, many=True),
+    "mac": _Word("mac", _read_mac),
+}
+
+
+def _read(words: Mapping[str, object]) -> tuple[dict[str, Any], list[ConfigError]]:
+    """The fields of a Config and all that is wrong."""
+    fields, wrong = _read_words(words, _WORDS)
+    wrong += _rules(**fields)
+    for word in _WORDS.values():
+        if word.many:
+            fields[word.field] = tuple(dict.fromkeys(fields[word.field].values()))
+    fields["name"] = fields["name"] or f"tunnel{fields['vni']}"
+    fields["addresses"] = fields["addresses"] or tuple(
+        ipaddress.ip_interface(subnet.network_address) for subnet in fields["subnets"]
+    )
+    return fields, wrong
+
+
+def _read_words(
+    words: Mapping[str, object], known: Mapping[str, _Word]
+) -> tuple[dict[str, Any], list[ConfigError]]:
+    """
+    What each word by itself says, and what is wrong with it. Many values are kept by their
+    index in `words`. A wrong value counts as not given, so that rules still see the others.
+    """
+    fields: dict[str, Any] = {word.field: word.default for word in known.values()}
+    wrong: list[ConfigError] = []
+
+    def attempt(key: tuple[str | int, ...], read: Callable[[object], object], value: object) -> Any:
+        try:
+            return read(value)
+        except* ConfigError as group:
+            for error in group.exceptions:
+                assert isinstance(error, ConfigError)
+                error.key = (*key, *error.key)
+                wrong.append(error)
+
+    for name, value in words.items():
+        if attempt((name,), lambda word: _known(str(word), tuple(known)), name) is None:
+            continue
+        word = known[name]
+        if word.many:
+            read = {i: attempt((name, i), word.read, v) for i, v in enumerate(_many(value))}
+            fields[word.field] = {i: v for i, v in read.items() if v is not None}
+        elif value is not None and (right := attempt((name,), word.read, value)) is not None:
+            fields[word.field] = right
+    return fields, wrong
+
+
+def _rules(
+    *,
+    local: Address | None,
+    port: int,
+    subnets: Mapping[int, Prefix],
+    addresses: Mapping[int, Interface],
+    mtu: int | None,
+    mac: Mac | None,
+    peers: Mapping[int, Peer],
+    **_: object,
+) -> Iterator[ConfigError]:
+    """What no word shows by itself."""
+    inner = [*subnets.values(), *addresses.values()]
+    inner += [prefix for peer in peers.values() for prefix in peer.prefixes]
+    if mtu is not None and mtu < 1280 and any(prefix.version == 6 for prefix in inner):
+        yield ConfigError(f"mtu {mtu} is too small for IPv6 inside (at least 1280)", key=("mtu",))
+    if local is not None and peers:
+        # A name may turn out to be of either family. Peers of both are served from two
+        # addresses, and `local` is one of them.
+        hosts = [peer.endpoint.address for peer in peers.values()]
+        if all(host is not None and host.version != local.version for host in hosts):
+            yield ConfigError(
+                f"local {local} is IPv{local.version}, but no peer is "
+                f"(give an IPv{10 - local.version} address or leave it out)",
+                key=("local",),
+            )
+    if mac == ANY_VTEP_MAC:
+        yield ConfigError(f"mac {mac} is accepted by every node (choose another)", key=("mac",))
+    for index, peer in peers.items():
+        if mac is not None and peer.mac == mac:
+            yield ConfigError(
+                f"mac {mac} of peer {peer.endpoint} is this node's own (each needs its own)",
+                key=("peer", index),
+            )
+    ourselves = {Endpoint(str(local), port)} if local is not None else set()
+    yield from conflicts(peers, subnets=subnets.values(), local=ourselves)
+
+
+def _known(word: str, words: Sequence[str], *, what: str = "key") -> str:
+    if word in words:
+        return word
+    near = difflib.get_close_matches(word, words, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(words)}"
+    raise ConfigError(f"{what} {word!r} is not known ({hint})")
+
+
+def _text(word: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise ConfigError(f"{word} {value!r} is not text (put it in quotes)")
+    return value
+
+
+def _many(value: object) -> Iterable[object]:
+    """A list as it is; one value stands for a list of one."""
+    if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
+        return (value,)
+    return value

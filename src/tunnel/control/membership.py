@@ -1,0 +1,220 @@
+"""
+Who is a peer, under which index the packet path knows it, and where it is now.
+
+    add, remove, resolved, tick  ->  actions, which whoever owns the packet path applies in order
+
+An index is used again only after its peer was forgotten. Routes never point to an index that
+is not there: peers are put before the routes that name them and forgotten after.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from tunnel.config import conflicts
+from tunnel.errors import ConfigError
+from tunnel.types import Address, Endpoint, Peer, Prefix
+
+log = logging.getLogger(__name__)
+
+SILENCE = 30.0
+"""Seconds without a packet after which the name of a peer is resolved again."""
+
+LONGEST_RETRY = 60.0
+"""Seconds; failed names are tried again after 1, 2, 4 ... up to this."""
+
+
+@dataclass(frozen=True)
+class PutPeer:
+    """Puts or replaces a peer; without an address (its name is not resolved) it gets nothing."""
+
+    index: int
+    peer: Peer
+    address: Address | None
+
+
+@dataclass(frozen=True)
+class ForgetPeer:
+    index: int
+
+
+@dataclass(frozen=True)
+class PutRoutes:
+    """The whole route table, prefix to peer index."""
+
+    routes: tuple[tuple[Prefix, int], ...]
+
+
+@dataclass(frozen=True)
+class AddKernelRoute:
+    prefix: Prefix
+
+
+@dataclass(frozen=True)
+class RemoveKernelRoute:
+    prefix: Prefix
+
+
+@dataclass(frozen=True)
+class Resolve:
+    """Asks for the address of a name; each is answered by :meth:`Membership.resolved`."""
+
+    endpoint: Endpoint
+
+
+Action = PutPeer | ForgetPeer | PutRoutes | AddKernelRoute | RemoveKernelRoute | Resolve
+
+
+@dataclass
+class _Member:
+    """A peer and, where it goes by a name, what we know about that name."""
+
+    index: int
+    peer: Peer
+    address: Address | None
+    due: float | None = None
+    """When to resolve unless it was heard; None for an address and while an answer is awaited."""
+    heard: int = 0
+    retry: float = 1.0
+
+    @property
+    def place(self) -> tuple[Address | None, int]:
+        return self.address, self.peer.endpoint.port
+
+
+class Membership:
+    """
+    The peers of one tunnel. `now` is monotonic seconds throughout.
+
+    Args:
+        subnets: Ours; no peer may claim any of them.
+        local: Ours; no peer may be at one of them.
+    """
+
+    def __init__(self, *, subnets: Iterable[Prefix], local: Iterable[Endpoint] = ()) -> None:
+        self._subnets = tuple(subnets)
+        self._local = frozenset(local)
+        self._members: dict[Endpoint, _Member] = {}
+        self._free: list[int] = []
+        self._places: dict[tuple[Address | None, int], Endpoint] = {}
+
+    @property
+    def peers(self) -> Mapping[Endpoint, int]:
+        """The index of each peer."""
+        return {endpoint: member.index for endpoint, member in self._members.items()}
+
+    def add(self, peers: Iterable[Peer], *, now: float) -> list[Action]:
+        """Takes in all of `peers`, or none and raises ConfigError."""
+        new = list(peers)
+        everyone = [*(member.peer for member in self._members.values()), *new]
+        for conflict in conflicts(
+            dict(enumerate(everyone)), subnets=self._subnets, local=self._local
+        ):
+            raise conflict
+        for peer in new:
+            holder = self._places.get((peer.endpoint.address, peer.endpoint.port))
+            if holder is not None:
+                raise ConfigError(
+                    f"peer {peer.endpoint} is where {holder} leads (remove that first)"
+                )
+        members = [self._admit(peer) for peer in new]
+        if not members:
+            return []
+        return [
+            *(PutPeer(member.index, member.peer, member.address) for member in members),
+            self._routes(),
+            *(AddKernelRoute(prefix) for peer in new for prefix in peer.prefixes),
+            *(Resolve(member.peer.endpoint) for member in members if member.address is None),
+        ]
+
+    def remove(self, endpoint: Endpoint, *, now: float) -> list[Action]:
+        """Lets one peer go. Raises ConfigError if there is none at `endpoint`."""
+        member = self._members.pop(endpoint, None)
+        if member is None:
+            raise ConfigError(f"peer {endpoint} is not there (it may have another port)")
+        heapq.heappush(self._free, member.index)
+        self._places.pop(member.place, None)
+        return [
+            *(RemoveKernelRoute(prefix) for prefix in member.peer.prefixes),
+            self._routes(),
+            ForgetPeer(member.index),
+        ]
+
+    def resolved(self, endpoint: Endpoint, address: Address | None, *, now: float) -> list[Action]:
+        """The answer to Resolve; None where there is none. A peer keeps its old address until
+        a usable new one is found."""
+        member = self._members.get(endpoint)
+        if member is None:  # removed in the meantime
+            return []
+        if address is None or not self._is_usable(endpoint, address):
+            member.due = now + member.retry
+            member.retry = min(2 * member.retry, LONGEST_RETRY)
+            return []
+        member.retry = 1.0
+        member.due = now + SILENCE
+        if address == member.address:
+            return []
+        self._places.pop(member.place, None)
+        member.address = address
+        self._places[member.place] = endpoint
+        return [PutPeer(member.index, member.peer, address)]
+
+    def tick(self, inbound: Mapping[int, int], *, now: float) -> list[Action]:
+        """
+        Looks which of the named peers have fallen silent.
+
+        `inbound` is how many packets came from each index so far. Ticks are all that is seen
+        of traffic, so a peer's silence is noticed 30 to 60 s after its last packet.
+        """
+        actions: list[Action] = []
+        for endpoint, member in self._members.items():
+            if member.due is None or now < member.due:
+                continue
+            heard = inbound.get(member.index, 0)
+            if heard != member.heard:
+                member.heard, member.retry, member.due = heard, 1.0, now + SILENCE
+            else:
+                member.due = None
+                actions.append(Resolve(endpoint))
+        return actions
+
+    def next_tick(self, now: float) -> float | None:
+        """When the next tick is due, `now` at the earliest; None while nothing is waited for,
+        so that a node whose peers all have addresses sleeps."""
+        due = [member.due for member in self._members.values() if member.due is not None]
+        return max(now, min(due)) if due else None
+
+    def _admit(self, peer: Peer) -> _Member:
+        # Used and free indices together are always 0 ... n-1.
+        index = heapq.heappop(self._free) if self._free else len(self._members)
+        member = _Member(index, peer, peer.endpoint.address)
+        self._members[peer.endpoint] = member
+        if member.address is not None:
+            self._places[member.place] = peer.endpoint
+        return member
+
+    def _routes(self) -> PutRoutes:
+        return PutRoutes(
+            tuple(
+                (prefix, member.index)
+                for member in self._members.values()
+                for prefix in member.peer.prefixes
+            )
+        )
+
+    def _is_usable(self, endpoint: Endpoint, address: Address) -> bool:
+        """Whether packets for the name can go there: not back to us, and not to where another
+        peer is, for then theirs could not be told apart. What a name says may get better."""
+        try:
+            place = Endpoint(str(address), endpoint.port)
+        except ConfigError as error:
+            log.warning("peer %s: %s", endpoint, error)
+            return False
+        holder = "this node" if place in self._local else self._places.get((address, place.port))
+        if holder in (None, endpoint):
+            return True
+        log.warning("peer %s: its name leads to %s, where %s is", endpoint, place, holder)
+        return False
