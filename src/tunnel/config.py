@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
-import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -122,14 +121,6 @@ class Config:
             raise wrong[0]
         for field, value in fields.items():
             object.__setattr__(self, field, value)
-
-
-def parse_toml(text: str) -> dict[str, object]:
-    """The words of a TOML file. Raises ConfigError with tomllib's message, line included."""
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"not TOML: {error}") from error
 
 
 def faults(words: Mapping[str, object]) -> list[ConfigError]:

@@ -1,0 +1,51 @@
+"""The command ``tunnel``: one file a verb, and one way to say that something went wrong."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from tunnel.cli.config import config
+from tunnel.cli.demo import demo
+from tunnel.cli.up import up
+from tunnel.errors import TunnelError
+
+
+@click.group(invoke_without_command=True)
+@click.version_option(package_name="tunnel", message="%(prog)s %(version)s")
+@click.pass_context
+def verbs(context: click.Context) -> None:
+    """A VXLAN overlay network in user space: no kernel module, any Linux."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+for _verb in (up, config, demo):
+    verbs.add_command(_verb)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """
+    Runs `args`, those of the process by default, and returns its exit code.
+
+    0 is well; 1 a tunnel that failed while it ran, or a check that did; 2 words or a machine that
+    do not let it start; 130 Ctrl-C. Each failure is one line on stderr.
+    """
+    try:
+        return verbs.main(args, prog_name="tunnel", standalone_mode=False) or 0
+    except TunnelError as error:
+        return _fail(str(error), code=2)
+    except click.UsageError as error:
+        verb = error.ctx.command_path if error.ctx else "tunnel"
+        return _fail(f'{error.format_message()} (see "{verb} --help")', code=2)
+    except click.ClickException as error:
+        return _fail(error.format_message(), code=error.exit_code)
+    except click.Abort:
+        return 130
+
+
+def _fail(text: str, *, code: int) -> int:
+    print(f"tunnel: {text}", file=sys.stderr)
+    return code

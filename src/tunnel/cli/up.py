@@ -1,0 +1,167 @@
+"""``tunnel up``: one node in the foreground, from the words to the last route removed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+import click
+import uvloop
+
+from tunnel.cli.config import ConfigFile
+from tunnel.config import Config
+from tunnel.errors import ConfigError, TunnelError
+
+
+# Values stay as loose as they are written: config.py knows what they mean, and says what is
+# wrong with one in the same words for flag, environment, file and library.
+@click.command(context_settings={"auto_envvar_prefix": "TUNNEL", "max_content_width": 100})
+@click.option("--name", help='The device\'s name, at most 15 bytes.  [default: "tunnel<VNI>"]')
+@click.option("--vni", type=int, metavar="N", help="Which overlay, 0 to 16777215.  [default: 1]")
+@click.option(
+    "--local",
+    metavar="ADDR",
+    help="Underlay address of this node.  [default: the one that the route to the first peer uses]",
+)
+@click.option("--port", type=int, metavar="N", help="UDP port of this node.  [default: 8472]")
+@click.option(
+    "--subnet",
+    multiple=True,
+    metavar="PREFIX",
+    help="What lives behind this node; may be given many times.",
+)
+@click.option(
+    "--address",
+    multiple=True,
+    metavar="ADDR/LEN",
+    help="Address of the device; may be given many times.  [default: each subnet's first, with "
+    "/32 or /128]",
+)
+@click.option(
+    "--mtu",
+    type=int,
+    metavar="N",
+    help="MTU of the device.  [default: the underlay route's, minus 50 for IPv4 or 70 for IPv6]",
+)
+@click.option(
+    "--mac",
+    help="This node's VTEP MAC.  [default: made from VNI, local address and port]",
+)
+@click.option(
+    "--peer",
+    multiple=True,
+    metavar="ENDPOINT=PREFIX[,PREFIX...][,mac=MAC]",
+    help="Another node and what lives behind it; may be given many times. ENDPOINT is an address "
+    "or name, with :PORT unless that is 8472, IPv6 in brackets. A kernel vxlan device needs mac=.",
+)
+@click.option(
+    "--offload",
+    metavar="auto|none|LIST",
+    help="Which to use, out of tso,uso,trains,gro.  [default: auto, all that work]",
+)
+@click.option("--loop", metavar="uvloop|asyncio", help="The event loop.  [default: uvloop]")
+@click.option(
+    "--source-ports",
+    type=int,
+    metavar="N",
+    help="Spread flows over this many UDP source ports, 1 to 64; 1 sends from --port alone, for "
+    "NAT.  [default: 8]",
+)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help='TOML with the same words; flags override it. See "tunnel config check".',
+)
+@click.option("-v", "--verbose", count=True, help="Log what happens (-vv: more) to stderr.")
+def up(config: Path | None, verbose: int, **flags: object) -> None:
+    """
+    Join this host to an overlay, until SIGTERM or Ctrl-C.
+
+    Makes a TUN device, sends what the kernel routes into it to the peer that owns the
+    destination, and removes all it made when it ends. Needs CAP_NET_ADMIN.
+
+    \b
+    On 192.0.2.1:
+      tunnel up --subnet 10.244.1.0/24 --peer 192.0.2.2=10.244.2.0/24
+    On 192.0.2.2:
+      tunnel up --subnet 10.244.2.0/24 --peer 192.0.2.1=10.244.1.0/24
+
+    Each option is also an environment variable: TUNNEL_VNI, TUNNEL_SOURCE_PORTS ...; many
+    values in one are separated by spaces.
+    """
+    _log(verbose)
+    given = {
+        name.replace("_", "-"): value for name, value in flags.items() if value not in (None, ())
+    }
+    made = _configure(config, given)
+    new_loop = uvloop.new_event_loop if made.loop == "uvloop" else asyncio.new_event_loop
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(_until_stopped(made))
+
+
+def _log(verbose: int) -> None:
+    logging.basicConfig(format="%(levelname)s %(message)s")
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    logging.getLogger("tunnel").setLevel(level)
+
+
+def _configure(path: Path | None, flags: dict[str, object]) -> Config:
+    """The file's words under those of the flags. Raises ConfigError with the file's line where
+    the word stands there."""
+    file = ConfigFile.read(path) if path else None
+    try:
+        return Config.from_words({**(file.words if file else {}), **flags})
+    except ConfigError as error:
+        if file is None or error.key[0] in flags:
+            raise
+        raise ConfigError(file.describe(error), key=error.key) from error
+
+
+async def _until_stopped(config: Config) -> None:
+    """Runs a tunnel until SIGTERM or SIGINT; during start-up as well, these end it cleanly."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    waiting = asyncio.create_task(stopped.wait())
+    running = asyncio.create_task(_run(config))
+    await asyncio.wait((waiting, running), return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    # Cancelled once, however often Ctrl-C is pressed: nothing interrupts the cleaning up.
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+
+
+async def _run(config: Config) -> None:
+    from tunnel.tunnel import Tunnel  # noqa: PLC0415
+
+    async with Tunnel.from_config(config) as tunnel:
+        print(tunnel.describe(), flush=True)
+        _notify("READY=1")
+        try:
+            await tunnel.wait_closed()
+        except TunnelError as error:
+            # It ran: what the words asked for could be had, so this is no exit code 2.
+            raise click.ClickException(str(error)) from error
+        finally:
+            _notify("STOPPING=1")
+            drops = " ".join(f"{reason}={n}" for reason, n in tunnel.stats.drops.items())
+            print(f"drops: {drops or 'none'}", flush=True)
+
+
+def _notify(state: str) -> None:
+    """Tells systemd, if it asked to be told (sd_notify(3)). A supervisor that does not listen
+    is not our trouble."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if not path:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel, suppress(OSError):
+        channel.setblocking(False)
+        channel.sendto(state.encode(), "\0" + path[1:] if path.startswith("@") else path)
