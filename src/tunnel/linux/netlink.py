@@ -91,16 +91,15 @@ class Netlink:
     ) -> None:
         self._route.close()
 
-    async def set_up(self, index: int, *, mtu: int, gso_max_size: int) -> None:
-        """Sets MTU, queue length and the largest super-packet (bytes), then the link up."""
-        with _explained(f"set device {_name(index)} up with mtu {mtu}"):
-            await self._route.link(
-                "set",
-                index=index,
-                mtu=mtu,
-                txqlen=_QUEUE_LENGTH,
-                gso_max_size=gso_max_size,
-            )
+    async def set_mtu(self, index: int, mtu: int, *, gso_max_size: int) -> None:
+        """Sets the MTU and the largest super-packet, both in bytes."""
+        with _explained(f"set mtu {mtu} on device {_name(index)}"):
+            await self._route.link("set", index=index, mtu=mtu, gso_max_size=gso_max_size)
+
+    async def set_up(self, index: int) -> None:
+        """Sets the queue length, then the link up."""
+        with _explained(f"set device {_name(index)} up"):
+            await self._route.link("set", index=index, txqlen=_QUEUE_LENGTH)
             await self._silence(index)
             await self._route.link("set", index=index, state="up")
 
@@ -174,9 +173,7 @@ class Netlink:
         kernel without IPv6 has neither and refuses."""
         mode = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", _ADDR_GEN_MODE_NONE)]}
         with suppress(NetlinkError):
-            await self._route.link(
-                "set", index=index, IFLA_AF_SPEC={"attrs": [("AF_INET6", mode)]}
-            )
+            await self._route.link("set", index=index, IFLA_AF_SPEC={"attrs": [("AF_INET6", mode)]})
 
     async def _check_ours(self, index: int, prefix: Prefix) -> None:
         family = _route(index, prefix)["family"]

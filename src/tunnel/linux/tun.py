@@ -7,7 +7,7 @@ import fcntl
 import os
 import socket
 import struct
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ _MASKS = {
 _VNET_HEADER_SIZE = 10  # struct virtio_net_hdr, without the num_buffers of newer ones
 
 
-@dataclass(frozen=True)
 class Device:
     """
     An open TUN device, non-blocking, one packet per read and write.
@@ -42,40 +41,35 @@ class Device:
         persistent: It was there before us and stays when closed.
     """
 
-    name: str
-    index: int
-    offloads: frozenset[str]
-    vnet_header: bool
-    persistent: bool
-    _tun: Any
+    def __init__(self, tun: Any, *, wanted: frozenset[str]) -> None:
+        self._tun = tun
+        os.set_blocking(tun.fileno(), False)
+        os.set_inheritable(tun.fileno(), False)
+        self.name: str = tun.name
+        self.index = socket.if_nametoindex(self.name)
+        self.offloads = _set_offloads(tun.fileno(), wanted=wanted)
+        self.vnet_header = bool(wanted)
+        self.persistent = _is_persistent(tun.fileno())
+        self._before = _read_drops(self.name)
+        self._overflows = 0
 
     def fileno(self) -> int:
         return int(self._tun.fileno())
 
-    def dropped(self) -> int:
-        """
-        Packets the kernel dropped because the device's queue was full, since the device
-        was made; 0 once it is gone.
-
-        From /proc, which follows our network namespace; /sys follows who mounted it.
-        """
-        for line in Path("/proc/thread-self/net/dev").read_text().splitlines():
-            name, _, counters = line.partition(":")
-            if name.strip() == self.name:
-                return int(counters.split()[11])
-        return 0
+    def overflows(self) -> int:
+        """Packets that the kernel dropped since we opened it because the device's queue was
+        full: a warning that we do not keep up."""
+        self._overflows = max(self._overflows, _read_drops(self.name) - self._before)
+        return self._overflows
 
     def close(self) -> None:
         """Closes the descriptor; a device that is not persistent vanishes with its
         addresses and kernel routes."""
-        if self.persistent:
-            # The mask outlives us: whoever opens the device next may not expect
-            # super-packets. The device may be gone by now, and that is as good.
-            try:
-                fcntl.ioctl(self.fileno(), _TUNSETOFFLOAD, 0)
-            except OSError as error:
-                if error.errno != errno.EBADFD:
-                    raise
+        self.overflows()
+        # On a persistent device the mask outlives us, and whoever opens it next may not
+        # expect super-packets. Where the device is gone, so is the mask.
+        with suppress(OSError):
+            fcntl.ioctl(self.fileno(), _TUNSETOFFLOAD, 0)
         self._tun.close()
 
 
@@ -98,16 +92,7 @@ def open_device(name: str, *, offloads: frozenset[str]) -> Device:
     except OSError as error:
         raise DeviceError(_reason(name, error)) from error
     try:
-        os.set_blocking(tun.fileno(), False)
-        os.set_inheritable(tun.fileno(), False)
-        return Device(
-            name=tun.name,
-            index=socket.if_nametoindex(tun.name),
-            offloads=_set_offloads(tun.fileno(), wanted=wanted),
-            vnet_header=bool(wanted),
-            persistent=_is_persistent(tun.fileno()),
-            _tun=tun,
-        )
+        return Device(tun, wanted=wanted)
     except OSError as error:
         tun.close()
         raise DeviceError(f"cannot set up device {name}: {error.strerror}") from error
@@ -137,6 +122,16 @@ def _is_persistent(fd: int) -> bool:
     return bool(flags & _IFF_PERSIST)
 
 
+def _read_drops(name: str) -> int:
+    """The device's transmit drops, 0 when it is gone. From /proc, which shows the process's
+    network namespace; /sys shows the one of whoever mounted it."""
+    for line in Path("/proc/net/dev").read_text().splitlines():
+        device, _, counters = line.partition(":")
+        if device.strip() == name:
+            return int(counters.split()[11])
+    return 0
+
+
 def _reason(name: str, error: OSError) -> str:
     """One line for each way that opening a TUN device fails."""
     match error.errno:
@@ -148,9 +143,7 @@ def _reason(name: str, error: OSError) -> str:
                 '(run with CAP_NET_ADMIN, or inside "unshare -Urn")'
             )
         case errno.EBUSY:
-            return (
-                f"device {name} is in use by another process (stop it, or choose another --name)"
-            )
+            return f"device {name} is in use by another process (stop it, or choose another --name)"
         case errno.EINVAL:
             return (
                 f"device {name} exists and is no TUN device with one queue "

@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 
 from tunnel.errors import UnderlayError
-from tunnel.types import Address, Endpoint
+from tunnel.types import Address
 
 _UDP_SEGMENT, _UDP_GRO = 103, 104
 _SO_ATTACH_FILTER, _SO_SNDBUFFORCE, _SO_RCVBUFFORCE, _SO_RXQ_OVFL = 26, 32, 33, 40
@@ -81,7 +81,7 @@ def open_sockets(local: Address, *, port: int, count: int, gro: bool) -> tuple[s
     except OSError as error:
         for sock in opened:
             sock.close()
-        raise UnderlayError(_reason(Endpoint(str(local), port), error)) from error
+        raise UnderlayError(_reason(local, port, error)) from error
     return tuple(opened)
 
 
@@ -144,20 +144,20 @@ def _version(release: str) -> tuple[int, ...]:
     return tuple([*numbers, 0, 0][:3])
 
 
-def _reason(endpoint: Endpoint, error: OSError) -> str:
+def _reason(local: Address, port: int, error: OSError) -> str:
     match error.errno:
         case errno.EADDRINUSE:
             return (
-                f"UDP port {endpoint} is in use "
-                f'(see by whom with "ss -ulnp sport = :{endpoint.port}", or choose another --port)'
+                f"UDP port {port} on {local} is in use "
+                f'(see by whom with "ss -ulnp sport = :{port}", or choose another --port)'
             )
         case errno.EADDRNOTAVAIL:
             return (
-                f"local address {endpoint.host} is not on this host "
+                f"local address {local} is not on this host "
                 '(choose one that "ip address" shows with --local)'
             )
         case errno.EACCES:
-            return f"UDP port {endpoint} is privileged (choose a --port from 1024 up)"
+            return f"UDP port {port} is privileged (choose a --port from 1024 up)"
         case errno.EAFNOSUPPORT:
-            return f"local address {endpoint.host}: this kernel has no IPv6"
-    return f"cannot open UDP port {endpoint}: {error.strerror}"
+            return f"local address {local}: this kernel has no IPv6"
+    return f"cannot open UDP port {port} on {local}: {error.strerror}"

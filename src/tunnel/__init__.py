@@ -1,0 +1,32 @@
+"""
+A user-space VXLAN overlay.
+
+    async with Tunnel(name="tunnel1", subnets=["10.244.1.0/24"],
+                      peers=[Peer("192.0.2.2", ["10.244.2.0/24"])]) as tunnel:
+        await tunnel.wait_closed()
+"""
+
+from importlib.metadata import version
+
+from tunnel.config import Config
+from tunnel.errors import CodecError, ConfigError, DeviceError, TunnelError, UnderlayError
+from tunnel.tunnel import Tunnel
+from tunnel.types import Endpoint, Mac, Peer, PeerStats, Stats, Traffic
+
+__version__ = version("tunnel")
+
+__all__ = [
+    "CodecError",
+    "Config",
+    "ConfigError",
+    "DeviceError",
+    "Endpoint",
+    "Mac",
+    "Peer",
+    "PeerStats",
+    "Stats",
+    "Traffic",
+    "Tunnel",
+    "TunnelError",
+    "UnderlayError",
+]

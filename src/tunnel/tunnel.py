@@ -1,0 +1,551 @@
+"""
+The one place where the planes meet: descriptors are opened, tables kept true, all undone.
+
+    peers  ->  membership  ->  actions  ->  forwarder's tables, kernel routes
+    device or socket is readable  ->  forwarder.outbound, forwarder.inbound
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import AsyncExitStack
+from dataclasses import fields
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from tunnel._native import DROP_REASONS, WORK, Forwarder
+from tunnel.config import Config
+from tunnel.control.membership import (
+    Action,
+    AddKernelRoute,
+    ForgetPeer,
+    Membership,
+    PutPeer,
+    PutRoutes,
+    RemoveKernelRoute,
+    Resolve,
+)
+from tunnel.errors import ConfigError, DeviceError, TunnelError
+from tunnel.linux.netlink import Netlink
+from tunnel.linux.pair import Pair
+from tunnel.linux.tun import Device, open_device
+from tunnel.linux.underlay import Underlay
+from tunnel.types import (
+    ANY_VTEP_MAC,
+    DEFAULT_PORT,
+    Address,
+    Endpoint,
+    Interface,
+    Mac,
+    Peer,
+    PeerStats,
+    Prefix,
+    Stats,
+    Traffic,
+)
+
+log = logging.getLogger(__name__)
+
+_LOOK_INTERVAL = 1.0  # seconds, at least, between looks whether an offload was turned off
+
+
+class Tunnel:
+    """
+    One end of an overlay: a TUN device joined to peers over UDP.
+
+    Packets the kernel writes to the device go to the peer that owns their destination;
+    packets from peers go to the device. Per-packet work happens in C: this class opens the
+    descriptors, keeps the tables true, and stops. With ``device=None`` the program itself
+    is the device, by :meth:`send` and ``async for packet in tunnel``; that needs no
+    privilege.
+
+    Leaving the ``async with`` block closes everything and removes what was made.
+    Cancelling the task inside the block does the same. A packet that cannot be forwarded
+    never raises: it is counted in :attr:`stats` under a drop reason.
+
+    Takes what :class:`Config` takes but ``loop``: it runs on the running one.
+
+    Raises:
+        ConfigError: A value that cannot be, or an MTU that the underlay does not carry.
+        DeviceError: Most often CAP_NET_ADMIN is missing; the message says so.
+        UnderlayError: The port is in use, or the local address is not ours.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: Literal["tun"] | None = "tun",
+        name: str = "",
+        vni: int = 1,
+        local: str | Address | None = None,
+        port: int = DEFAULT_PORT,
+        subnets: Iterable[str | Prefix] = (),
+        addresses: Iterable[str | Interface] = (),
+        mtu: int | None = None,
+        mac: str | Mac | None = None,
+        peers: Iterable[str | Peer] = (),
+        offload: str | Iterable[str] = "auto",
+        source_ports: int = 8,
+    ) -> None:
+        self.config = Config(
+            name=name,
+            vni=vni,
+            local=local,
+            port=port,
+            subnets=subnets,
+            addresses=addresses,
+            mtu=mtu,
+            mac=mac,
+            peers=peers,
+            offload=offload,
+            source_ports=source_ports,
+        )
+        self._with_tun = device is not None
+        self._undo = AsyncExitStack()
+        self._changing = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._readers: set[int] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._closed = asyncio.Event()
+        self._failure: BaseException | None = None
+        self._next_look = 0.0
+
+    @classmethod
+    def from_config(cls, config: Config, *, device: Literal["tun"] | None = "tun") -> Self:
+        words = {field.name: getattr(config, field.name) for field in fields(config)}
+        del words["loop"]
+        return cls(device=device, **words)
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._open()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Does what leaving the block does. Cancelled, it finishes first."""
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._undo.aclose())
+        cancelled: asyncio.CancelledError | None = None
+        while not self._closing.done():
+            try:
+                await asyncio.wait([self._closing])
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
+        self._closing.result()
+
+    async def wait_closed(self) -> None:
+        """
+        Returns when the tunnel is closed. Cancelled, nothing changes.
+
+        Raises:
+            DeviceError: It closed by itself, because its device vanished.
+        """
+        await self._closed.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    async def add_peer(self, peer: str | Peer) -> None:
+        """
+        Takes a peer in without touching the others' packets. Cancelled, it is still done.
+
+        Raises:
+            ConfigError: It is there already, or one of its prefixes is another's.
+            DeviceError: The kernel has another route for one of its prefixes.
+            UnderlayError: It is the first of its underlay family and no socket opens.
+        """
+        peer = Peer.parse(peer) if isinstance(peer, str) else peer
+        await asyncio.shield(self._spawn(self._add(peer)))
+
+    async def remove_peer(self, peer: str | Endpoint | Peer) -> None:
+        """
+        Lets a peer go; its counters stay in the sums. Cancelled, it is still done.
+
+        Raises:
+            ConfigError: There is no such peer.
+        """
+        if isinstance(peer, Peer):
+            peer = peer.endpoint
+        endpoint = Endpoint.parse(peer) if isinstance(peer, str) else peer
+        await asyncio.shield(self._spawn(self._remove(endpoint)))
+
+    async def send(self, packet: bytes) -> None:
+        """
+        Sends one inner IP packet (with ``device=None``); waits while the buffer is full.
+        Cancelled, it was not sent.
+        """
+        await self._pair().send(packet)
+
+    async def receive(self) -> bytes:
+        """
+        The next inner IP packet (with ``device=None``). Cancelled, none is lost.
+
+        Raises:
+            DeviceError: The tunnel was closed.
+        """
+        packet = await self._pair().receive()
+        if packet is None:
+            raise self._failure or DeviceError(f"{self.config.name} is closed")
+        return packet
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        packet = await self._pair().receive()
+        if packet is None:
+            raise self._failure or StopAsyncIteration
+        return packet
+
+    @property
+    def mtu(self) -> int:
+        """Largest inner packet, in bytes: as configured, or what every known path carries."""
+        return self.config.mtu or self._underlay.mtu
+
+    @property
+    def peers(self) -> tuple[Endpoint, ...]:
+        return tuple(self._membership.peers)
+
+    @property
+    def offloads(self) -> frozenset[str]:
+        """Those in use now; ``trains`` as long as any peer gets them."""
+        tcp, udp = self._forwarder.coalescing
+        indices = self._membership.peers.values()
+        abilities = self._underlay.abilities
+        trains = not indices or any(self._forwarder.trains(index) for index in indices)
+        in_use = {
+            "tso": "tso" in self._device.offloads and tcp,
+            "uso": "uso" in self._device.offloads and udp,
+            "trains": abilities.segments > 1 and trains,
+            "gro": abilities.gro,
+        }
+        return frozenset(word for word, used in in_use.items() if used)
+
+    @property
+    def stats(self) -> Stats:
+        """Counters since it opened; still there when it is closed."""
+        counters = self._forwarder.counters
+        peers = {
+            endpoint: _peer_stats(counters(index))
+            for endpoint, index in self._membership.peers.items()
+        }
+        everyone = [*peers.values(), _peer_stats(counters(-1))]
+        drops: Counter[str] = Counter()
+        for one in everyone:
+            drops.update(one.drops)
+        work = dict(zip(WORK, self._forwarder.work(), strict=True))
+        return Stats(
+            outbound=sum((one.outbound for one in everyone), Traffic()),
+            inbound=sum((one.inbound for one in everyone), Traffic()),
+            drops=dict(drops),
+            peers=peers,
+            work=work | {"device_overflows": self._device.overflows()},
+            offloads=self.offloads,
+        )
+
+    def describe(self) -> str:
+        """``tunnel1: vni 1, 192.0.2.1:8472, mtu 1450, 2 peers, device tso+uso, trains 127,
+        gro``: one line for people."""
+        used = self.offloads
+        count = len(self._membership.peers)
+        device = "+".join(word for word in ("tso", "uso") if word in used) or "plain"
+        return ", ".join(
+            [
+                f"{self.config.name}: vni {self.config.vni}",
+                *self._underlay.endpoints,
+                f"mtu {self.mtu}",
+                f"{count} peer{'' if count == 1 else 's'}",
+                f"device {device}" if self._with_tun else "no device",
+                f"trains {self._underlay.abilities.segments}" if "trains" in used else "no trains",
+                "gro" if "gro" in used else "no gro",
+            ]
+        )
+
+    # Opening: each step says at once how it is undone.
+
+    async def _open(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._undo.callback(self._closed.set)
+        self._netlink = await self._undo.enter_async_context(Netlink())
+        self._device = await self._open_device()
+        self._underlay = Underlay(self.config, netlink=self._netlink)
+        self._undo.callback(self._underlay.close)
+
+        endpoints = [peer.endpoint for peer in self.config.peers]
+        found = await asyncio.gather(*(self._underlay.resolve(end) for end in endpoints))
+        await self._underlay.choose_locals(address for address in found if address is not None)
+        self._forwarder = self._make_forwarder()
+        self._membership = Membership(
+            subnets=self.config.subnets,
+            local=[
+                Endpoint(str(local), self.config.port)
+                for local in self._underlay.locals.values()
+                if not local.is_unspecified
+            ],
+        )
+        self._undo.callback(self._stop)
+        for family in tuple(self._underlay.locals):
+            await self._listen(family)
+        await self._join(dict(zip(endpoints, found, strict=True)))
+        self._read(self._device.fileno(), self._forwarder.outbound)
+        self._schedule()
+        self._offloads_seen = self.offloads
+        for reason in self._underlay.abilities.reasons:
+            log.warning("%s: %s", self.config.name, reason)
+
+    async def _open_device(self) -> Device | Pair:
+        if not self._with_tun:
+            pair = Pair()
+            self._undo.callback(pair.close)
+            return pair
+        device = open_device(self.config.name, offloads=self.config.offload)
+        self._undo.callback(device.close)
+        if device.persistent:
+            # Left by a node that was killed, or made by an admin; it outlives us as well.
+            await self._netlink.clear(device.index)
+            self._undo.push_async_callback(self._netlink.clear, device.index)
+        return device
+
+    def _make_forwarder(self) -> Forwarder:
+        local = next(iter(self._underlay.locals.values()))
+        mac = self.config.mac or derive_mac(self.config.vni, local=local, port=self.config.port)
+        return Forwarder(
+            device=self._device.fileno(),
+            vnet_header=self._device.vnet_header,
+            coalesce_tcp="tso" in self._device.offloads,
+            coalesce_udp="uso" in self._device.offloads,
+            vni=self.config.vni,
+            mac=mac.packed,
+            segments=self._underlay.abilities.segments,
+        )
+
+    async def _listen(self, family: int) -> None:
+        """Opens the sockets of a family unless they are."""
+        descriptors = await self._underlay.open(family)
+        if descriptors is not None:
+            self._forwarder.set_sockets(family, descriptors)
+            self._read(descriptors[0], lambda: self._forwarder.inbound(family))
+
+    async def _join(self, addresses: dict[Endpoint, Address | None]) -> None:
+        """Takes in the first peers and sets the device up: its MTU depends on their paths,
+        and kernel routes on its being up."""
+        now = self._loop.time()
+        actions = self._membership.add(self.config.peers, now=now)
+        actions = [action for action in actions if not isinstance(action, Resolve)]
+        for endpoint, address in addresses.items():
+            if endpoint.address is None:
+                actions += self._membership.resolved(endpoint, address, now=now)
+        await self._reach(actions)
+        if isinstance(self._device, Device):
+            await self._fit()
+            await self._netlink.set_up(self._device.index)
+            for interface in self.config.addresses:
+                await self._netlink.add_address(self._device.index, interface)
+        await self._apply(actions)
+
+    # Peers come, go and move.
+
+    async def _add(self, peer: Peer) -> None:
+        async with self._changing:
+            actions = self._membership.add([peer], now=self._loop.time())
+            try:
+                await self._reach(actions)
+                await self._fit()
+                await self._apply(actions)
+            except TunnelError:
+                await self._apply(self._membership.remove(peer.endpoint, now=self._loop.time()))
+                raise
+        log.info("%s: peer %s comes", self.config.name, peer.endpoint)
+        self._schedule()
+
+    async def _remove(self, endpoint: Endpoint) -> None:
+        async with self._changing:
+            await self._apply(self._membership.remove(endpoint, now=self._loop.time()))
+            await self._fit()
+        log.info("%s: peer %s goes", self.config.name, endpoint)
+        self._schedule()
+
+    async def _resolve(self, endpoint: Endpoint) -> None:
+        address = await self._underlay.resolve(endpoint)
+        async with self._changing:
+            actions = self._membership.resolved(endpoint, address, now=self._loop.time())
+            if actions:
+                try:
+                    await self._reach(actions)
+                    await self._fit()
+                except TunnelError as error:
+                    # Nobody waits for this: the packets may get through all the same.
+                    log.warning("%s: %s", self.config.name, error)
+                await self._apply(actions)
+                log.info("%s: peer %s is at %s", self.config.name, endpoint, address)
+        self._schedule()
+
+    async def _reach(self, actions: Iterable[Action]) -> None:
+        """Learns the paths to where peers are put, and opens sockets of a new family."""
+        for action in actions:
+            if isinstance(action, PutPeer) and action.address is not None:
+                await self._underlay.reach(action.index, action.peer.endpoint, action.address)
+                await self._listen(action.address.version)
+
+    async def _fit(self) -> None:
+        """Gives the device the MTU that fits the paths."""
+        if isinstance(self._device, Device):
+            segments = self._underlay.abilities.segments
+            await self._netlink.set_mtu(
+                self._device.index,
+                self.mtu,
+                gso_max_size=gso_max_size(self.mtu, segments=segments),
+            )
+
+    async def _apply(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            match action:
+                case PutPeer(index, peer, address):
+                    self._forwarder.set_peer(
+                        index,
+                        address.packed if address else None,
+                        peer.endpoint.port,
+                        (peer.mac or ANY_VTEP_MAC).packed,
+                    )
+                case ForgetPeer(index):
+                    self._forwarder.remove_peer(index)
+                    self._underlay.forget(index)
+                case PutRoutes(routes):
+                    self._forwarder.set_routes(
+                        [(p.network_address.packed, p.prefixlen, index) for p, index in routes]
+                    )
+                case AddKernelRoute(prefix) if isinstance(self._device, Device):
+                    await self._netlink.add_route(self._device.index, prefix)
+                case RemoveKernelRoute(prefix) if isinstance(self._device, Device):
+                    await self._netlink.remove_route(self._device.index, prefix)
+                case Resolve(endpoint):
+                    self._spawn(self._resolve(endpoint))
+
+    def _schedule(self) -> None:
+        """Sleeps until membership wants to look again, for ever if it never does."""
+        if self._timer is not None:
+            self._timer.cancel()
+        due = self._membership.next_tick(self._loop.time())
+        self._timer = None if due is None else self._loop.call_at(due, self._tick)
+
+    def _tick(self) -> None:
+        heard = {
+            index: self._forwarder.counters(index)[2] for index in self._membership.peers.values()
+        }
+        for action in self._membership.tick(heard, now=self._loop.time()):
+            assert isinstance(action, Resolve)
+            self._spawn(self._resolve(action.endpoint))
+        self._schedule()
+
+    # Running.
+
+    def _read(self, descriptor: int, move: Callable[[], int]) -> None:
+        """Calls `move` whenever the descriptor is readable, until it fails."""
+
+        def ready() -> None:
+            try:
+                move()
+                if self._loop.time() >= self._next_look:
+                    self._look()
+            except Exception as error:
+                self._fail(error)
+
+        self._loop.add_reader(descriptor, ready)
+        self._readers.add(descriptor)
+
+    def _look(self) -> None:
+        """Says once when an offload was turned off. Only traffic does that, so looking is
+        left to traffic, and an idle tunnel sleeps."""
+        self._next_look = self._loop.time() + _LOOK_INTERVAL
+        lost, self._offloads_seen = self._offloads_seen - self.offloads, self.offloads
+        if lost:
+            log.warning("%s: turned off at run time: %s", self.config.name, ", ".join(sorted(lost)))
+
+    def _fail(self, error: Exception) -> None:
+        """Closes, with the reason for who waits."""
+        self._stop()
+        if isinstance(error, OSError):
+            self._failure = DeviceError(f"device {self.config.name} is gone: {error.strerror}")
+            self._failure.__cause__ = error
+        else:
+            self._failure = error
+        log.error("%s: closing: %s", self.config.name, self._failure)
+        self._closing = self._closing or self._loop.create_task(self._undo.aclose())
+
+    def _stop(self) -> None:
+        for descriptor in self._readers:
+            self._loop.remove_reader(descriptor)
+        self._readers.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _pair(self) -> Pair:
+        if not isinstance(self._device, Pair):
+            raise ConfigError(
+                f"{self.config.name} has a device: packets go through it "
+                "(open it with device=None to send and receive them here)"
+            )
+        return self._device
+
+
+def derive_mac(vni: int, *, local: Address, port: int) -> Mac:
+    """A VTEP's MAC: the same after a restart, another for each VNI, address and port. On the
+    wildcard there is no address to tell nodes apart by, so it is random."""
+    identity = os.urandom(16) if local.is_unspecified else f"{vni} {local} {port}".encode()
+    digest = bytearray(hashlib.blake2s(identity, digest_size=6).digest())
+    digest[0] = digest[0] & 0xFC | 0x02  # unicast, locally administered
+    if bytes(digest) == ANY_VTEP_MAC.packed:
+        digest[5] ^= 1
+    return Mac(bytes(digest))
+
+
+def gso_max_size(mtu: int, *, segments: int) -> int:
+    """
+    The largest super-packet, in bytes, that becomes one train of at most `segments`
+    datagrams and 65,000 bytes; each repeats the inner headers and adds 22 bytes.
+
+    Inner headers counted are the smallest that TCP has with timestamps, 52 bytes. Larger
+    ones make more segments of the same bytes, which the kernel's own reserve of some 300
+    bytes for headers leaves room for.
+    """
+    if segments == 1:
+        return 65_536  # the kernel's default
+    headers = 52
+    datagrams = min(segments, 65_000 // (mtu + 22))
+    return headers + datagrams * (mtu - headers)
+
+
+def _peer_stats(counters: tuple[int, int, int, int, tuple[int, ...]]) -> PeerStats:
+    out_packets, out_bytes, in_packets, in_bytes, dropped = counters
+    names = (name for name, _, _ in DROP_REASONS)
+    return PeerStats(
+        outbound=Traffic(out_packets, out_bytes),
+        inbound=Traffic(in_packets, in_bytes),
+        drops={name: count for name, count in zip(names, dropped, strict=True) if count},
+    )
