@@ -19,7 +19,7 @@ from rich.table import Table
 from tunnel.lab import Host, Lab, LabError, need_privilege
 
 _ROUNDS = 2
-_PINGS = 50
+_PINGS = 25
 _PATIENCE = 10.0
 """Seconds to wait for anything that takes a fraction of one."""
 
@@ -200,8 +200,11 @@ def _print(bare: _Path, overlay: _Path, nodes: list[_Node], drops: list[str]) ->
     units = ("TCP, one stream, Gbit/s", "round trip IPv4, us", "round trip IPv6, us")
     for unit, x, y in zip(units, bare.medians().values(), overlay.medians().values(), strict=True):
         table.add_row(unit, f"{x:g}", f"{y:g}", f"{y / x:.2f}")
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(table)
     for node, line in zip(nodes, drops, strict=True):
-        console.print(f"host {node.host.name}: {node.ready}", markup=False)
-        console.print(f"host {node.host.name}: drops: {line}", markup=False)
+        # Behind name, VNI, endpoint, MTU and peers the ready line says what is in use.
+        _, device, offloads = node.ready.partition("device ")
+        table.add_row(
+            f"offloads, host {node.host.name}", "", (device + offloads).replace(", ", "\n")
+        )
+        table.add_row(f"drops, host {node.host.name}", "", line.replace(" ", "\n"))
+    Console(highlight=False).print(table)
