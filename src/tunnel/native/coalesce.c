@@ -1,0 +1,213 @@
+#include "coalesce.h"
+
+#include <string.h>
+
+#include "bytes.h"
+#include "checksum.h"
+
+/* What a packet may do to the runs that are open. */
+enum role {
+    JOINS,   /* may grow a run or begin one */
+    PASSES,  /* goes alone, ends nothing */
+    ENDS,    /* goes alone, ends its flow's run */
+    BARRIER, /* its flow is not known: ends every run that it could overtake, that is, all */
+};
+
+enum { TCP_SEQUENCE = 4, TCP_ACKNOWLEDGEMENT = 8, TCP_OFFSET = 12, TCP_FLAGS = 13, TCP_WINDOW = 14 };
+enum { TCP_URGENT = 18, UDP_LENGTH = 4, IP4_DF = 0x40 };
+
+static enum role tcp_role(const struct ip_packet *packet, uint16_t *header)
+{
+    size_t tcp_header = ip_tcp_header(packet, packet->header);
+    if (!tcp_header)
+        return ENDS;
+    uint8_t flags = packet->data[packet->header + TCP_FLAGS];
+    *header = (uint16_t)(packet->header + tcp_header);
+    if (flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_URG | TCP_CWR) || !(flags & TCP_ACK))
+        return ENDS;
+    return packet->length == *header ? PASSES : JOINS;
+}
+
+static enum role udp_role(const struct ip_packet *packet, uint16_t *header)
+{
+    *header = (uint16_t)(packet->header + UDP_HEADER);
+    if (packet->length <= *header)
+        return ENDS;
+    const uint8_t *udp = packet->data + packet->header;
+    /* The device would give a joined datagram a checksum: one without must stay alone. */
+    if (get16(udp + UDP_LENGTH) != packet->length - packet->header || !get16(udp + UDP_CHECK))
+        return ENDS;
+    return JOINS;
+}
+
+static enum role role_of(const struct coalescer *coalescer, const struct ip_packet *packet,
+                         uint16_t *header)
+{
+    if (!packet->plain)
+        return BARRIER;
+    if (packet->protocol == IP_TCP && coalescer->tcp)
+        return tcp_role(packet, header);
+    if (packet->protocol == IP_UDP && coalescer->udp)
+        return udp_role(packet, header);
+    return PASSES;
+}
+
+static bool same_flow(const struct ip_packet *a, const struct ip_packet *b)
+{
+    return a->version == b->version && a->protocol == b->protocol &&
+           memcmp(a->source, b->source, 2u * a->address_size) == 0 &&
+           memcmp(a->data + a->header, b->data + b->header, 4) == 0;
+}
+
+/* Header fields that a joined packet holds once for all its segments. */
+static bool same_ip_fields(const struct run *run, const struct ip_packet *packet)
+{
+    const uint8_t *ours = run->first.data, *theirs = packet->data;
+    if (packet->version == 6) /* class and flow label; hop limit */
+        return memcmp(ours, theirs, 4) == 0 && ours[7] == theirs[7];
+    if (ours[1] != theirs[1] || ours[8] != theirs[8] || ours[6] != theirs[6])
+        return false;
+    /* Split counts ids up; without DF they matter for reassembly further on (RFC 6864). */
+    return ours[6] & IP4_DF || (uint16_t)(get16(ours + 4) + run->segments) == get16(theirs + 4);
+}
+
+static bool same_tcp_fields(const struct run *run, const struct ip_packet *packet, uint16_t header)
+{
+    const uint8_t *ours = run->first.data + run->first.header;
+    const uint8_t *theirs = packet->data + packet->header;
+    size_t options = (size_t)header - packet->header - 20;
+    return header == run->header && get32(theirs + TCP_SEQUENCE) == run->sequence &&
+           memcmp(ours + TCP_ACKNOWLEDGEMENT, theirs + TCP_ACKNOWLEDGEMENT, 4) == 0 &&
+           ours[TCP_OFFSET] == theirs[TCP_OFFSET] &&
+           ((ours[TCP_FLAGS] ^ theirs[TCP_FLAGS]) & ~TCP_PSH) == 0 &&
+           memcmp(ours + TCP_WINDOW, theirs + TCP_WINDOW, 2) == 0 &&
+           memcmp(ours + TCP_URGENT, theirs + TCP_URGENT, 2 + options) == 0;
+}
+
+static bool may_join(const struct run *run, const struct ip_packet *packet, uint16_t header)
+{
+    uint32_t payload = packet->length - header;
+    if (payload > run->size || run->length + payload > IP_MAX ||
+        run->segments == RUN_SEGMENTS_MAX)
+        return false;
+    if (!same_ip_fields(run, packet))
+        return false;
+    return packet->protocol == IP_UDP || same_tcp_fields(run, packet, header);
+}
+
+static bool checksums_right(struct run *run, const struct ip_packet *packet)
+{
+    run->checked = run->checked || ip_checksums_right(&run->first);
+    return run->checked && ip_checksums_right(packet);
+}
+
+static struct run *begin(struct coalescer *coalescer, const struct ip_packet *packet, uint16_t peer)
+{
+    struct run *run = &coalescer->runs[coalescer->count++];
+    run->first = *packet;
+    run->bytes = run->length = packet->length;
+    run->segments = 1;
+    run->peer = peer;
+    run->checked = run->push = false;
+    memset(run->header_bytes, 0, OFFLOAD_HEADER);
+    run->pieces[0] = (struct iovec){run->header_bytes, OFFLOAD_HEADER};
+    run->pieces[1] = (struct iovec){packet->data, packet->length};
+    return run;
+}
+
+static void join(struct run *run, const struct ip_packet *packet, uint16_t header)
+{
+    uint32_t payload = packet->length - header;
+    if (run->segments == 1)
+        run->pieces[1] = (struct iovec){run->first.data + header, run->size};
+    run->segments++;
+    run->pieces[run->segments] = (struct iovec){packet->data + header, payload};
+    run->bytes += packet->length;
+    run->length += payload;
+    run->sequence += payload;
+}
+
+void coalesce_add(struct coalescer *coalescer, const struct ip_packet *packet, uint16_t peer)
+{
+    uint16_t header = 0;
+    enum role role = role_of(coalescer, packet, &header);
+    if (role == BARRIER)
+        memset(coalescer->open, 0, sizeof coalescer->open);
+    if (role == BARRIER || role == PASSES) {
+        begin(coalescer, packet, peer);
+        return;
+    }
+
+    uint8_t *open = &coalescer->open[ip_flow_hash(packet) % sizeof coalescer->open];
+    struct run *run = *open ? &coalescer->runs[*open - 1] : NULL;
+    bool ours = run && same_flow(&run->first, packet);
+    if (role == ENDS) {
+        if (ours)
+            *open = 0;
+        begin(coalescer, packet, peer);
+        return;
+    }
+
+    uint32_t payload = packet->length - header;
+    bool push = packet->protocol == IP_TCP && packet->data[packet->header + TCP_FLAGS] & TCP_PSH;
+    if (ours && may_join(run, packet, header) && checksums_right(run, packet)) {
+        join(run, packet, header);
+    } else {
+        /* Another flow with the same hash loses its place: its run just ends early. */
+        run = begin(coalescer, packet, peer);
+        run->header = header;
+        run->size = (uint16_t)payload;
+        if (packet->protocol == IP_TCP)
+            run->sequence = get32(packet->data + packet->header + TCP_SEQUENCE) + payload;
+        *open = (uint8_t)coalescer->count;
+    }
+    run->push = push;
+    if (push || payload < run->size)
+        *open = 0;
+}
+
+static void finish(struct run *run)
+{
+    const struct ip_packet *first = &run->first;
+    bool tcp = first->protocol == IP_TCP;
+    uint8_t *ip = run->header_bytes + OFFLOAD_HEADER;
+    uint8_t *transport = ip + first->header;
+    uint32_t behind_ip = run->length - first->header;
+    struct offload offload = {
+        .flags = OFFLOAD_NEEDS_CSUM,
+        .gso_type = !tcp ? GSO_UDP : first->version == 4 ? GSO_TCP4 : GSO_TCP6,
+        .header_length = run->header,
+        .gso_size = run->size,
+        .checksum_start = first->header,
+        .checksum_offset = tcp ? TCP_CHECK : UDP_CHECK,
+    };
+    memcpy(run->header_bytes, &offload, sizeof offload);
+    memcpy(ip, first->data, run->header);
+    if (first->version == 4) {
+        put16(ip + 2, (uint16_t)run->length);
+        ip_finish_header(ip, first->header);
+    } else {
+        put16(ip + 4, (uint16_t)behind_ip);
+    }
+    if (run->push)
+        transport[TCP_FLAGS] |= TCP_PSH;
+    if (!tcp)
+        put16(transport + UDP_LENGTH, (uint16_t)behind_ip);
+    uint64_t pseudo = checksum_pseudo(first->source, first->destination, first->address_size,
+                                      first->protocol, behind_ip);
+    checksum_store(transport + offload.checksum_offset, checksum_fold(pseudo));
+    run->pieces[0].iov_len = (size_t)OFFLOAD_HEADER + run->header;
+}
+
+void coalesce_finish(struct coalescer *coalescer)
+{
+    for (unsigned i = 0; i < coalescer->count; i++)
+        if (coalescer->runs[i].segments > 1)
+            finish(&coalescer->runs[i]);
+}
+
+void coalesce_reset(struct coalescer *coalescer)
+{
+    coalescer->count = 0;
+    memset(coalescer->open, 0, sizeof coalescer->open);
+}

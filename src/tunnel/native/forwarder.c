@@ -1,0 +1,425 @@
+#include "forwarder.h"
+
+#include <errno.h>
+#include <string.h>
+#include <time.h>
+
+#include "bytes.h"
+#include "split.h"
+
+enum {
+    OUTBOUND_BUDGET = 4, /* batches for one wake-up */
+    INBOUND_BUDGET = 4,
+    TRAIN_LARGE = 16 * 1024, /* a message of this size is one of a bulk transfer */
+    RECEIVE_LARGE = 4,       /* of those at a time: what is received must still be in the cache */
+};
+
+/* ---- outbound: device to peers ---- */
+
+static void tell_sender(struct forwarder *forwarder, const struct ip_packet *packet,
+                        size_t available, enum icmp_reason reason, uint32_t mtu)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    if (!icmp_allowed(&forwarder->icmp,
+                      (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec))
+        return;
+    uint8_t message[OFFLOAD_HEADER + ICMP_MESSAGE_MAX] = {0};
+    size_t length = icmp_error(message + OFFLOAD_HEADER, packet, available, reason, mtu);
+    const struct iovec pieces[2] = {{message, OFFLOAD_HEADER}, {message + OFFLOAD_HEADER, length}};
+    if (length && device_write(&forwarder->device, pieces, 2) == 0)
+        forwarder->work.icmp_sent++;
+}
+
+/* The inner packet that a train begins with, as far as its first piece goes. */
+static bool first_packet(const struct train *train, struct ip_packet *packet, size_t *available)
+{
+    uint8_t *data = (uint8_t *)train->pieces[0].iov_base + VXLAN_OVERHEAD;
+    *available = train->pieces[0].iov_len - VXLAN_OVERHEAD;
+    /* The lengths in it are right, we wrote them; all of it need not be in this piece. */
+    return ip_parse(data, train->size - VXLAN_OVERHEAD, packet);
+}
+
+static bool may_fragment(const struct ip_packet *packet)
+{
+    return packet->version == 4 && !(packet->data[6] & 0x40);
+}
+
+static uint64_t inner_bytes(const struct train *train)
+{
+    return train->bytes - (uint64_t)train->segments * VXLAN_OVERHEAD;
+}
+
+static enum drop drop_reason(int error)
+{
+    switch (error) {
+    case EPERM:
+    case EACCES:
+        return DROP_blocked;
+    case ENETUNREACH:
+    case EHOSTUNREACH:
+    case ENETDOWN:
+    case EHOSTDOWN:
+    case EADDRNOTAVAIL:
+        return DROP_unreachable;
+    case EAGAIN:
+    case ENOBUFS:
+    case ENOMEM:
+        return DROP_send_full;
+    case EMSGSIZE:
+        return DROP_too_big;
+    default:
+        return DROP_send_failed;
+    }
+}
+
+static void count_sent(struct forwarder *forwarder, const struct train *train)
+{
+    struct counters *counters = &forwarder->peers.at[train->peer].counters;
+    if (train->error)
+        count_drops(counters, drop_reason(train->error), train->segments);
+    else
+        count_traffic(&counters->outbound, train->segments, inner_bytes(train));
+}
+
+/* Sends the datagrams of a refused train one by one. */
+static void send_singly(struct forwarder *forwarder, int fd, const struct train *train)
+{
+    struct train single = {.segments = 1, .peer = train->peer, .ecn = train->ecn};
+    struct train *const list[1] = {&single};
+    for (unsigned i = 0; i < train->piece_count;) {
+        single.bytes = single.piece_count = 0;
+        single.error = 0;
+        while (i < train->piece_count && single.bytes < train->size) {
+            single.bytes += (uint32_t)train->pieces[i].iov_len;
+            single.pieces[single.piece_count++] = train->pieces[i++];
+        }
+        underlay_send(fd, list, 1, &forwarder->peers, &forwarder->work);
+        count_sent(forwarder, &single);
+    }
+}
+
+/*
+ * What the kernel refused. The whole train was refused, nothing of it was sent.
+ *
+ * A segment larger than the path's MTU is EMSGSIZE, EINVAL before Linux 6.14: where the sender
+ * can be told to send less it is told, and the path goes on to take trains. Any other EINVAL,
+ * and EIO, say that this path takes no trains.
+ */
+static void send_refused(struct forwarder *forwarder, int fd, struct train *train)
+{
+    struct peer *peer = &forwarder->peers.at[train->peer];
+    uint32_t overhead = VXLAN_OVERHEAD + UDP_HEADER + (peer->address.size == 4 ? 20 : 40);
+    bool train_refused = train->error == EIO || train->error == EINVAL;
+    struct ip_packet packet;
+    size_t available;
+
+    if (train->segments == 1 || (!train_refused && train->error != EMSGSIZE)) {
+        count_sent(forwarder, train);
+        return;
+    }
+    uint32_t mtu = train->error == EIO ? 0 : underlay_path_mtu(peer);
+    bool too_big = mtu > overhead && train->size + overhead - VXLAN_OVERHEAD > mtu;
+    if (too_big && first_packet(train, &packet, &available) && !may_fragment(&packet)) {
+        train->error = EMSGSIZE;
+        count_sent(forwarder, train);
+        tell_sender(forwarder, &packet, available, ICMP_TOO_BIG, mtu - overhead);
+        return;
+    }
+    if (!too_big)
+        peer->trains = false;
+    send_singly(forwarder, fd, train);
+}
+
+static unsigned socket_fd_index(const struct underlay *underlay, uint32_t hash)
+{
+    return (unsigned)(((uint64_t)hash * underlay->count) >> 32);
+}
+
+/* Sends every train of the batch, one call a socket. */
+static void flush_trains(struct forwarder *forwarder)
+{
+    struct trains *trains = &forwarder->trains;
+    struct train *list[TRAINS_MAX];
+    bool done[TRAINS_MAX] = {false};
+
+    for (unsigned first = 0; first < trains->count; first++) {
+        if (done[first])
+            continue;
+        uint8_t socket = trains->at[first].socket;
+        int fd = forwarder->underlays[socket / SOCKETS_MAX].fds[socket % SOCKETS_MAX];
+        unsigned count = 0;
+        for (unsigned i = first; i < trains->count; i++) {
+            if (trains->at[i].socket != socket)
+                continue;
+            list[count++] = &trains->at[i];
+            done[i] = true;
+        }
+        underlay_send(fd, list, count, &forwarder->peers, &forwarder->work);
+        for (unsigned i = 0; i < count; i++) {
+            if (list[i]->error)
+                send_refused(forwarder, fd, list[i]);
+            else
+                count_sent(forwarder, list[i]);
+        }
+    }
+    trains_reset(trains);
+    forwarder->slab_used = 0;
+}
+
+static void add_to_train(struct forwarder *forwarder, struct ticket ticket,
+                         const struct iovec *pieces, unsigned count)
+{
+    if (trains_add(&forwarder->trains, ticket, pieces, count))
+        return;
+    size_t used = forwarder->slab_used; /* the header in `pieces` stays taken */
+    flush_trains(forwarder);
+    forwarder->slab_used = used;
+    trains_add(&forwarder->trains, ticket, pieces, count);
+}
+
+/* A header of the slab, which lasts until the trains are flushed. */
+static uint8_t *take_header(struct forwarder *forwarder, size_t size)
+{
+    size = (size + 7) & ~(size_t)7;
+    if (forwarder->slab_used + size > SLAB_ROOM)
+        flush_trains(forwarder);
+    uint8_t *header = forwarder->slab + forwarder->slab_used;
+    forwarder->slab_used += size;
+    return header;
+}
+
+static void forward_super(struct forwarder *forwarder, struct split *split, struct ticket ticket,
+                          const struct vxlan_frame *frame)
+{
+    forwarder->work.super_packets_read++;
+    while (!split_done(split)) {
+        size_t header_size = VXLAN_OVERHEAD + split->header;
+        uint8_t *header = take_header(forwarder, header_size);
+        uint8_t *payload;
+        vxlan_put(header, frame);
+        size_t payload_size = split_next(split, header + VXLAN_OVERHEAD, &payload);
+        const struct iovec pieces[2] = {{header, header_size}, {payload, payload_size}};
+        add_to_train(forwarder, ticket, pieces, 2);
+    }
+}
+
+static void forward_single(struct forwarder *forwarder, const struct ip_packet *packet,
+                           struct ticket ticket, const struct vxlan_frame *frame)
+{
+    uint8_t *start = packet->data - VXLAN_OVERHEAD; /* in the headroom */
+    vxlan_put(start, frame);
+    const struct iovec piece = {start, VXLAN_OVERHEAD + packet->length};
+    add_to_train(forwarder, ticket, &piece, 1);
+}
+
+static void forward_to(struct forwarder *forwarder, uint16_t index, struct ip_packet *packet,
+                       const struct offload *offload)
+{
+    struct peer *peer = &forwarder->peers.at[index];
+    unsigned family = peer->address.size == 16;
+    const struct underlay *underlay = &forwarder->underlays[family];
+    if (!peer->address.size || !underlay->count) {
+        count_drops(&peer->counters, DROP_unresolved, 1);
+        return;
+    }
+    unsigned socket = socket_fd_index(underlay, ip_flow_hash(packet));
+    struct ticket ticket = {
+        .peer = index,
+        .socket = (uint8_t)(family * SOCKETS_MAX + socket),
+        .ecn = ip_ecn(packet),
+        .alone = !peer->trains,
+    };
+    struct vxlan_frame frame = {
+        .vni = forwarder->vtep.vni,
+        .ethertype = packet->version == 4 ? ETHERTYPE_IP4 : ETHERTYPE_IP6,
+        .destination = peer->mac,
+        .source = forwarder->vtep.mac,
+    };
+    struct split split;
+    if (offload->gso_type != GSO_NONE) {
+        if (split_open(&split, packet, offload))
+            forward_super(forwarder, &split, ticket, &frame);
+        else
+            count_drops(&peer->counters, DROP_bad_offload, 1);
+        return;
+    }
+    if (offload->flags & OFFLOAD_NEEDS_CSUM && !split_checksum(packet, offload))
+        count_drops(&peer->counters, DROP_bad_offload, 1);
+    else if (packet->length + VXLAN_OVERHEAD > DATAGRAM_MAX)
+        count_drops(&peer->counters, DROP_too_big, 1);
+    else
+        forward_single(forwarder, packet, ticket, &frame);
+}
+
+static void forward(struct forwarder *forwarder, const struct device_packet *read)
+{
+    struct counters *nobody = &forwarder->peers.nobody;
+    struct ip_packet packet;
+    if (!ip_parse(read->data, read->length, &packet)) {
+        count_drops(nobody, DROP_not_ip, 1);
+        return;
+    }
+    uint16_t index = route_lookup(forwarder->routes, packet.destination, packet.address_size);
+    if (index != ROUTE_NONE) {
+        forward_to(forwarder, index, &packet, &read->offload);
+    } else if (ip_is_multicast(&packet)) {
+        count_drops(nobody, DROP_multicast, 1);
+    } else {
+        count_drops(nobody, DROP_no_route, 1);
+        tell_sender(forwarder, &packet, packet.length, ICMP_NO_ROUTE, 0);
+    }
+}
+
+int forwarder_outbound(struct forwarder *forwarder)
+{
+    int moved = 0;
+    for (int batch = 0; batch < OUTBOUND_BUDGET; batch++) {
+        int count = device_read(&forwarder->device, &forwarder->packets);
+        if (count < 0)
+            return moved ? moved : count;
+        forwarder->work.device_reads += (unsigned)count;
+        for (int i = 0; i < count; i++)
+            forward(forwarder, &forwarder->packets.packets[i]);
+        flush_trains(forwarder);
+        moved += count;
+        if (count < DEVICE_BATCH)
+            break;
+    }
+    return moved;
+}
+
+/* ---- inbound: peers to device ---- */
+
+static struct counters *counters_of(struct forwarder *forwarder, uint16_t index)
+{
+    struct peer *peer = peers_get(&forwarder->peers, index);
+    return peer ? &peer->counters : &forwarder->peers.nobody;
+}
+
+/* The packets of a joined run, each as it came: its headers lie before its payload. */
+static void write_singly(struct forwarder *forwarder, struct run *run)
+{
+    uint8_t none[OFFLOAD_HEADER] = {0};
+    for (unsigned i = 1; i <= run->segments; i++) {
+        const struct iovec *payload = &run->pieces[i];
+        const struct iovec pieces[2] = {
+            {none, OFFLOAD_HEADER},
+            {(uint8_t *)payload->iov_base - run->header, payload->iov_len + run->header},
+        };
+        int error = device_write(&forwarder->device, pieces, 2);
+        struct counters *counters = counters_of(forwarder, run->peer);
+        forwarder->work.device_writes++;
+        if (error)
+            count_drops(counters, error == -EAGAIN ? DROP_device_full : DROP_device_refused, 1);
+        else
+            count_traffic(&counters->inbound, 1, pieces[1].iov_len);
+    }
+}
+
+static void write_run(struct forwarder *forwarder, struct run *run)
+{
+    bool joined = run->segments > 1;
+    int error = device_write(&forwarder->device, run->pieces, run->segments + 1u);
+    struct counters *counters = counters_of(forwarder, run->peer);
+    forwarder->work.device_writes++;
+    if (!error) {
+        forwarder->work.super_packets_written += joined;
+        count_traffic(&counters->inbound, run->segments, run->bytes);
+    } else if (error == -EINVAL && joined) {
+        /* Some kernels refuse valid super-packets: this one gets no more of them. */
+        bool *join = run->first.protocol == IP_TCP ? &forwarder->coalescer.tcp
+                                                   : &forwarder->coalescer.udp;
+        *join = false;
+        write_singly(forwarder, run);
+    } else {
+        count_drops(counters,
+                    error == -EAGAIN || error == -ENOBUFS ? DROP_device_full : DROP_device_refused,
+                    run->segments);
+    }
+}
+
+static void flush_runs(struct forwarder *forwarder)
+{
+    struct coalescer *coalescer = &forwarder->coalescer;
+    coalesce_finish(coalescer);
+    for (unsigned i = 0; i < coalescer->count; i++)
+        write_run(forwarder, &coalescer->runs[i]);
+    coalesce_reset(coalescer);
+}
+
+/* The peer that owns the inner source, if it is one that sends from this address. */
+static uint16_t owner_of(const struct forwarder *forwarder, const struct ip_packet *packet,
+                         const struct address *from)
+{
+    uint16_t index = route_lookup(forwarder->routes, packet->source, packet->address_size);
+    if (index == ROUTE_NONE || !address_equal(&forwarder->peers.at[index].address, from))
+        return PEER_NONE;
+    return index;
+}
+
+static void unpack_datagram(struct forwarder *forwarder, uint8_t *data, size_t length,
+                            const struct arrival *arrival, uint16_t sender)
+{
+    struct ip_packet packet;
+    enum drop reason = decap(&forwarder->vtep, data, length, arrival->ecn, &packet);
+    uint16_t owner = PEER_NONE;
+    if (reason == DROP_NONE) {
+        owner = owner_of(forwarder, &packet, &arrival->from);
+        if (owner == PEER_NONE)
+            reason = DROP_spoofed;
+    }
+    if (reason != DROP_NONE) {
+        count_drops(counters_of(forwarder, sender), reason, 1);
+        return;
+    }
+    if (coalesce_full(&forwarder->coalescer))
+        flush_runs(forwarder);
+    coalesce_add(&forwarder->coalescer, &packet, owner);
+}
+
+static void unpack(struct forwarder *forwarder, const struct arrival *arrival)
+{
+    struct work *work = &forwarder->work;
+    size_t datagrams = arrival->length ? (arrival->length - 1) / arrival->size + 1 : 1;
+    uint16_t sender = peers_find(&forwarder->peers, &arrival->from);
+    work->datagrams_received += datagrams;
+    work->trains_received += datagrams > 1;
+    if (sender == PEER_NONE || arrival->cut) {
+        enum drop reason = arrival->cut ? DROP_short_frame : DROP_unknown_source;
+        count_drops(counters_of(forwarder, sender), reason, datagrams);
+        return;
+    }
+    for (size_t i = 0; i < datagrams; i++) {
+        size_t offset = i * arrival->size;
+        size_t left = arrival->length - offset;
+        unpack_datagram(forwarder, arrival->data + offset,
+                        left < arrival->size ? left : arrival->size, arrival, sender);
+    }
+}
+
+int forwarder_inbound(struct forwarder *forwarder, struct underlay *underlay)
+{
+    int moved = 0;
+    for (int batch = 0; batch < INBOUND_BUDGET; batch++) {
+        unsigned most = forwarder->receive_most;
+        int count = underlay_receive(&underlay->receiving, &forwarder->receiver, most,
+                                     &forwarder->work);
+        if (count < 0)
+            return moved ? moved : count;
+        size_t bytes = 0;
+        for (int i = 0; i < count; i++) {
+            struct arrival arrival = underlay_arrival(&forwarder->receiver, (unsigned)i);
+            bytes += arrival.length;
+            unpack(forwarder, &arrival);
+        }
+        flush_runs(forwarder);
+        moved += count;
+        if (count)
+            forwarder->receive_most =
+                bytes / (unsigned)count > TRAIN_LARGE ? RECEIVE_LARGE : RECEIVE_BATCH;
+        if ((unsigned)count < most)
+            break;
+    }
+    return moved;
+}

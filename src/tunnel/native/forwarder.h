@@ -1,0 +1,60 @@
+/*
+ * The forwarder: one device, the sockets, and the tables between them.
+ *
+ *   outbound   read device -> split -> look up route -> put headers -> send trains
+ *   inbound    receive trains -> parse -> check source -> coalesce -> write device
+ *
+ * It owns all state of one worker and borrows its descriptors. Packets that cannot be forwarded
+ * are counted, never reported; an error return means that a descriptor is of no use any more.
+ */
+#ifndef TUNNEL_FORWARDER_H
+#define TUNNEL_FORWARDER_H
+
+#include <stdbool.h>
+
+#include "coalesce.h"
+#include "decap.h"
+#include "device.h"
+#include "icmp.h"
+#include "peers.h"
+#include "route.h"
+#include "stats.h"
+#include "trains.h"
+#include "underlay.h"
+
+enum {
+    SOCKETS_MAX = 64,
+    SLAB_ROOM = 1 << 16, /* headers of the segments of one batch */
+};
+
+/* The sockets of one underlay family: the first receives, all send. */
+struct underlay {
+    struct underlay_socket receiving;
+    unsigned count;
+    int fds[SOCKETS_MAX];
+};
+
+struct forwarder {
+    struct device device;
+    struct vtep vtep;
+    struct peers peers;
+    struct route_table *routes;
+    struct underlay underlays[2]; /* IPv4, IPv6 */
+    struct icmp_limit icmp;
+    struct work work;
+
+    struct device_batch packets;
+    struct trains trains;
+    size_t slab_used;
+    uint8_t slab[SLAB_ROOM];
+
+    unsigned receive_most; /* messages for the next receive, by what the last one gave */
+    struct coalescer coalescer;
+    struct receiver receiver;
+};
+
+/* Moves up to one budget. Both return what they moved, or -errno. */
+int forwarder_outbound(struct forwarder *forwarder);
+int forwarder_inbound(struct forwarder *forwarder, struct underlay *underlay);
+
+#endif

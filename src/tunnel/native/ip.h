@@ -1,0 +1,66 @@
+/*
+ * Inner IP packets: where their parts are, and whether the lengths agree.
+ *
+ * RFC 791, RFC 8200, RFC 9293 (TCP), RFC 768 (UDP).
+ */
+#ifndef TUNNEL_IP_H
+#define TUNNEL_IP_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum {
+    IP_MAX = 65535, /* IPv4 total length; we move no jumbograms */
+    IP_TCP = 6,
+    IP_UDP = 17,
+    IP_ICMP = 1,
+    IP_ICMP6 = 58,
+    TCP_CHECK = 16, /* offset of the checksum in the header */
+    UDP_CHECK = 6,
+    UDP_HEADER = 8,
+};
+
+enum { TCP_FIN = 0x01, TCP_SYN = 0x02, TCP_RST = 0x04, TCP_PSH = 0x08 };
+enum { TCP_ACK = 0x10, TCP_URG = 0x20, TCP_ECE = 0x40, TCP_CWR = 0x80 };
+
+struct ip_packet {
+    uint8_t *data;
+    uint32_t length;      /* by the IP header, never more than what was there */
+    uint16_t header;      /* IP header bytes; IPv6: the fixed 40 */
+    uint8_t version;      /* 4 or 6 */
+    uint8_t protocol;     /* IPv6: the first next-header value */
+    uint8_t address_size; /* 4 or 16 */
+    bool fragment;        /* part of a fragmented packet */
+    bool plain;           /* no IPv4 options, no IPv6 extension header, no fragment */
+    const uint8_t *source;
+    const uint8_t *destination;
+};
+
+/*
+ * Finds the parts of `length` bytes at `data`. Bytes behind the IP length are cut off.
+ * Returns false, `packet` unchanged, if this is no IP packet or it is not whole.
+ */
+bool ip_parse(uint8_t *data, size_t length, struct ip_packet *packet);
+
+/* TCP header bytes at `offset`, 0 if they are not all there. */
+size_t ip_tcp_header(const struct ip_packet *packet, size_t offset);
+
+/* A hash of addresses, protocol and ports. Fragments have no ports: they share the hash of their
+ * addresses, as with the kernel's flow dissector. */
+uint32_t ip_flow_hash(const struct ip_packet *packet);
+
+/* Both checksums, IPv4's and TCP's or UDP's, of a plain packet whose protocol is one of them. */
+bool ip_checksums_right(const struct ip_packet *packet);
+
+bool ip_is_multicast(const struct ip_packet *packet);
+
+uint8_t ip_ecn(const struct ip_packet *packet);
+
+/* Writes the two ECN bits, and mends the IPv4 header checksum. */
+void ip_set_ecn(struct ip_packet *packet, uint8_t ecn);
+
+/* Fills in the checksum of an IPv4 header. */
+void ip_finish_header(uint8_t *header, size_t length);
+
+#endif

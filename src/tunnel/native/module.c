@@ -1,0 +1,599 @@
+/* The binding: parse arguments, drop the GIL, call one C function, translate the error. */
+#include <Python.h>
+#include <errno.h>
+#include <stdbool.h>
+#include <stdlib.h>
+
+#include "checksum.h"
+#include "codec.h"
+#include "forwarder.h"
+
+struct module_state {
+    PyObject *codec_error;
+};
+
+static struct PyModuleDef module_def;
+
+/* ---- arguments ---- */
+
+static bool parse_mac(const char *bytes, Py_ssize_t size, uint8_t mac[MAC_SIZE])
+{
+    if (size != MAC_SIZE) {
+        PyErr_SetString(PyExc_ValueError, "a MAC has 6 bytes");
+        return false;
+    }
+    memcpy(mac, bytes, MAC_SIZE);
+    return true;
+}
+
+static bool parse_address(const char *bytes, Py_ssize_t size, struct address *address)
+{
+    if (size != 4 && size != 16) {
+        PyErr_SetString(PyExc_ValueError, "a packed address has 4 or 16 bytes");
+        return false;
+    }
+    *address = (struct address){.size = (uint8_t)size};
+    memcpy(address->bytes, bytes, (size_t)size);
+    return true;
+}
+
+static bool check_vni(unsigned long vni)
+{
+    if (vni <= VNI_MAX)
+        return true;
+    PyErr_SetString(PyExc_ValueError, "a VNI has 24 bits");
+    return false;
+}
+
+/* ---- Forwarder ---- */
+
+typedef struct {
+    PyObject_HEAD
+    struct forwarder *forwarder;
+    bool busy; /* a thread without the GIL is inside */
+} ForwarderObject;
+
+static struct forwarder *enter(ForwarderObject *self)
+{
+    if (!self->forwarder || self->busy) {
+        PyErr_SetString(PyExc_RuntimeError,
+                        self->busy ? "another thread uses this forwarder" : "not initialised");
+        return NULL;
+    }
+    return self->forwarder;
+}
+
+static int Forwarder_init(ForwarderObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"device",       "vnet_header", "coalesce_tcp", "coalesce_udp", "vni",
+                            "mac",          "segments",    NULL};
+    int device, vnet_header, coalesce_tcp, coalesce_udp;
+    unsigned long vni, segments;
+    const char *mac;
+    Py_ssize_t mac_size;
+    struct vtep vtep;
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$ipppky#k", names, &device, &vnet_header,
+                                     &coalesce_tcp, &coalesce_udp, &vni, &mac, &mac_size,
+                                     &segments))
+        return -1;
+    if (!check_vni(vni) || !parse_mac(mac, mac_size, vtep.mac))
+        return -1;
+    if (segments < 1 || segments > TRAIN_SEGMENTS_MAX) {
+        PyErr_Format(PyExc_ValueError, "segments is 1 to %d", TRAIN_SEGMENTS_MAX);
+        return -1;
+    }
+    if (self->forwarder) {
+        PyErr_SetString(PyExc_RuntimeError, "a forwarder is initialised once");
+        return -1;
+    }
+    /* Pages of it that no packet touches are never made real. */
+    struct forwarder *forwarder = calloc(1, sizeof *forwarder);
+    if (!forwarder || !(forwarder->routes = route_table_new(NULL, 0))) {
+        free(forwarder);
+        PyErr_NoMemory();
+        return -1;
+    }
+    vtep.vni = (uint32_t)vni;
+    forwarder->vtep = vtep;
+    forwarder->device = (struct device){device, vnet_header};
+    forwarder->coalescer.tcp = vnet_header && coalesce_tcp;
+    forwarder->coalescer.udp = vnet_header && coalesce_udp;
+    forwarder->trains.segments = (unsigned)segments;
+    forwarder->receive_most = RECEIVE_BATCH;
+    self->forwarder = forwarder;
+    return 0;
+}
+
+static void Forwarder_dealloc(ForwarderObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    if (self->forwarder) {
+        peers_free(&self->forwarder->peers);
+        route_table_free(self->forwarder->routes);
+        free(self->forwarder);
+    }
+    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    release(self);
+    Py_DECREF(type);
+}
+
+static struct underlay *underlay_of(struct forwarder *forwarder, int family)
+{
+    if (family != 4 && family != 6) {
+        PyErr_SetString(PyExc_ValueError, "family is 4 or 6");
+        return NULL;
+    }
+    return &forwarder->underlays[family == 6];
+}
+
+static PyObject *Forwarder_set_sockets(ForwarderObject *self, PyObject *args)
+{
+    int family;
+    PyObject *sockets;
+    struct forwarder *forwarder = enter(self);
+    if (!forwarder || !PyArg_ParseTuple(args, "iO", &family, &sockets))
+        return NULL;
+    struct underlay *underlay = underlay_of(forwarder, family);
+    Py_ssize_t count = underlay ? PySequence_Size(sockets) : -1;
+    if (count < 0)
+        return NULL;
+    if (count > SOCKETS_MAX)
+        return PyErr_Format(PyExc_ValueError, "at most %d sockets", SOCKETS_MAX);
+    struct underlay made = {.receiving.fd = -1, .count = (unsigned)count};
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *item = PySequence_GetItem(sockets, i);
+        made.fds[i] = item ? (int)PyLong_AsLong(item) : -1;
+        Py_XDECREF(item);
+        if (PyErr_Occurred())
+            return NULL;
+    }
+    if (count)
+        made.receiving.fd = made.fds[0];
+    *underlay = made;
+    Py_RETURN_NONE;
+}
+
+static PyObject *Forwarder_set_peer(ForwarderObject *self, PyObject *args)
+{
+    int index, port;
+    const char *address_bytes, *mac_bytes;
+    Py_ssize_t address_size, mac_size;
+    struct address address = {0};
+    uint8_t mac[MAC_SIZE];
+    struct forwarder *forwarder = enter(self);
+    if (!forwarder || !PyArg_ParseTuple(args, "iz#iy#", &index, &address_bytes, &address_size,
+                                        &port, &mac_bytes, &mac_size))
+        return NULL;
+    if ((address_bytes && !parse_address(address_bytes, address_size, &address)) ||
+        !parse_mac(mac_bytes, mac_size, mac))
+        return NULL;
+    if (index < 0 || index >= PEERS_MAX || port < 1 || port > 65535) {
+        PyErr_SetString(PyExc_ValueError, "index or port out of range");
+        return NULL;
+    }
+    if (!peers_put(&forwarder->peers, (uint16_t)index, &address, (uint16_t)port, mac))
+        return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+static PyObject *Forwarder_remove_peer(ForwarderObject *self, PyObject *args)
+{
+    int index;
+    struct forwarder *forwarder = enter(self);
+    if (!forwarder || !PyArg_ParseTuple(args, "i", &index))
+        return NULL;
+    if (index < 0 || index >= PEERS_MAX || !peers_get(&forwarder->peers, (uint16_t)index))
+        return PyErr_Format(PyExc_ValueError, "there is no peer %d", index);
+    if (route_table_names(forwarder->routes, (uint16_t)index))
+        return PyErr_Format(PyExc_ValueError, "peer %d still has routes", index);
+    peers_remove(&forwarder->peers, (uint16_t)index);
+    Py_RETURN_NONE;
+}
+
+static bool parse_route(PyObject *item, const struct peers *peers, struct route *route)
+{
+    const char *bytes;
+    Py_ssize_t size;
+    int length, index;
+    struct address network;
+    if (!PyArg_ParseTuple(item, "y#ii", &bytes, &size, &length, &index) ||
+        !parse_address(bytes, size, &network))
+        return false;
+    if (length < 0 || length > 8 * size || index < 0 || index >= PEERS_MAX ||
+        !peers_get(peers, (uint16_t)index)) {
+        PyErr_SetString(PyExc_ValueError, "a route's length or peer index is out of range");
+        return false;
+    }
+    *route = (struct route){
+        .length = (uint8_t)length,
+        .version = size == 4 ? 4 : 6,
+        .value = (uint16_t)index,
+    };
+    memcpy(route->network, network.bytes, sizeof route->network);
+    if (route_is_canonical(route))
+        return true;
+    PyErr_SetString(PyExc_ValueError, "a route has host bits set");
+    return false;
+}
+
+static PyObject *Forwarder_set_routes(ForwarderObject *self, PyObject *list)
+{
+    struct forwarder *forwarder = enter(self);
+    Py_ssize_t count = forwarder ? PySequence_Size(list) : -1;
+    if (count < 0)
+        return NULL;
+    struct route *routes = malloc(((size_t)count + 1) * sizeof *routes);
+    if (!routes)
+        return PyErr_NoMemory();
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *item = PySequence_GetItem(list, i);
+        bool parsed = item && parse_route(item, &forwarder->peers, &routes[i]);
+        Py_XDECREF(item);
+        if (!parsed) {
+            free(routes);
+            return NULL;
+        }
+    }
+    struct route_table *table = route_table_new(routes, (size_t)count);
+    free(routes);
+    if (!table)
+        return PyErr_NoMemory();
+    route_table_free(forwarder->routes);
+    forwarder->routes = table;
+    Py_RETURN_NONE;
+}
+
+static PyObject *Forwarder_lookup(ForwarderObject *self, PyObject *args)
+{
+    const char *bytes;
+    Py_ssize_t size;
+    struct address address;
+    struct forwarder *forwarder = enter(self);
+    if (!forwarder || !PyArg_ParseTuple(args, "y#", &bytes, &size) ||
+        !parse_address(bytes, size, &address))
+        return NULL;
+    uint16_t index = route_lookup(forwarder->routes, address.bytes, address.size);
+    return PyLong_FromLong(index == ROUTE_NONE ? -1 : index);
+}
+
+static PyObject *moved_or_error(int moved)
+{
+    if (moved >= 0)
+        return PyLong_FromLong(moved);
+    errno = -moved;
+    return PyErr_SetFromErrno(PyExc_OSError);
+}
+
+static PyObject *Forwarder_outbound(ForwarderObject *self, PyObject *Py_UNUSED(none))
+{
+    int moved;
+    struct forwarder *forwarder = enter(self);
+    if (!forwarder)
+        return NULL;
+    self->busy = true;
+    Py_BEGIN_ALLOW_THREADS
+    moved = forwarder_outbound(forwarder);
+    Py_END_ALLOW_THREADS
+    self->busy = false;
+    return moved_or_error(moved);
+}
+
+static PyObject *Forwarder_inbound(ForwarderObject *self, PyObject *args)
+{
+    int family, moved;
+    struct forwarder *forwarder = enter(self);
+    if (!forwarder || !PyArg_ParseTuple(args, "i", &family))
+        return NULL;
+    struct underlay *underlay = underlay_of(forwarder, family);
+    if (!underlay)
+        return NULL;
+    self->busy = true;
+    Py_BEGIN_ALLOW_THREADS
+    moved = forwarder_inbound(forwarder, underlay);
+    Py_END_ALLOW_THREADS
+    self->busy = false;
+    return moved_or_error(moved);
+}
+
+static PyObject *numbers(const uint64_t *values, size_t count)
+{
+    PyObject *tuple = PyTuple_New((Py_ssize_t)count);
+    for (size_t i = 0; tuple && i < count; i++) {
+        PyObject *value = PyLong_FromUnsignedLongLong(values[i]);
+        if (!value || PyTuple_SetItem(tuple, (Py_ssize_t)i, value) < 0)
+            Py_CLEAR(tuple);
+    }
+    return tuple;
+}
+
+static PyObject *Forwarder_counters(ForwarderObject *self, PyObject *args)
+{
+    int index;
+    struct forwarder *forwarder = enter(self);
+    if (!forwarder || !PyArg_ParseTuple(args, "i", &index))
+        return NULL;
+    const struct counters *counters = &forwarder->peers.nobody;
+    if (index != -1) {
+        struct peer *peer = index >= 0 && index < PEERS_MAX
+                                ? peers_get(&forwarder->peers, (uint16_t)index)
+                                : NULL;
+        if (!peer)
+            return PyErr_Format(PyExc_ValueError, "there is no peer %d", index);
+        counters = &peer->counters;
+    }
+    PyObject *drops = numbers(counters->drops, DROP_REASONS);
+    if (!drops)
+        return NULL;
+    return Py_BuildValue("KKKKN", counters->outbound.packets, counters->outbound.bytes,
+                         counters->inbound.packets, counters->inbound.bytes, drops);
+}
+
+static PyObject *Forwarder_work(ForwarderObject *self, PyObject *Py_UNUSED(none))
+{
+    struct forwarder *forwarder = enter(self);
+    if (!forwarder)
+        return NULL;
+    uint64_t values[sizeof(struct work) / sizeof(uint64_t)];
+    memcpy(values, &forwarder->work, sizeof values);
+    return numbers(values, sizeof values / sizeof *values);
+}
+
+static PyObject *Forwarder_trains(ForwarderObject *self, PyObject *args)
+{
+    int index;
+    struct forwarder *forwarder = enter(self);
+    if (!forwarder || !PyArg_ParseTuple(args, "i", &index))
+        return NULL;
+    struct peer *peer =
+        index >= 0 && index < PEERS_MAX ? peers_get(&forwarder->peers, (uint16_t)index) : NULL;
+    if (!peer)
+        return PyErr_Format(PyExc_ValueError, "there is no peer %d", index);
+    return PyBool_FromLong(peer->trains && forwarder->trains.segments > 1);
+}
+
+static PyObject *Forwarder_coalescing(ForwarderObject *self, void *Py_UNUSED(closure))
+{
+    struct forwarder *forwarder = enter(self);
+    if (!forwarder)
+        return NULL;
+    return Py_BuildValue("NN", PyBool_FromLong(forwarder->coalescer.tcp),
+                         PyBool_FromLong(forwarder->coalescer.udp));
+}
+
+static PyMethodDef forwarder_methods[] = {
+    {"set_sockets", (PyCFunction)Forwarder_set_sockets, METH_VARARGS, NULL},
+    {"set_peer", (PyCFunction)Forwarder_set_peer, METH_VARARGS, NULL},
+    {"remove_peer", (PyCFunction)Forwarder_remove_peer, METH_VARARGS, NULL},
+    {"set_routes", (PyCFunction)Forwarder_set_routes, METH_O, NULL},
+    {"lookup", (PyCFunction)Forwarder_lookup, METH_VARARGS, NULL},
+    {"outbound", (PyCFunction)Forwarder_outbound, METH_NOARGS, NULL},
+    {"inbound", (PyCFunction)Forwarder_inbound, METH_VARARGS, NULL},
+    {"counters", (PyCFunction)Forwarder_counters, METH_VARARGS, NULL},
+    {"work", (PyCFunction)Forwarder_work, METH_NOARGS, NULL},
+    {"trains", (PyCFunction)Forwarder_trains, METH_VARARGS, NULL},
+    {0},
+};
+
+static PyGetSetDef forwarder_getset[] = {
+    {"coalescing", (getter)Forwarder_coalescing, NULL, NULL, NULL},
+    {0},
+};
+
+static PyType_Slot forwarder_slots[] = {
+    {Py_tp_doc, "One worker: a device descriptor, UDP sockets, and the tables between them."},
+    {Py_tp_init, Forwarder_init},
+    {Py_tp_dealloc, Forwarder_dealloc},
+    {Py_tp_methods, forwarder_methods},
+    {Py_tp_getset, forwarder_getset},
+    {0},
+};
+
+static PyType_Spec forwarder_spec = {
+    .name = "tunnel._native.Forwarder",
+    .basicsize = sizeof(ForwarderObject),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = forwarder_slots,
+};
+
+/* ---- codec ---- */
+
+static PyObject *codec_failed(PyObject *module, struct codec_result result)
+{
+    struct module_state *state = PyModule_GetState(module);
+    PyObject *error = PyObject_CallFunction(state->codec_error, "sn", codec_reason(result.fault),
+                                            (Py_ssize_t)result.index);
+    if (error)
+        PyErr_SetObject(state->codec_error, error);
+    Py_XDECREF(error);
+    return NULL;
+}
+
+static bool parse_macs(const char *source, Py_ssize_t source_size, const char *destination,
+                       Py_ssize_t destination_size, struct codec_macs *macs)
+{
+    return parse_mac(source, source_size, macs->source) &&
+           parse_mac(destination, destination_size, macs->destination);
+}
+
+static PyObject *native_encode(PyObject *module, PyObject *args)
+{
+    Py_buffer packet;
+    unsigned long vni;
+    const char *source, *destination;
+    Py_ssize_t source_size, destination_size;
+    struct codec_macs macs;
+    PyObject *datagram = NULL;
+    if (!PyArg_ParseTuple(args, "y*ky#y#", &packet, &vni, &source, &source_size, &destination,
+                          &destination_size))
+        return NULL;
+    if (check_vni(vni) && parse_macs(source, source_size, destination, destination_size, &macs)) {
+        datagram = PyBytes_FromStringAndSize(NULL, packet.len + VXLAN_OVERHEAD);
+        if (datagram) {
+            enum codec_fault fault =
+                codec_encode((uint8_t *)PyBytes_AsString(datagram), packet.buf, (size_t)packet.len,
+                             (uint32_t)vni, &macs);
+            if (fault != CODEC_OK) {
+                Py_CLEAR(datagram);
+                codec_failed(module, (struct codec_result){.fault = fault});
+            }
+        }
+    }
+    PyBuffer_Release(&packet);
+    return datagram;
+}
+
+static PyObject *native_decode(PyObject *module, PyObject *args)
+{
+    Py_buffer datagram;
+    PyObject *tuple = NULL;
+    struct vxlan_frame frame;
+    if (!PyArg_ParseTuple(args, "y*", &datagram))
+        return NULL;
+    const char *bytes = datagram.buf;
+    enum codec_fault fault = codec_decode(datagram.buf, (size_t)datagram.len, &frame);
+    if (fault == CODEC_OK)
+        tuple = Py_BuildValue("ky#y#iy#", (unsigned long)frame.vni, frame.source,
+                              (Py_ssize_t)MAC_SIZE, frame.destination, (Py_ssize_t)MAC_SIZE,
+                              (int)frame.ethertype, bytes + VXLAN_OVERHEAD,
+                              datagram.len - VXLAN_OVERHEAD);
+    else
+        codec_failed(module, (struct codec_result){.fault = fault});
+    PyBuffer_Release(&datagram);
+    return tuple;
+}
+
+static PyObject *native_encode_batch(PyObject *module, PyObject *args)
+{
+    Py_buffer packets, sizes, out;
+    unsigned long vni;
+    const char *source, *destination;
+    Py_ssize_t source_size, destination_size;
+    struct codec_macs macs;
+    PyObject *written = NULL;
+    if (!PyArg_ParseTuple(args, "y*y*w*ky#y#", &packets, &sizes, &out, &vni, &source, &source_size,
+                          &destination, &destination_size))
+        return NULL;
+    if (check_vni(vni) && parse_macs(source, source_size, destination, destination_size, &macs)) {
+        struct codec_result result;
+        Py_BEGIN_ALLOW_THREADS
+        result = codec_encode_batch(packets.buf, (size_t)packets.len, sizes.buf, (size_t)sizes.len,
+                                    out.buf, (size_t)out.len, (uint32_t)vni, &macs);
+        Py_END_ALLOW_THREADS
+        written = result.fault == CODEC_OK ? PyLong_FromSize_t(result.done)
+                                           : codec_failed(module, result);
+    }
+    PyBuffer_Release(&packets);
+    PyBuffer_Release(&sizes);
+    PyBuffer_Release(&out);
+    return written;
+}
+
+static PyObject *native_decode_batch(PyObject *module, PyObject *args)
+{
+    Py_buffer datagrams, sizes, out;
+    if (!PyArg_ParseTuple(args, "y*y*w*", &datagrams, &sizes, &out))
+        return NULL;
+    struct codec_result result;
+    Py_BEGIN_ALLOW_THREADS
+    result = codec_decode_batch(datagrams.buf, (size_t)datagrams.len, sizes.buf,
+                                (size_t)sizes.len, out.buf, (size_t)out.len);
+    Py_END_ALLOW_THREADS
+    PyObject *decoded = result.fault == CODEC_OK ? PyLong_FromSize_t(result.done)
+                                                 : codec_failed(module, result);
+    PyBuffer_Release(&datagrams);
+    PyBuffer_Release(&sizes);
+    PyBuffer_Release(&out);
+    return decoded;
+}
+
+static PyObject *native_checksum_backend(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    return PyUnicode_FromString(checksum_backend());
+}
+
+static PyMethodDef module_methods[] = {
+    {"encode", native_encode, METH_VARARGS, NULL},
+    {"decode", native_decode, METH_VARARGS, NULL},
+    {"encode_batch", native_encode_batch, METH_VARARGS, NULL},
+    {"decode_batch", native_decode_batch, METH_VARARGS, NULL},
+    {"checksum_backend", native_checksum_backend, METH_NOARGS, NULL},
+    {0},
+};
+
+/* ---- module ---- */
+
+static int add(PyObject *module, const char *name, PyObject *value)
+{
+    int failed = value ? PyModule_AddObjectRef(module, name, value) : -1;
+    Py_XDECREF(value);
+    return failed;
+}
+
+static PyObject *drop_reasons(void)
+{
+#define X(name, direction, meaning) "(sss)"
+    static const char format[] = "(" DROPS(X) ")";
+#undef X
+#define X(name, direction, meaning) , #name, direction, meaning
+    return Py_BuildValue(format DROPS(X));
+#undef X
+}
+
+static PyObject *work_names(void)
+{
+#define X(name) "s"
+    static const char format[] = "(" WORK(X) ")";
+#undef X
+#define X(name) , #name
+    return Py_BuildValue(format WORK(X));
+#undef X
+}
+
+static int module_exec(PyObject *module)
+{
+    struct module_state *state = PyModule_GetState(module);
+    PyObject *errors = PyImport_ImportModule("tunnel.errors");
+    state->codec_error = errors ? PyObject_GetAttrString(errors, "CodecError") : NULL;
+    Py_XDECREF(errors);
+    if (!state->codec_error)
+        return -1;
+    if (add(module, "Forwarder", PyType_FromModuleAndSpec(module, &forwarder_spec, NULL)) ||
+        add(module, "ANY_VTEP_MAC",
+            PyBytes_FromStringAndSize((const char *)any_vtep_mac, MAC_SIZE)) ||
+        add(module, "DROP_REASONS", drop_reasons()) || add(module, "WORK", work_names()))
+        return -1;
+    return 0;
+}
+
+static int module_traverse(PyObject *module, visitproc visit, void *arg)
+{
+    struct module_state *state = PyModule_GetState(module);
+    Py_VISIT(state->codec_error);
+    return 0;
+}
+
+static int module_clear(PyObject *module)
+{
+    struct module_state *state = PyModule_GetState(module);
+    Py_CLEAR(state->codec_error);
+    return 0;
+}
+
+static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, module_exec}, {0}};
+
+static struct PyModuleDef module_def = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "tunnel._native",
+    .m_doc = "The C core: see _native.pyi.",
+    .m_size = sizeof(struct module_state),
+    .m_methods = module_methods,
+    .m_slots = module_slots,
+    .m_traverse = module_traverse,
+    .m_clear = module_clear,
+};
+
+PyMODINIT_FUNC PyInit__native(void)
+{
+    return PyModuleDef_Init(&module_def);
+}

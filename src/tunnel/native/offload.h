@@ -1,0 +1,32 @@
+/*
+ * virtio_net_hdr, what a device says of a packet's offloads: virtio 1.2, 5.1.6; linux/virtio_net.h.
+ *
+ * In the byte order of the machine, as a TUN device has it unless told otherwise.
+ */
+#ifndef TUNNEL_OFFLOAD_H
+#define TUNNEL_OFFLOAD_H
+
+#include <stdint.h>
+
+enum { OFFLOAD_HEADER = 10 };
+enum { OFFLOAD_NEEDS_CSUM = 1 };
+enum {
+    GSO_NONE = 0,
+    GSO_TCP4 = 1,
+    GSO_TCP6 = 4,
+    GSO_UDP = 5,    /* VIRTIO_NET_HDR_GSO_UDP_L4; headers before 6.2 lack it */
+    GSO_ECN = 0x80, /* a flag beside the TCP types */
+};
+
+struct offload {
+    uint8_t flags;
+    uint8_t gso_type;
+    uint16_t header_length; /* of all headers; not to be trusted when read */
+    uint16_t gso_size;
+    uint16_t checksum_start;
+    uint16_t checksum_offset;
+};
+
+_Static_assert(sizeof(struct offload) == OFFLOAD_HEADER, "virtio_net_hdr has no padding");
+
+#endif

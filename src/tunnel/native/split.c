@@ -1,0 +1,115 @@
+#include "split.h"
+
+#include <string.h>
+
+#include "bytes.h"
+#include "checksum.h"
+
+enum { TCP_SEQUENCE = 4, TCP_FLAGS = 13, UDP_LENGTH = 4 };
+
+static bool kind_agrees(const struct ip_packet *packet, uint8_t type)
+{
+    switch (type) {
+    case GSO_TCP4:
+        return packet->version == 4 && packet->protocol == IP_TCP;
+    case GSO_TCP6: /* the protocol may stand behind extension headers */
+        return packet->version == 6;
+    case GSO_UDP:
+        return packet->version == 6 || packet->protocol == IP_UDP;
+    default:
+        return false;
+    }
+}
+
+bool split_open(struct split *split, const struct ip_packet *packet, const struct offload *offload)
+{
+    uint8_t type = offload->gso_type & (uint8_t)~GSO_ECN;
+    bool tcp = type != GSO_UDP;
+    uint32_t transport = offload->checksum_start;
+
+    if (!kind_agrees(packet, type) || packet->fragment || !offload->gso_size ||
+        !(offload->flags & OFFLOAD_NEEDS_CSUM))
+        return false;
+    if (transport < packet->header || (packet->version == 4 && transport != packet->header) ||
+        offload->checksum_offset != (tcp ? TCP_CHECK : UDP_CHECK))
+        return false;
+    size_t transport_header = tcp ? ip_tcp_header(packet, transport) : UDP_HEADER;
+    size_t header = transport + transport_header;
+    if (!transport_header || header > SPLIT_HEADER_MAX || header >= packet->length)
+        return false;
+
+    uint8_t protocol = tcp ? IP_TCP : IP_UDP;
+    *split = (struct split){
+        .packet = *packet,
+        .pseudo = checksum_pseudo(packet->source, packet->destination, packet->address_size,
+                                  protocol, 0),
+        .transport = transport,
+        .header = (uint32_t)header,
+        .size = offload->gso_size,
+        .tcp = tcp,
+    };
+    return true;
+}
+
+static void put_ip(const struct split *split, uint8_t *header, size_t length)
+{
+    if (split->packet.version == 6) {
+        put16(header + 4, (uint16_t)(length - 40));
+        return;
+    }
+    put16(header + 2, (uint16_t)length);
+    put16(header + 4, (uint16_t)(get16(header + 4) + split->index));
+    ip_finish_header(header, split->packet.header);
+}
+
+static void put_tcp(const struct split *split, uint8_t *tcp, bool last)
+{
+    put32(tcp + TCP_SEQUENCE, get32(tcp + TCP_SEQUENCE) + split->offset);
+    if (!last)
+        tcp[TCP_FLAGS] &= (uint8_t) ~(TCP_FIN | TCP_PSH);
+    if (split->index)
+        tcp[TCP_FLAGS] &= (uint8_t)~TCP_CWR;
+}
+
+size_t split_next(struct split *split, uint8_t *header, uint8_t **payload)
+{
+    const struct ip_packet *packet = &split->packet;
+    uint32_t left = packet->length - split->header - split->offset;
+    uint32_t length = left < split->size ? left : split->size;
+    uint8_t *transport = header + split->transport;
+    uint8_t *field = transport + (split->tcp ? TCP_CHECK : UDP_CHECK);
+    size_t behind_ip = split->header - split->transport + length;
+
+    *payload = packet->data + split->header + split->offset;
+    memcpy(header, packet->data, split->header);
+    put_ip(split, header, split->header + length);
+    if (split->tcp)
+        put_tcp(split, transport, length == left);
+    else
+        put16(transport + UDP_LENGTH, (uint16_t)behind_ip);
+
+    memset(field, 0, 2);
+    uint64_t sum = split->pseudo + checksum_word((uint16_t)behind_ip);
+    sum = checksum_add_portable(sum, transport, split->header - split->transport);
+    uint16_t check = (uint16_t)~checksum_fold(checksum_add(sum, *payload, length));
+    /* Zero would say that a UDP datagram has no checksum. */
+    checksum_store(field, !split->tcp && !check ? 0xffff : check);
+
+    split->offset += length;
+    split->index++;
+    return length;
+}
+
+bool split_checksum(struct ip_packet *packet, const struct offload *offload)
+{
+    uint32_t start = offload->checksum_start;
+    uint32_t field = start + offload->checksum_offset;
+    if (start < packet->header || field + 2 > packet->length)
+        return false;
+    /* The field already holds the sum of the pseudo-header. */
+    uint64_t sum = checksum_add(0, packet->data + start, packet->length - start);
+    uint16_t check = (uint16_t)~checksum_fold(sum);
+    bool udp = offload->checksum_offset == UDP_CHECK && packet->protocol == IP_UDP;
+    checksum_store(packet->data + field, udp && !check ? 0xffff : check);
+    return true;
+}

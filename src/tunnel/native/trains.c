@@ -1,0 +1,57 @@
+#include "trains.h"
+
+#include <string.h>
+
+static bool fits(const struct trains *trains, const struct train *train, struct ticket ticket,
+                 size_t bytes)
+{
+    return !train->full && !ticket.alone && train->peer == ticket.peer &&
+           train->socket == ticket.socket && train->ecn == ticket.ecn && bytes <= train->size &&
+           train->segments < trains->segments && train->bytes + bytes <= TRAIN_BYTES_MAX;
+}
+
+static struct train *begin(struct trains *trains, struct ticket ticket, size_t bytes)
+{
+    if (trains->count == TRAINS_MAX)
+        return NULL;
+    struct train *train = &trains->at[trains->count++];
+    train->bytes = 0;
+    train->piece_count = train->segments = 0;
+    train->size = (uint16_t)bytes;
+    train->peer = ticket.peer;
+    train->socket = ticket.socket;
+    train->ecn = ticket.ecn;
+    train->full = false;
+    train->error = 0;
+    return train;
+}
+
+bool trains_add(struct trains *trains, struct ticket ticket, const struct iovec *pieces,
+                unsigned count)
+{
+    size_t bytes = 0;
+    for (unsigned i = 0; i < count; i++)
+        bytes += pieces[i].iov_len;
+
+    unsigned key = (ticket.peer * 31u + ticket.socket) % sizeof trains->newest;
+    uint8_t *newest = &trains->newest[key];
+    struct train *train = *newest ? &trains->at[*newest - 1] : NULL;
+    if (!train || !fits(trains, train, ticket, bytes)) {
+        train = begin(trains, ticket, bytes);
+        if (!train)
+            return false;
+        *newest = (uint8_t)trains->count;
+    }
+    for (unsigned i = 0; i < count; i++)
+        train->pieces[train->piece_count++] = pieces[i];
+    train->bytes += (uint32_t)bytes;
+    train->segments++;
+    train->full = bytes < train->size;
+    return true;
+}
+
+void trains_reset(struct trains *trains)
+{
+    trains->count = 0;
+    memset(trains->newest, 0, sizeof trains->newest);
+}

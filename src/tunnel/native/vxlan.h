@@ -1,0 +1,41 @@
+/*
+ * VXLAN (RFC 7348) with its inner Ethernet header: the 22 bytes before an inner packet.
+ *
+ *   flags 0x08 | 3 reserved | VNI, 3 bytes | reserved | destination MAC | source MAC | EtherType
+ */
+#ifndef TUNNEL_VXLAN_H
+#define TUNNEL_VXLAN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum {
+    VXLAN_HEADER = 8,
+    ETHERNET_HEADER = 14,
+    VXLAN_OVERHEAD = VXLAN_HEADER + ETHERNET_HEADER,
+    VNI_MAX = (1 << 24) - 1,
+    ETHERTYPE_IP4 = 0x0800,
+    ETHERTYPE_IP6 = 0x86dd,
+    MAC_SIZE = 6,
+};
+
+/* Where a frame goes that has an IP packet for a VTEP whose MAC is not known: "vtep" between
+ * 02 (locally administered) and 00. Every node of ours accepts it beside its own. */
+extern const uint8_t any_vtep_mac[MAC_SIZE];
+
+struct vxlan_frame {
+    uint32_t vni;
+    uint16_t ethertype;
+    const uint8_t *destination;
+    const uint8_t *source;
+};
+
+enum vxlan_verdict { VXLAN_OK, VXLAN_SHORT, VXLAN_NO_VNI };
+
+void vxlan_put(uint8_t *bytes, const struct vxlan_frame *frame);
+
+/* Reads the headers; VXLAN_SHORT if they are not all there, VXLAN_NO_VNI if the I flag is
+ * clear. Other bits are ignored, as the RFC says. `frame` then points into `bytes`. */
+enum vxlan_verdict vxlan_parse(const uint8_t *bytes, size_t length, struct vxlan_frame *frame);
+
+#endif
