@@ -57,7 +57,8 @@ class _Node:
         stdout, stderr = self.process.communicate(timeout=_PATIENCE)
         _, found, drops = stdout.rpartition("drops: ")
         if self.process.returncode or not found:
-            raise LabError(f"tunnel up on host {self.host.name} did not end well: {stderr.strip()}")
+            name = self.host.name
+            raise LabError(f"tunnel up on host {name} did not end well: {_last_line(stderr)}")
         return drops.strip()
 
 
@@ -117,8 +118,13 @@ def _first_line(process: subprocess.Popen[str], *, of: str) -> str:
     line = process.stdout.readline().strip()
     if not line:
         _, stderr = process.communicate(timeout=_PATIENCE)
-        raise LabError(f"{of} failed: {stderr.strip()}")
+        raise LabError(f"{of} failed: {_last_line(stderr)}")
     return line
+
+
+def _last_line(text: str) -> str:
+    """The one of a traceback that says what happened."""
+    return (text.strip().splitlines() or ["it said nothing"])[-1]
 
 
 def _measure(a: Host, b: Host, paths: list[_Path], *, seconds: float) -> None:
@@ -148,7 +154,7 @@ def _tcp(a: Host, b: Host, address: str, *, seconds: float, progress: Progress) 
         progress.advance(progress.task_ids[0], 0.1)
     _, stderr = sender.communicate()
     if sender.returncode:
-        raise LabError(f"TCP to {address} failed: {stderr.strip().splitlines()[-1]}")
+        raise LabError(f"TCP to {address} failed: {_last_line(stderr)}")
     stdout, _ = receiver.communicate(timeout=_PATIENCE)
     received, took = stdout.split()
     return int(received) * 8 / float(took) / 1e9
