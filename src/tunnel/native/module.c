@@ -1,4 +1,5 @@
 /* The binding: parse arguments, drop the GIL, call one C function, translate the error. */
+#define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <errno.h>
 #include <stdbool.h>
