@@ -74,7 +74,7 @@ def tunnel(a: Host, b: Host) -> Contestant:
 
 
 def tunnel_without_offloads(a: Host, b: Host) -> Contestant:
-    return _tunnel(a, b, name="tunnel, no offload", number=3, port=8473, offload="none")
+    return _tunnel(a, b, name="tunnel, none", number=3, port=8473, offload="none")
 
 
 def _tunnel(a: Host, b: Host, *, name: str, number: int, port: int, offload: str) -> Contestant:
