@@ -7,9 +7,7 @@ from collections.abc import Sequence
 
 import click
 
-from tunnel.cli.config import config
-from tunnel.cli.demo import demo
-from tunnel.cli.up import up
+from tunnel.cli import config, demo, up
 from tunnel.errors import TunnelError
 
 
@@ -22,7 +20,7 @@ def verbs(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _verb in (up, config, demo):
+for _verb in (up.up, config.config, demo.demo):
     verbs.add_command(_verb)
 
 

@@ -6,6 +6,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import click
@@ -32,12 +33,12 @@ def check(context: click.Context, path: Path) -> None:
     wrong, 2 if something is.
     """
     file = ConfigFile.read(path)
-    wrong = faults(file.words)
+    wrong = sorted(faults(file.words), key=file.line)
     if wrong:
         click.echo("\n".join(file.describe(error) for error in wrong))
         context.exit(2)
     made = Config.from_words(file.words)
-    click.echo(f"{path}: ok: {made.name}, vni {made.vni}, {len(made.peers)} peers")
+    click.echo(f"{path}: ok: {made.name}, vni {made.vni}, peers: {len(made.peers)}")
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,21 @@ class ConfigFile:
             message = str(error)[: place.start() if place else None]
             raise ConfigError(f"{path}:{line}: not TOML: {message}") from error
 
+    @cached_property
+    def _lines(self) -> dict[_Key, int]:
+        return _lines(self.text)
+
+    def line(self, error: ConfigError) -> int:
+        """Where the fault stands; what is not there, where that stands which lacks it."""
+        key = error.key
+        while key not in self._lines:
+            key = key[:-1]
+        return self._lines[key]
+
     def describe(self, error: ConfigError) -> str:
         """``FILE:LINE: key: message``."""
-        lines, key = _lines(self.text), error.key
-        while key not in lines:  # what is not there has the line of what it is missing from
-            key = key[:-1]
-        words = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.key)
-        return f"{self.path}:{lines[key]}: {words.removeprefix('.')}: {error}"
+        key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.key)
+        return f"{self.path}:{self.line(error)}: {key.removeprefix('.')}: {error}"
 
 
 _TOKEN = re.compile(

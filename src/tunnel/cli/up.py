@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 import uvloop
 
+from tunnel import Tunnel
 from tunnel.cli.config import ConfigFile
 from tunnel.config import Config
 from tunnel.errors import ConfigError, TunnelError
@@ -20,7 +21,7 @@ from tunnel.errors import ConfigError, TunnelError
 
 # Values stay as loose as they are written: config.py knows what they mean, and says what is
 # wrong with one in the same words for flag, environment, file and library.
-@click.command(context_settings={"auto_envvar_prefix": "TUNNEL", "max_content_width": 100})
+@click.command(context_settings={"auto_envvar_prefix": "TUNNEL"})
 @click.option("--name", help='The device\'s name, at most 15 bytes.  [default: "tunnel<VNI>"]')
 @click.option("--vni", type=int, metavar="N", help="Which overlay, 0 to 16777215.  [default: 1]")
 @click.option(
@@ -50,6 +51,7 @@ from tunnel.errors import ConfigError, TunnelError
 )
 @click.option(
     "--mac",
+    metavar="MAC",
     help="This node's VTEP MAC.  [default: made from VNI, local address and port]",
 )
 @click.option(
@@ -140,8 +142,6 @@ async def _until_stopped(config: Config) -> None:
 
 
 async def _run(config: Config) -> None:
-    from tunnel.tunnel import Tunnel  # noqa: PLC0415
-
     async with Tunnel.from_config(config) as tunnel:
         print(tunnel.describe(), flush=True)
         _notify("READY=1")
