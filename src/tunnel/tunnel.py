@@ -8,9 +8,7 @@ The one place where the planes meet: descriptors are opened, tables kept true, a
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
@@ -108,13 +106,15 @@ class Tunnel:
         self._with_tun = device is not None
         self._undo = AsyncExitStack()
         self._changing = asyncio.Lock()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._changes: set[asyncio.Task[None]] = set()
+        self._lookups: set[asyncio.Task[None]] = set()
         self._readers: set[int] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._closing: asyncio.Task[None] | None = None
         self._closed = asyncio.Event()
         self._failure: BaseException | None = None
         self._next_look = 0.0
+        self._fitted = 0
 
     @classmethod
     def from_config(cls, config: Config, *, device: Literal["tun"] | None = "tun") -> Self:
@@ -173,7 +173,7 @@ class Tunnel:
             UnderlayError: It is the first of its underlay family and no socket opens.
         """
         peer = Peer.parse(peer) if isinstance(peer, str) else peer
-        await asyncio.shield(self._spawn(self._add(peer)))
+        await self._change(self._add(peer))
 
     async def remove_peer(self, peer: str | Endpoint | Peer) -> None:
         """
@@ -185,7 +185,7 @@ class Tunnel:
         if isinstance(peer, Peer):
             peer = peer.endpoint
         endpoint = Endpoint.parse(peer) if isinstance(peer, str) else peer
-        await asyncio.shield(self._spawn(self._remove(endpoint)))
+        await self._change(self._remove(endpoint))
 
     async def send(self, packet: bytes) -> None:
         """
@@ -218,7 +218,7 @@ class Tunnel:
     @property
     def mtu(self) -> int:
         """Largest inner packet, in bytes: as configured, or what every known path carries."""
-        return self.config.mtu or self._underlay.mtu
+        return self._underlay.mtu
 
     @property
     def peers(self) -> tuple[Endpoint, ...]:
@@ -270,7 +270,7 @@ class Tunnel:
         return ", ".join(
             [
                 f"{self.config.name}: vni {self.config.vni}",
-                *self._underlay.endpoints,
+                *self._underlay.describe(),
                 f"mtu {self.mtu}",
                 f"{count} peer{'' if count == 1 else 's'}",
                 f"device {device}" if self._with_tun else "no device",
@@ -295,16 +295,19 @@ class Tunnel:
         self._forwarder = self._make_forwarder()
         self._membership = Membership(
             subnets=self.config.subnets,
-            local=[
-                Endpoint(str(local), self.config.port)
-                for local in self._underlay.locals.values()
-                if not local.is_unspecified
-            ],
+            local=self._underlay.endpoints,
         )
         self._undo.callback(self._stop)
+        self._undo.push_async_callback(self._settle)
         for family in tuple(self._underlay.locals):
             await self._listen(family)
-        await self._join(dict(zip(endpoints, found, strict=True)))
+        await self._set_device_up()
+        now = self._loop.time()
+        first = self._membership.add(self.config.peers, now=now)
+        await self._apply(action for action in first if not isinstance(action, Resolve))
+        for endpoint, address in zip(endpoints, found, strict=True):
+            if endpoint.address is None:
+                await self._apply(self._membership.resolved(endpoint, address, now=now))
         self._read(self._device.fileno(), self._forwarder.outbound)
         self._schedule()
         self._offloads_seen = self.offloads
@@ -325,15 +328,13 @@ class Tunnel:
         return device
 
     def _make_forwarder(self) -> Forwarder:
-        local = next(iter(self._underlay.locals.values()))
-        mac = self.config.mac or derive_mac(self.config.vni, local=local, port=self.config.port)
         return Forwarder(
             device=self._device.fileno(),
             vnet_header=self._device.vnet_header,
             coalesce_tcp="tso" in self._device.offloads,
             coalesce_udp="uso" in self._device.offloads,
             vni=self.config.vni,
-            mac=mac.packed,
+            mac=self._underlay.mac.packed,
             segments=self._underlay.abilities.segments,
         )
 
@@ -344,31 +345,26 @@ class Tunnel:
             self._forwarder.set_sockets(family, descriptors)
             self._read(descriptors[0], lambda: self._forwarder.inbound(family))
 
-    async def _join(self, addresses: dict[Endpoint, Address | None]) -> None:
-        """Takes in the first peers and sets the device up: its MTU depends on their paths,
-        and kernel routes on its being up."""
-        now = self._loop.time()
-        actions = self._membership.add(self.config.peers, now=now)
-        actions = [action for action in actions if not isinstance(action, Resolve)]
-        for endpoint, address in addresses.items():
-            if endpoint.address is None:
-                actions += self._membership.resolved(endpoint, address, now=now)
-        await self._reach(actions)
+    async def _set_device_up(self) -> None:
         if isinstance(self._device, Device):
             await self._fit()
             await self._netlink.set_up(self._device.index)
             for interface in self.config.addresses:
                 await self._netlink.add_address(self._device.index, interface)
-        await self._apply(actions)
 
     # Peers come, go and move.
+
+    async def _change(self, work: Coroutine[Any, Any, None]) -> None:
+        """Sees a change through, even where the caller is cancelled."""
+        if self._closing is not None:
+            work.close()
+            raise DeviceError(f"{self.config.name} is closed")
+        await asyncio.shield(_spawn(self._changes, work))
 
     async def _add(self, peer: Peer) -> None:
         async with self._changing:
             actions = self._membership.add([peer], now=self._loop.time())
             try:
-                await self._reach(actions)
-                await self._fit()
                 await self._apply(actions)
             except TunnelError:
                 await self._apply(self._membership.remove(peer.endpoint, now=self._loop.time()))
@@ -379,7 +375,6 @@ class Tunnel:
     async def _remove(self, endpoint: Endpoint) -> None:
         async with self._changing:
             await self._apply(self._membership.remove(endpoint, now=self._loop.time()))
-            await self._fit()
         log.info("%s: peer %s goes", self.config.name, endpoint)
         self._schedule()
 
@@ -387,33 +382,14 @@ class Tunnel:
         address = await self._underlay.resolve(endpoint)
         async with self._changing:
             actions = self._membership.resolved(endpoint, address, now=self._loop.time())
-            if actions:
-                try:
-                    await self._reach(actions)
-                    await self._fit()
-                except TunnelError as error:
-                    # Nobody waits for this: the packets may get through all the same.
-                    log.warning("%s: %s", self.config.name, error)
+            try:
                 await self._apply(actions)
-                log.info("%s: peer %s is at %s", self.config.name, endpoint, address)
+            except TunnelError as error:
+                # Nobody waits for this answer, and the others' packets go on.
+                log.warning("%s: peer %s: %s", self.config.name, endpoint, error)
+        if actions:
+            log.info("%s: peer %s is at %s", self.config.name, endpoint, address)
         self._schedule()
-
-    async def _reach(self, actions: Iterable[Action]) -> None:
-        """Learns the paths to where peers are put, and opens sockets of a new family."""
-        for action in actions:
-            if isinstance(action, PutPeer) and action.address is not None:
-                await self._underlay.reach(action.index, action.peer.endpoint, action.address)
-                await self._listen(action.address.version)
-
-    async def _fit(self) -> None:
-        """Gives the device the MTU that fits the paths."""
-        if isinstance(self._device, Device):
-            segments = self._underlay.abilities.segments
-            await self._netlink.set_mtu(
-                self._device.index,
-                self.mtu,
-                gso_max_size=gso_max_size(self.mtu, segments=segments),
-            )
 
     async def _apply(self, actions: Iterable[Action]) -> None:
         for action in actions:
@@ -425,9 +401,14 @@ class Tunnel:
                         peer.endpoint.port,
                         (peer.mac or ANY_VTEP_MAC).packed,
                     )
+                    if address is not None:
+                        await self._underlay.reach(index, peer.endpoint, address)
+                        await self._listen(address.version)
+                        await self._fit()
                 case ForgetPeer(index):
                     self._forwarder.remove_peer(index)
                     self._underlay.forget(index)
+                    await self._fit()
                 case PutRoutes(routes):
                     self._forwarder.set_routes(
                         [(p.network_address.packed, p.prefixlen, index) for p, index in routes]
@@ -437,7 +418,17 @@ class Tunnel:
                 case RemoveKernelRoute(prefix) if isinstance(self._device, Device):
                     await self._netlink.remove_route(self._device.index, prefix)
                 case Resolve(endpoint):
-                    self._spawn(self._resolve(endpoint))
+                    _spawn(self._lookups, self._resolve(endpoint))
+
+    async def _fit(self) -> None:
+        """Gives the device the MTU that fits the paths; a configured one has to fit them."""
+        self._underlay.check_mtu()
+        mtu = self._underlay.mtu
+        if isinstance(self._device, Device) and mtu != self._fitted:
+            await self._netlink.set_mtu(
+                self._device.index, mtu, gso_max_size=self._underlay.gso_max_size
+            )
+            self._fitted = mtu
 
     def _schedule(self) -> None:
         """Sleeps until membership wants to look again, for ever if it never does."""
@@ -452,7 +443,7 @@ class Tunnel:
         }
         for action in self._membership.tick(heard, now=self._loop.time()):
             assert isinstance(action, Resolve)
-            self._spawn(self._resolve(action.endpoint))
+            _spawn(self._lookups, self._resolve(action.endpoint))
         self._schedule()
 
     # Running.
@@ -496,14 +487,12 @@ class Tunnel:
         self._readers.clear()
         if self._timer is not None:
             self._timer.cancel()
-        for task in self._tasks:
-            task.cancel()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+    async def _settle(self) -> None:
+        """Ends the changes that are under way; nobody waits for the lookups."""
+        for task in self._lookups:
+            task.cancel()
+        await asyncio.gather(*self._lookups, *self._changes, return_exceptions=True)
 
     def _pair(self) -> Pair:
         if not isinstance(self._device, Pair):
@@ -514,31 +503,12 @@ class Tunnel:
         return self._device
 
 
-def derive_mac(vni: int, *, local: Address, port: int) -> Mac:
-    """A VTEP's MAC: the same after a restart, another for each VNI, address and port. On the
-    wildcard there is no address to tell nodes apart by, so it is random."""
-    identity = os.urandom(16) if local.is_unspecified else f"{vni} {local} {port}".encode()
-    digest = bytearray(hashlib.blake2s(identity, digest_size=6).digest())
-    digest[0] = digest[0] & 0xFC | 0x02  # unicast, locally administered
-    if bytes(digest) == ANY_VTEP_MAC.packed:
-        digest[5] ^= 1
-    return Mac(bytes(digest))
-
-
-def gso_max_size(mtu: int, *, segments: int) -> int:
-    """
-    The largest super-packet, in bytes, that becomes one train of at most `segments`
-    datagrams and 65,000 bytes; each repeats the inner headers and adds 22 bytes.
-
-    Inner headers counted are the smallest that TCP has with timestamps, 52 bytes. Larger
-    ones make more segments of the same bytes, which the kernel's own reserve of some 300
-    bytes for headers leaves room for.
-    """
-    if segments == 1:
-        return 65_536  # the kernel's default
-    headers = 52
-    datagrams = min(segments, 65_000 // (mtu + 22))
-    return headers + datagrams * (mtu - headers)
+def _spawn(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """Starts a task and holds it: the loop does not."""
+    task = asyncio.create_task(work)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+    return task
 
 
 def _peer_stats(counters: tuple[int, int, int, int, tuple[int, ...]]) -> PeerStats:

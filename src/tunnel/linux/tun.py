@@ -123,9 +123,9 @@ def _is_persistent(fd: int) -> bool:
 
 
 def _read_drops(name: str) -> int:
-    """The device's transmit drops, 0 when it is gone. From /proc, which shows the process's
-    network namespace; /sys shows the one of whoever mounted it."""
-    for line in Path("/proc/net/dev").read_text().splitlines():
+    """The device's transmit drops, 0 when it is gone. From /proc, which shows our
+    network namespace; /sys shows that of whoever mounted it."""
+    for line in Path("/proc/thread-self/net/dev").read_text().splitlines():
         device, _, counters = line.partition(":")
         if device.strip() == name:
             return int(counters.split()[11])

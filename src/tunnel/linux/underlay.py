@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import ipaddress
 import logging
+import os
 import socket
 from collections.abc import Iterable
 
@@ -13,7 +15,7 @@ from tunnel.config import Config
 from tunnel.errors import ConfigError, UnderlayError
 from tunnel.linux import udp
 from tunnel.linux.netlink import Netlink, Path
-from tunnel.types import Address, Endpoint
+from tunnel.types import ANY_VTEP_MAC, Address, Endpoint, Mac
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +24,9 @@ OVERHEAD = {4: 50, 6: 70}
 
 _ETHERNET_MTU = 1500  # where no peer's path is known yet
 _TRAIN_BYTES = 65_000  # most that one send carries, so a datagram is no longer either
+_GSO_MAX_SIZE = 65_536  # bytes; the kernel's default
+_INNER_HEADERS = 52  # bytes
+_TCP_RESERVE = 320  # bytes of the limit that sk_setup_caps() keeps back, 193 to 321
 _RESOLVE_TIMEOUT = 3.0  # seconds
 
 
@@ -43,19 +48,70 @@ class Underlay:
         self._paths: dict[int, Path] = {}  # by peer index
 
     @property
-    def endpoints(self) -> list[str]:
+    def endpoints(self) -> list[Endpoint]:
+        """Where peers reach us, as far as we know: the wildcard says nothing."""
+        return [
+            Endpoint(str(local), self._config.port)
+            for local in self.locals.values()
+            if not local.is_unspecified
+        ]
+
+    @property
+    def mac(self) -> Mac:
+        """Our VTEP's: the one configured, else made of VNI, address and port, so that it is
+        the same after a restart. The wildcard tells nodes not apart: there it is random."""
+        if self._config.mac is not None:
+            return self._config.mac
+        local = next(iter(self.locals.values()))
+        identity = f"{self._config.vni} {local} {self._config.port}".encode()
+        if local.is_unspecified:
+            identity = os.urandom(16)
+        digest = bytearray(hashlib.blake2s(identity, digest_size=6).digest())
+        digest[0] = digest[0] & 0xFC | 0x02  # unicast, locally administered
+        if bytes(digest) == ANY_VTEP_MAC.packed:
+            digest[5] ^= 1
+        return Mac(bytes(digest))
+
+    @property
+    def mtu(self) -> int:
+        """Largest inner packet, in bytes: the one configured, else what every known path
+        carries."""
+        if self._config.mtu is not None:
+            return self._config.mtu
+        unknown = _ETHERNET_MTU - max(OVERHEAD[family] for family in self.locals)
+        return min(self._carried(), default=unknown)
+
+    def check_mtu(self) -> None:
+        """Raises ConfigError where the configured MTU is more than a known path carries."""
+        wanted = self._config.mtu or 0
+        largest = min(self._carried(), default=wanted)
+        if wanted > largest:
+            raise ConfigError(
+                f"mtu {wanted} is more than the underlay carries (at most {largest})",
+                key=("mtu",),
+            )
+
+    @property
+    def gso_max_size(self) -> int:
+        """
+        Largest super-packet, in bytes, of which the kernel's TCP makes one train: each
+        datagram repeats the inner headers and adds 22 bytes of VXLAN and Ethernet.
+
+        Inner headers are counted as IPv4 with TCP timestamps has them. IPv6 has 20 bytes
+        more, which makes no whole segment more at any MTU that IPv6 allows.
+        """
+        if self.abilities.segments == 1:
+            return _GSO_MAX_SIZE
+        datagrams = min(self.abilities.segments, _TRAIN_BYTES // (self.mtu + 22))
+        return _INNER_HEADERS + datagrams * (self.mtu - _INNER_HEADERS) + _TCP_RESERVE
+
+    def describe(self) -> list[str]:
         """Where we listen, for people."""
         port = self._config.port
         return [
             f"[{local}]:{port}" if local.version == 6 else f"{local}:{port}"
             for local in self.locals.values()
         ]
-
-    @property
-    def mtu(self) -> int:
-        """Largest inner packet, in bytes, that every known path carries."""
-        carried = [_carried(path) for path in self._paths.values()]
-        return min(carried, default=_ETHERNET_MTU - max(OVERHEAD[family] for family in self.locals))
 
     async def resolve(self, endpoint: Endpoint) -> Address | None:
         """The address of a peer; None, and a line in the log, for a name that has none in
@@ -68,7 +124,9 @@ class Underlay:
                     endpoint.host, endpoint.port, type=socket.SOCK_DGRAM
                 )
         except OSError as error:  # socket.gaierror and TimeoutError are OSErrors
-            log.warning("peer %s: its name has no address: %s", endpoint, error or "no answer")
+            log.warning(
+                "peer %s: its name has no address: %s", endpoint, error.strerror or "no answer"
+            )
             return None
         return ipaddress.ip_address(found[0][4][0])
 
@@ -90,19 +148,15 @@ class Underlay:
         Learns the path to a peer. One that no route leads to may still get one.
 
         Raises:
-            ConfigError: The configured MTU is more than the path carries.
+            ConfigError: It is ourselves.
         """
         path = await self._netlink.path_to(address)
         if path is None:
             log.warning("peer %s: no route to %s yet (see ip route get)", endpoint, address)
             return
-        self.locals.setdefault(address.version, path.source)
-        if self._config.mtu is not None and self._config.mtu > _carried(path):
-            raise ConfigError(
-                f"mtu {self._config.mtu} is more than the underlay carries to {endpoint} "
-                f"(at most {_carried(path)})",
-                key=("mtu",),
-            )
+        local = self.locals.setdefault(address.version, path.source)
+        if (address, endpoint.port) == (local, self._config.port):
+            raise ConfigError(f"peer {endpoint} is this node itself (leave it out)")
         self._paths[index] = path
 
     def forget(self, index: int) -> None:
@@ -136,6 +190,12 @@ class Underlay:
             for sock in sockets:
                 sock.close()
 
+    def _carried(self) -> list[int]:
+        return [
+            min(path.mtu, _TRAIN_BYTES) - OVERHEAD[path.source.version]
+            for path in self._paths.values()
+        ]
+
     async def _blame(self, error: UnderlayError) -> UnderlayError:
         """A port in use is most often a kernel vxlan device's, which ss does not show."""
         cause = error.__cause__
@@ -147,7 +207,3 @@ class Underlay:
                     f'(remove it with "ip link delete {holder}", or choose another --port)'
                 )
         return error
-
-
-def _carried(path: Path) -> int:
-    return min(path.mtu, _TRAIN_BYTES) - OVERHEAD[path.source.version]
