@@ -25,6 +25,7 @@ class FakeTunnel:
     opened: ClassVar[list[Config]] = []
     failure: ClassVar[DeviceError | None] = None
     refusal: ClassVar[DeviceError | None] = None
+    opens: ClassVar[bool] = True
     signals: ClassVar[tuple[signal.Signals, ...]] = ()
     cleaned_up: ClassVar[bool] = False
     drops: ClassVar[dict[str, int]] = {}
@@ -37,6 +38,8 @@ class FakeTunnel:
     async def __aenter__(self) -> Self:
         if self.refusal:
             raise self.refusal
+        if not self.opens:
+            await self.wait_closed()
         self.opened.append(self.config)
         return self
 
@@ -139,6 +142,15 @@ def test_up_until_a_signal(
     assert main(["up", "--vni", "7", "--peer", PEER, "--loop", loop]) == 0
     assert capsys.readouterr().out == "tunnel7: ready\ndrops: none\n"
     assert fake.cleaned_up
+
+
+def test_a_signal_ends_it_while_it_opens_too(
+    fake: type[FakeTunnel], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.opens = False
+    fake.signals = (signal.SIGTERM,)
+    assert main(["up"]) == 0
+    assert capsys.readouterr().out == ""
 
 
 def test_the_last_line_says_the_drops(

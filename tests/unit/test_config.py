@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tunnel.config import OFFLOADS, Config, faults
 from tunnel.errors import ConfigError
@@ -177,6 +179,23 @@ def test_what_is_wrong_is_said_once_with_its_place(
 def test_what_is_allowed(words: dict[str, Any]) -> None:
     assert faults(words) == []
     Config.from_words(words)
+
+
+_values = st.recursive(
+    st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from([PEER, "auto", "::"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+)
+_words = ["name", "vni", "local", "subnet", "address", "mtu", "mac", "peer", "offload", "loop"]
+
+
+@given(st.dictionaries(st.sampled_from(_words) | st.text(), _values, max_size=5))
+def test_whatever_stands_in_a_file_is_a_config_or_faults_with_a_place(
+    words: dict[str, Any],
+) -> None:
+    wrong = faults(words)
+    assert all(error.key and "\n" not in str(error) for error in wrong)
+    if not wrong:
+        Config.from_words(words)
 
 
 def test_every_fault_is_found_and_a_wrong_peer_shifts_no_index() -> None:
