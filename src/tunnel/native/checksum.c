@@ -52,8 +52,8 @@ __attribute__((target("avx2"))) static uint64_t checksum_add_avx2(uint64_t sum, 
         length -= 64;
     }
     uint64_t lane[4];
-    __m256i total =
-        _mm256_add_epi64(_mm256_add_epi64(even[0], even[1]), _mm256_add_epi64(odd[0], odd[1]));
+    __m256i total = _mm256_add_epi64(_mm256_add_epi64(even[0], even[1]),
+                                     _mm256_add_epi64(odd[0], odd[1]));
     _mm256_storeu_si256((__m256i *)lane, total);
     return checksum_add_portable(sum + lane[0] + lane[1] + lane[2] + lane[3], data, length);
 }

@@ -13,8 +13,8 @@ enum role {
     BARRIER, /* its flow is not known: ends every run that it could overtake, that is, all */
 };
 
-enum { TCP_SEQUENCE = 4, TCP_ACKNOWLEDGEMENT = 8, TCP_OFFSET = 12, TCP_FLAGS = 13, TCP_WINDOW = 14 };
-enum { TCP_URGENT = 18, UDP_LENGTH = 4, IP4_DF = 0x40 };
+enum { TCP_SEQUENCE = 4, TCP_ACKNOWLEDGEMENT = 8, TCP_OFFSET = 12, TCP_FLAGS = 13 };
+enum { TCP_WINDOW = 14, TCP_URGENT = 18, UDP_LENGTH = 4, IP4_DF = 0x40 };
 
 static enum role tcp_role(const struct ip_packet *packet, uint16_t *header)
 {
@@ -87,8 +87,7 @@ static bool same_tcp_fields(const struct run *run, const struct ip_packet *packe
 static bool may_join(const struct run *run, const struct ip_packet *packet, uint16_t header)
 {
     uint32_t payload = packet->length - header;
-    if (payload > run->size || run->length + payload > IP_MAX ||
-        run->segments == RUN_SEGMENTS_MAX)
+    if (payload > run->size || run->length + payload > IP_MAX || run->segments == RUN_SEGMENTS_MAX)
         return false;
     if (!same_ip_fields(run, packet))
         return false;
@@ -166,6 +165,13 @@ void coalesce_add(struct coalescer *coalescer, const struct ip_packet *packet, u
         *open = 0;
 }
 
+static uint8_t gso_type(const struct ip_packet *packet)
+{
+    if (packet->protocol == IP_UDP)
+        return GSO_UDP;
+    return packet->version == 4 ? GSO_TCP4 : GSO_TCP6;
+}
+
 static void finish(struct run *run)
 {
     const struct ip_packet *first = &run->first;
@@ -175,7 +181,7 @@ static void finish(struct run *run)
     uint32_t behind_ip = run->length - first->header;
     struct offload offload = {
         .flags = OFFLOAD_NEEDS_CSUM,
-        .gso_type = !tcp ? GSO_UDP : first->version == 4 ? GSO_TCP4 : GSO_TCP6,
+        .gso_type = gso_type(first),
         .header_length = run->header,
         .gso_size = run->size,
         .checksum_start = first->header,

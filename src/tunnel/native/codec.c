@@ -56,8 +56,7 @@ static struct codec_result at_fault(enum codec_fault fault, size_t index)
 
 struct codec_result codec_encode_batch(const uint8_t *packets, size_t packets_size,
                                        const uint8_t *sizes, size_t sizes_size, uint8_t *out,
-                                       size_t out_size, uint32_t vni,
-                                       const struct codec_macs *macs)
+                                       size_t out_size, uint32_t vni, const struct codec_macs *macs)
 {
     size_t count = sizes_size / sizeof(uint32_t), done = 0;
     for (size_t i = 0; i < count; i++) {

@@ -11,7 +11,7 @@ enum {
     OUTBOUND_BUDGET = 4, /* batches for one wake-up */
     INBOUND_BUDGET = 4,
     TRAIN_LARGE = 16 * 1024, /* a message of this size is one of a bulk transfer */
-    RECEIVE_LARGE = 4,       /* of those at a time: what is received must still be in the cache */
+    RECEIVE_LARGE = 4,
 };
 
 /* ---- outbound: device to peers ---- */
@@ -21,8 +21,7 @@ static void tell_sender(struct forwarder *forwarder, const struct ip_packet *pac
 {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
-    if (!icmp_allowed(&forwarder->icmp,
-                      (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec))
+    if (!icmp_allowed(&forwarder->icmp, (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec))
         return;
     uint8_t message[OFFLOAD_HEADER + ICMP_MESSAGE_MAX] = {0};
     size_t length = icmp_error(message + OFFLOAD_HEADER, packet, available, reason, mtu);
@@ -398,6 +397,12 @@ static void unpack(struct forwarder *forwarder, const struct arrival *arrival)
     }
 }
 
+/* Of large messages only so many at once that they are still in the cache when written. */
+static unsigned receive_most(size_t mean_bytes)
+{
+    return mean_bytes > TRAIN_LARGE ? RECEIVE_LARGE : RECEIVE_BATCH;
+}
+
 int forwarder_inbound(struct forwarder *forwarder, struct underlay *underlay)
 {
     int moved = 0;
@@ -416,8 +421,7 @@ int forwarder_inbound(struct forwarder *forwarder, struct underlay *underlay)
         flush_runs(forwarder);
         moved += count;
         if (count)
-            forwarder->receive_most =
-                bytes / (unsigned)count > TRAIN_LARGE ? RECEIVE_LARGE : RECEIVE_BATCH;
+            forwarder->receive_most = receive_most(bytes / (unsigned)count);
         if ((unsigned)count < most)
             break;
     }

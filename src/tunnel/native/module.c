@@ -66,8 +66,8 @@ static struct forwarder *enter(ForwarderObject *self)
 
 static int Forwarder_init(ForwarderObject *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"device",       "vnet_header", "coalesce_tcp", "coalesce_udp", "vni",
-                            "mac",          "segments",    NULL};
+    static char *names[] = {"device", "vnet_header", "coalesce_tcp", "coalesce_udp",
+                            "vni",    "mac",         "segments",     NULL};
     int device, vnet_header, coalesce_tcp, coalesce_udp;
     unsigned long vni, segments;
     const char *mac;
@@ -346,8 +346,9 @@ static PyObject *Forwarder_trains(ForwarderObject *self, PyObject *args)
     struct forwarder *forwarder = enter(self);
     if (!forwarder || !PyArg_ParseTuple(args, "i", &index))
         return NULL;
-    struct peer *peer =
-        index >= 0 && index < PEERS_MAX ? peers_get(&forwarder->peers, (uint16_t)index) : NULL;
+    struct peer *peer = index >= 0 && index < PEERS_MAX
+                            ? peers_get(&forwarder->peers, (uint16_t)index)
+                            : NULL;
     if (!peer)
         return PyErr_Format(PyExc_ValueError, "there is no peer %d", index);
     return PyBool_FromLong(peer->trains && forwarder->trains.segments > 1);
@@ -431,9 +432,8 @@ static PyObject *native_encode(PyObject *module, PyObject *args)
     if (check_vni(vni) && parse_macs(source, source_size, destination, destination_size, &macs)) {
         datagram = PyBytes_FromStringAndSize(NULL, packet.len + VXLAN_OVERHEAD);
         if (datagram) {
-            enum codec_fault fault =
-                codec_encode((uint8_t *)PyBytes_AsString(datagram), packet.buf, (size_t)packet.len,
-                             (uint32_t)vni, &macs);
+            enum codec_fault fault = codec_encode((uint8_t *)PyBytes_AsString(datagram), packet.buf,
+                                                  (size_t)packet.len, (uint32_t)vni, &macs);
             if (fault != CODEC_OK) {
                 Py_CLEAR(datagram);
                 codec_failed(module, (struct codec_result){.fault = fault});
@@ -497,8 +497,8 @@ static PyObject *native_decode_batch(PyObject *module, PyObject *args)
         return NULL;
     struct codec_result result;
     Py_BEGIN_ALLOW_THREADS
-    result = codec_decode_batch(datagrams.buf, (size_t)datagrams.len, sizes.buf,
-                                (size_t)sizes.len, out.buf, (size_t)out.len);
+    result = codec_decode_batch(datagrams.buf, (size_t)datagrams.len, sizes.buf, (size_t)sizes.len,
+                                out.buf, (size_t)out.len);
     Py_END_ALLOW_THREADS
     PyObject *decoded = result.fault == CODEC_OK ? PyLong_FromSize_t(result.done)
                                                  : codec_failed(module, result);

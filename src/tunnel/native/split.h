@@ -21,12 +21,12 @@ enum { SPLIT_HEADER_MAX = 256 };
 
 struct split {
     struct ip_packet packet;
-    uint64_t pseudo;  /* sum of addresses and protocol */
+    uint64_t pseudo;    /* sum of addresses and protocol */
     uint32_t transport; /* where TCP or UDP starts */
-    uint32_t header;  /* all header bytes */
-    uint32_t size;    /* payload bytes of each segment but the last */
-    uint32_t offset;  /* payload bytes already given out */
-    uint16_t index;   /* segments already given out */
+    uint32_t header;    /* all header bytes */
+    uint32_t size;      /* payload bytes of each segment but the last */
+    uint32_t offset;    /* payload bytes already given out */
+    uint16_t index;     /* segments already given out */
     bool tcp;
 };
 

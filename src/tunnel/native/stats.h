@@ -49,10 +49,10 @@ enum drop {
     X(receives)              /* recvmmsg calls that gave a datagram */                             \
     X(datagrams_sent)                                                                              \
     X(datagrams_received)                                                                          \
-    X(trains_sent)           /* messages of more than one datagram */                              \
+    X(trains_sent) /* messages of more than one datagram */                                        \
     X(trains_received)                                                                             \
     X(icmp_sent)                                                                                   \
-    X(socket_overflows)      /* datagrams the socket's full buffer lost before we saw them */
+    X(socket_overflows) /* datagrams the socket's full buffer lost before we saw them */
 
 struct work {
 #define X(name) uint64_t name;

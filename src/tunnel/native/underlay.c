@@ -97,8 +97,8 @@ void underlay_send(int fd, struct train *const *trains, unsigned count, const st
 static void prepare(struct receiver *receiver, unsigned count)
 {
     for (unsigned i = 0; i < count; i++) {
-        receiver->pieces[i] =
-            (struct iovec){receiver->room + (size_t)i * RECEIVE_STRIDE, RECEIVE_MAX};
+        receiver->pieces[i] = (struct iovec){receiver->room + (size_t)i * RECEIVE_STRIDE,
+                                             RECEIVE_MAX};
         receiver->messages[i].msg_hdr = (struct msghdr){
             .msg_name = &receiver->names[i],
             .msg_namelen = sizeof receiver->names[i],
