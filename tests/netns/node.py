@@ -1,0 +1,59 @@
+"""``tunnel up`` on a host, as a process of its own."""
+
+import select
+import subprocess
+import sys
+from collections.abc import Iterable
+
+from tunnel.lab import Host
+
+_PATIENCE = 10.0  # seconds for what takes a fraction of one
+
+
+class Node:
+    """
+    Attributes:
+        ready: The line it said when it was.
+        ipv4, ipv6: Its addresses in the overlay.
+    """
+
+    def __init__(self, host: Host, number: int) -> None:
+        self.host = host
+        self.number = number
+        self.prefixes = (f"10.244.{number}.0/24", f"fd00:244:{number}::/64")
+        self.ipv4, self.ipv6 = (prefix.partition("/")[0] for prefix in self.prefixes)
+        self.ready = ""
+        self._process: subprocess.Popen[str] | None = None
+
+    def at(self, family: int, *, mac: str = "") -> str:
+        """This node as a peer: its underlay address of a family and what it owns."""
+        address = self.host.ipv4 if family == 4 else self.host.ipv6
+        words = [*self.prefixes, f"mac={mac}"] if mac else self.prefixes
+        return f"{address}={','.join(words)}"
+
+    def up(self, *words: str, peers: Iterable[str]) -> None:
+        """Starts it and waits until it is ready."""
+        command = [sys.executable, "-m", "tunnel", "up", *words]
+        command += [word for prefix in self.prefixes for word in ("--subnet", prefix)]
+        command += [word for peer in peers for word in ("--peer", peer)]
+        self._process = process = self.host.popen(command)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert select.select([process.stdout], [], [], _PATIENCE)[0], "not ready in time"
+        self.ready = process.stdout.readline().strip()
+        assert self.ready, process.stderr.read()
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.communicate()
+
+    def down(self) -> dict[str, int]:
+        """Ends it as systemd would; returns its drops by reason."""
+        assert self._process is not None
+        self._process.terminate()
+        stdout, stderr = self._process.communicate(timeout=_PATIENCE)
+        assert self._process.returncode == 0, stderr
+        words = stdout.rpartition("drops: ")[2].split()
+        pairs = (word.split("=") for word in words if "=" in word)
+        return {reason: int(count) for reason, count in pairs}
