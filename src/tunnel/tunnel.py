@@ -28,7 +28,7 @@ from tunnel.control.membership import (
     RemoveKernelRoute,
     Resolve,
 )
-from tunnel.errors import ConfigError, DeviceError, TunnelError
+from tunnel.errors import ConfigError, DeviceError, TunnelError, UnderlayError
 from tunnel.linux.netlink import Netlink
 from tunnel.linux.pair import Pair
 from tunnel.linux.tun import Device, open_device
@@ -113,6 +113,7 @@ class Tunnel:
         self._closing: asyncio.Task[None] | None = None
         self._closed = asyncio.Event()
         self._failure: BaseException | None = None
+        self._offloads_seen: frozenset[str] = frozenset()
         self._next_look = 0.0
         self._fitted = 0
 
@@ -123,6 +124,8 @@ class Tunnel:
         return cls(device=device, **words)
 
     async def __aenter__(self) -> Self:
+        if self._closing is not None:
+            raise DeviceError(f"{self.config.name} is closed (open another Tunnel)")
         try:
             await self._open()
         except BaseException:
@@ -293,10 +296,7 @@ class Tunnel:
         found = await asyncio.gather(*(self._underlay.resolve(end) for end in endpoints))
         await self._underlay.choose_locals(address for address in found if address is not None)
         self._forwarder = self._make_forwarder()
-        self._membership = Membership(
-            subnets=self.config.subnets,
-            local=self._underlay.endpoints,
-        )
+        self._membership = Membership(subnets=self.config.subnets, local=self._underlay.endpoints)
         self._undo.callback(self._stop)
         self._undo.push_async_callback(self._settle)
         for family in tuple(self._underlay.locals):
@@ -310,7 +310,6 @@ class Tunnel:
                 await self._apply(self._membership.resolved(endpoint, address, now=now))
         self._read(self._device.fileno(), self._forwarder.outbound)
         self._schedule()
-        self._offloads_seen = self.offloads
         for reason in self._underlay.abilities.reasons:
             log.warning("%s: %s", self.config.name, reason)
 
@@ -457,7 +456,7 @@ class Tunnel:
                 if self._loop.time() >= self._next_look:
                     self._look()
             except Exception as error:
-                self._fail(error)
+                self._fail(descriptor, error)
 
         self._loop.add_reader(descriptor, ready)
         self._readers.add(descriptor)
@@ -470,15 +469,18 @@ class Tunnel:
         if lost:
             log.warning("%s: turned off at run time: %s", self.config.name, ", ".join(sorted(lost)))
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, descriptor: int, error: Exception) -> None:
         """Closes, with the reason for who waits."""
-        self._stop()
+        self._failure = error
         if isinstance(error, OSError):
-            self._failure = DeviceError(f"device {self.config.name} is gone: {error.strerror}")
+            name, why = self.config.name, error.strerror
+            if descriptor == self._device.fileno():
+                self._failure = DeviceError(f"device {name} is gone: {why}")
+            else:
+                self._failure = UnderlayError(f"the UDP socket of {name} failed: {why}")
             self._failure.__cause__ = error
-        else:
-            self._failure = error
         log.error("%s: closing: %s", self.config.name, self._failure)
+        self._stop()
         self._closing = self._closing or self._loop.create_task(self._undo.aclose())
 
     def _stop(self) -> None:

@@ -23,6 +23,13 @@ PROTOCOL = 84
 """Protocol number of our kernel routes (``ip route show proto 84``), free in
 linux/rtnetlink.h and iproute2's rt_protos: what has it is ours to remove."""
 
+_HINTS = {
+    errno.EPERM: 'run with CAP_NET_ADMIN, or inside "unshare -Urn"',
+    errno.EACCES: 'is IPv6 off? see "sysctl net.ipv6.conf.default.disable_ipv6"',
+    errno.ENODEV: "it is gone, or its mtu is below the 1280 bytes that IPv6 needs",
+}
+"""What each refusal most often means, and what to do."""
+
 _QUEUE_LENGTH = 4096  # packets; a TUN device's 500 overflow within one slow wake-up
 _SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
 _MAIN_TABLE = 254
@@ -148,7 +155,8 @@ class Netlink:
                     )
 
     async def path_to(self, address: Address) -> Path | None:
-        """The way to an underlay address, None where no route leads there."""
+        """The way to an underlay address, None where no route leads there or no address of
+        ours could be the source."""
         try:
             (message,) = await self._route.route("get", dst=str(address))
             mtu = message.get(("metrics", "mtu"))
@@ -157,7 +165,8 @@ class Netlink:
                 mtu = link.get("mtu")
         except NetlinkError:
             return None
-        return Path(ipaddress.ip_address(message.get("prefsrc")), mtu)
+        source = message.get("prefsrc")
+        return Path(ipaddress.ip_address(source), mtu) if source else None
 
     async def vxlan_on(self, port: int) -> str | None:
         """Name of a kernel vxlan device that owns UDP `port` in this namespace."""
@@ -217,7 +226,7 @@ def _explained(what: str) -> Iterator[None]:
     try:
         yield
     except NetlinkError as error:
-        hint = ' (run with CAP_NET_ADMIN, or inside "unshare -Urn")'
+        hint = _HINTS.get(error.code)
         raise DeviceError(
-            f"cannot {what}: {os.strerror(error.code)}{hint if error.code == errno.EPERM else ''}"
+            f"cannot {what}: {os.strerror(error.code).lower()}{f' ({hint})' if hint else ''}"
         ) from error
