@@ -7,15 +7,23 @@
 
 enum { TCP_SEQUENCE = 4, TCP_FLAGS = 13, UDP_LENGTH = 4 };
 
+/* Whether the transport header may stand behind extension headers, where only the offload header
+ * says what and where it is. */
+static bool has_extensions(const struct ip_packet *packet)
+{
+    return packet->version == 6 && !packet->plain;
+}
+
 static bool kind_agrees(const struct ip_packet *packet, uint8_t type)
 {
+    bool extended = has_extensions(packet);
     switch (type) {
     case GSO_TCP4:
         return packet->version == 4 && packet->protocol == IP_TCP;
-    case GSO_TCP6: /* the protocol may stand behind extension headers */
-        return packet->version == 6;
+    case GSO_TCP6:
+        return packet->version == 6 && (extended || packet->protocol == IP_TCP);
     case GSO_UDP:
-        return packet->version == 6 || packet->protocol == IP_UDP;
+        return extended || packet->protocol == IP_UDP;
     default:
         return false;
     }
@@ -30,7 +38,7 @@ bool split_open(struct split *split, const struct ip_packet *packet, const struc
     if (!kind_agrees(packet, type) || packet->fragment || !offload->gso_size ||
         !(offload->flags & OFFLOAD_NEEDS_CSUM))
         return false;
-    if (transport < packet->header || (packet->version == 4 && transport != packet->header) ||
+    if (transport < packet->header || (!has_extensions(packet) && transport != packet->header) ||
         offload->checksum_offset != (tcp ? TCP_CHECK : UDP_CHECK))
         return false;
     size_t transport_header = tcp ? ip_tcp_header(packet, transport) : UDP_HEADER;
@@ -109,7 +117,7 @@ bool split_checksum(struct ip_packet *packet, const struct offload *offload)
     /* The field already holds the sum of the pseudo-header. */
     uint64_t sum = checksum_add(0, packet->data + start, packet->length - start);
     uint16_t check = (uint16_t)~checksum_fold(sum);
-    bool udp = offload->checksum_offset == UDP_CHECK && packet->protocol == IP_UDP;
-    checksum_store(packet->data + field, udp && !check ? 0xffff : check);
+    /* Never zero, which means something to UDP, and the same as 0xffff to all others. */
+    checksum_store(packet->data + field, check ? check : 0xffff);
     return true;
 }
