@@ -1,0 +1,1 @@
+"""The C core against scapy and naive twins, one call at a time."""

@@ -1,0 +1,238 @@
+"""
+One forwarder on a bench: its device is a socket pair, its peers are plain sockets on loopback.
+
+So the C path runs as in life, one call at a time and without privilege:
+
+    put() -> forwarder.outbound() -> Peer.take()
+    Peer.send() -> inbound() -> take()
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+import time
+from collections.abc import Iterable
+from contextlib import ExitStack
+from types import TracebackType
+
+from scapy.packet import Packet
+
+from tunnel._native import DROP_REASONS, WORK, Forwarder
+
+from .wire import NO_OFFLOAD, OUR_MAC, PEER_MAC, Vnet
+
+_UDP_SEGMENT, _UDP_GRO = 103, 104
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE, _SO_MEMINFO = 32, 33, 55
+_IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT = 10, 23, 0
+_SECONDS = 2.0  # far more than loopback takes
+_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+
+
+def packed(address: str) -> bytes:
+    return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
+
+
+class Peer:
+    """A node of the other side: a plain UDP socket, and what it sends and gets by hand."""
+
+    def __init__(self, rig: Rig, index: int, *, address: str, mac: bytes) -> None:
+        self.rig, self.index, self.address, self.mac = rig, index, address, mac
+        self.socket = rig.open_socket(address)
+        self.port: int = self.socket.getsockname()[1]
+
+    def send(self, datagram: bytes, *, ecn: int = 0, size: int | None = None) -> None:
+        """Sends to the rig, as a train of datagrams of `size` bytes if given, and returns when
+        it lies in the rig's receive buffer."""
+        control: list[tuple[int, int, bytes]] = []
+        if ecn:
+            four = self.rig.family == 4
+            level, kind = (0, socket.IP_TOS) if four else (41, socket.IPV6_TCLASS)
+            control.append((level, kind, struct.pack("i", ecn)))
+        if size:
+            control.append((socket.IPPROTO_UDP, _UDP_SEGMENT, struct.pack("H", size)))
+        before = self.rig.queued()
+        self.socket.sendmsg([datagram], control, 0, self.rig.sockets[0].getsockname())
+        deadline = time.monotonic() + _SECONDS
+        while self.rig.queued() == before and time.monotonic() < deadline:
+            time.sleep(0)
+
+    def trains(self, datagrams: int) -> list[list[bytes]]:
+        """What arrived, as the kernel handed it over: one list a train. Waits for that many
+        datagrams, and takes no more than there are."""
+        return [train for train, _, _ in self._arrivals(datagrams)]
+
+    def take(self, datagrams: int = 1) -> list[bytes]:
+        """The datagrams that arrived, in order."""
+        return [datagram for train in self.trains(datagrams) for datagram in train]
+
+    def packets(self, count: int = 1) -> list[bytes]:
+        """The inner packets that arrived."""
+        return [datagram[22:] for datagram in self.take(count)]
+
+    def tos(self, datagrams: int) -> list[tuple[int, int]]:
+        """(datagrams, ToS or traffic class) of each train that arrived."""
+        return [(len(train), tos) for train, tos, _ in self._arrivals(datagrams)]
+
+    def ports(self, datagrams: int) -> list[int]:
+        """Source port of each train that arrived."""
+        return [port for _, _, port in self._arrivals(datagrams)]
+
+    def _arrivals(self, datagrams: int) -> list[tuple[list[bytes], int, int]]:
+        arrivals: list[tuple[list[bytes], int, int]] = []
+        deadline = time.monotonic() + _SECONDS
+        while True:
+            missing = datagrams - sum(len(train) for train, _, _ in arrivals)
+            wait = max(0, deadline - time.monotonic()) if missing > 0 else 0
+            if not select.select([self.socket], [], [], wait)[0]:
+                return arrivals
+            data, control, _, name = self.socket.recvmsg(65536, 128)
+            size, tos = len(data) or 1, 0
+            for level, kind, value in control:
+                if (level, kind) == (socket.IPPROTO_UDP, _UDP_GRO):
+                    size = struct.unpack("i", value)[0]
+                elif kind in (socket.IP_TOS, socket.IPV6_TCLASS):
+                    tos = value[0]
+            train = [data[at : at + size] for at in range(0, max(1, len(data)), size)]
+            arrivals.append((train, tos, name[1]))
+
+
+class Rig:
+    """A forwarder for tests; everything it opened is closed at the end of the ``with`` block."""
+
+    def __init__(
+        self,
+        *,
+        family: int = 4,
+        vnet: bool = True,
+        tcp: bool = True,
+        udp: bool = True,
+        vni: int = 1,
+        segments: int = 127,
+        sockets: int = 1,
+    ) -> None:
+        self._stack = ExitStack()
+        self.family, self.vnet = family, vnet
+        self.device, self.program = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (self.device, self.program):
+            self._stack.enter_context(end)
+            end.setblocking(False)
+            _set_buffer(end, socket.SO_SNDBUF, force=_SO_SNDBUFFORCE)
+        local = "127.0.7.1" if family == 4 else "::1"
+        self.sockets = [self.open_socket(local) for _ in range(sockets)]
+        self.peers: list[Peer] = []
+        self.routes: list[tuple[bytes, int, int]] = []
+        self.forwarder = Forwarder(
+            device=self.device.fileno(),
+            vnet_header=vnet,
+            coalesce_tcp=tcp,
+            coalesce_udp=udp,
+            vni=vni,
+            mac=OUR_MAC,
+            segments=segments,
+        )
+        self.forwarder.set_sockets(family, [sock.fileno() for sock in self.sockets])
+
+    def __enter__(self) -> Rig:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def open_socket(self, address: str) -> socket.socket:
+        """A socket as `tunnel.linux.udp` opens it, on a port of its own."""
+        four = ":" not in address
+        sock = socket.socket(_FAMILY[4 if four else 6], socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._stack.enter_context(sock)
+        if four:
+            sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DONT)
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
+        else:
+            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
+        sock.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 1)
+        _set_buffer(sock, socket.SO_RCVBUF, force=_SO_RCVBUFFORCE)
+        sock.bind((address, 0))
+        return sock
+
+    def add_peer(self, *, address: str | None = None, mac: bytes = PEER_MAC) -> Peer:
+        """The next peer: number n owns 10.0.n.0/24 and fd00:n::/64, counted from 1."""
+        index = len(self.peers)
+        if address is None:
+            address = f"127.0.7.{index + 2}" if self.family == 4 else "::1"
+        peer = Peer(self, index, address=address, mac=mac)
+        self.peers.append(peer)
+        self.forwarder.set_peer(index, packed(address), peer.port, mac)
+        self.routes.append((packed(f"10.0.{index + 1}.0"), 24, index))
+        self.routes.append((packed(f"fd00:{index + 1:x}::"), 64, index))
+        self.forwarder.set_routes(self.routes)
+        return peer
+
+    # ---- the device's side ----
+
+    def put(self, packet: Packet | bytes, vnet: Vnet = NO_OFFLOAD) -> None:
+        """What the kernel would give to read."""
+        self.program.send((bytes(vnet) if self.vnet else b"") + bytes(packet))
+
+    def outbound(self, *packets: Packet | bytes) -> None:
+        """Puts packets without offloads, and forwards all there are."""
+        for packet in packets:
+            self.put(packet)
+        while self.forwarder.outbound():
+            pass
+
+    def writes(self) -> list[tuple[Vnet, bytes]]:
+        """What was written to the device: (header, packet) of each write."""
+        messages = []
+        while True:
+            try:
+                messages.append(self.program.recv(1 << 17))
+            except BlockingIOError:
+                break
+        return [Vnet.cut(message) if self.vnet else (NO_OFFLOAD, message) for message in messages]
+
+    def take(self) -> list[bytes]:
+        """The packets that were written to the device."""
+        return [packet for _, packet in self.writes()]
+
+    # ---- the peers' side ----
+
+    def queued(self) -> int:
+        """Bytes of kernel memory that wait in the receiving socket."""
+        info = self.sockets[0].getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 4)
+        return int.from_bytes(info, "little")
+
+    def inbound(self) -> list[tuple[Vnet, bytes]]:
+        """Moves what peers sent; returns what was written to the device."""
+        while self.forwarder.inbound(self.family):
+            pass
+        return self.writes()
+
+    # ---- counters ----
+
+    def drops(self, index: int) -> dict[str, int]:
+        """Drop reasons that occurred, of a peer or of -1."""
+        counts = self.forwarder.counters(index)[4]
+        names = (name for name, _, _ in DROP_REASONS)
+        return {name: count for name, count in zip(names, counts, strict=True) if count}
+
+    def work(self) -> dict[str, int]:
+        return dict(zip(WORK, self.forwarder.work(), strict=True))
+
+
+def _set_buffer(sock: socket.socket, plain: int, *, force: int) -> None:
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, force, 8 << 20)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, plain, 8 << 20)
+
+
+def send_all(peer: Peer, datagrams: Iterable[bytes]) -> None:
+    for datagram in datagrams:
+        peer.send(datagram)
