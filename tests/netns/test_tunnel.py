@@ -48,6 +48,7 @@ def host(lab: Lab) -> Iterator[Host]:
     """A host linked to another; the test runs on it."""
     host, other = lab.host("a"), lab.host("b")
     lab.link(host, other)
+    host.run("sysctl -w net.ipv4.ip_forward=0")  # a new namespace starts as the machine is
     with inside(host):
         yield host
 
@@ -238,6 +239,21 @@ async def test_all_is_made_and_all_is_undone(host: Host) -> None:
         await tunnel.remove_peer("192.0.2.3")
         assert "10.3.0.0/16" not in shell("ip route")
     assert system() == before
+
+
+async def test_a_host_that_forwards_takes_super_packets_of_any_size(host: Host) -> None:
+    shell("sysctl -w net.ipv4.ip_forward=1")
+    async with Tunnel(subnets=SUBNETS, peers=[PEER]):
+        assert "gso_max_size 65536" in shell("ip -d link show tunnel1")
+
+
+async def test_once_closed_it_stays_closed(host: Host) -> None:
+    tunnel = Tunnel(subnets=SUBNETS, peers=[PEER])
+    async with tunnel:
+        pass
+    with pytest.raises(DeviceError, match="closed"):
+        async with tunnel:
+            pass
 
 
 async def test_the_mtu_follows_the_paths(host: Host) -> None:

@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterable
+from pathlib import Path as FilePath
 
 from tunnel.config import Config
 from tunnel.errors import ConfigError, UnderlayError
@@ -99,8 +100,14 @@ class Underlay:
 
         Inner headers are counted as IPv4 with TCP timestamps has them. IPv6 has 20 bytes
         more, which makes no whole segment more at any MTU that IPv6 allows.
+
+        A host that forwards keeps the kernel's default: containers make super-packets as
+        large as their own devices allow, and the kernel cuts up in software what is larger
+        than ours. That more than halves their throughput (2.4 for 5.9 Gbit/s, one stream,
+        two cores), while two trains for one super-packet cost the host's own streams about
+        a tenth.
         """
-        if self.abilities.segments == 1:
+        if self.abilities.segments == 1 or _forwards():
             return _GSO_MAX_SIZE
         datagrams = min(self.abilities.segments, _TRAIN_BYTES // (self.mtu + 22))
         return _INNER_HEADERS + datagrams * (self.mtu - _INNER_HEADERS) + _TCP_RESERVE
@@ -207,3 +214,10 @@ class Underlay:
                     f'(remove it with "ip link delete {holder}", or choose another --port)'
                 )
         return error
+
+
+def _forwards() -> bool:
+    """Whether this host, in our network namespace, routes others' packets."""
+    switches = ("ipv4/ip_forward", "ipv6/conf/all/forwarding")
+    paths = [FilePath("/proc/sys/net", switch) for switch in switches]
+    return any(path.exists() and path.read_text().strip() != "0" for path in paths)
