@@ -1,0 +1,45 @@
+"""
+A program that brings its own network: it greets whoever calls it through the overlay.
+
+    python embed.py 10.244.1.0/24 192.0.2.2=10.244.2.0/24     (as root, on 192.0.2.1)
+    nc 10.244.1.0 7007                                        (on 192.0.2.2, where
+        "tunnel up --subnet 10.244.2.0/24 --peer 192.0.2.1=10.244.1.0/24" runs)
+
+The device, its address and the kernel routes are gone when the program is.
+"""
+
+import asyncio
+import sys
+from contextlib import suppress
+
+from tunnel import Peer, Tunnel, TunnelError
+
+
+async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(f"hello {writer.get_extra_info('peername')[0]}\n".encode())
+    await writer.drain()
+    writer.close()
+
+
+async def main(subnet: str, *peers: str) -> None:
+    async with Tunnel(subnets=[subnet]) as tunnel:
+        print(tunnel.describe(), flush=True)
+        # Peers may come and go at any time; packets of the others are not disturbed.
+        for text in peers:
+            await tunnel.add_peer(Peer.parse(text))
+        address = str(tunnel.config.addresses[0].ip)
+        try:
+            async with await asyncio.start_server(greet, address, 7007):
+                await tunnel.wait_closed()
+        finally:
+            for endpoint, peer in tunnel.stats.peers.items():
+                print(f"{endpoint}: {peer.inbound.packets} in, {peer.outbound.packets} out")
+            print(f"drops: {tunnel.stats.drops}")
+
+
+if __name__ == "__main__":
+    try:
+        with suppress(KeyboardInterrupt):
+            asyncio.run(main(*sys.argv[1:]))
+    except TunnelError as error:
+        sys.exit(str(error))
