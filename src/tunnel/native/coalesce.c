@@ -20,7 +20,7 @@ static enum role tcp_role(const struct ip_packet *packet, uint16_t *header)
 {
     size_t tcp_header = ip_tcp_header(packet, packet->header);
     if (!tcp_header)
-        return ENDS;
+        return BARRIER;
     uint8_t flags = packet->data[packet->header + TCP_FLAGS];
     *header = (uint16_t)(packet->header + tcp_header);
     if (flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_URG | TCP_CWR) || !(flags & TCP_ACK))
@@ -31,13 +31,13 @@ static enum role tcp_role(const struct ip_packet *packet, uint16_t *header)
 static enum role udp_role(const struct ip_packet *packet, uint16_t *header)
 {
     *header = (uint16_t)(packet->header + UDP_HEADER);
-    if (packet->length <= *header)
-        return ENDS;
+    if (packet->length < *header)
+        return BARRIER;
     const uint8_t *udp = packet->data + packet->header;
     /* The device would give a joined datagram a checksum: one without must stay alone. */
     if (get16(udp + UDP_LENGTH) != packet->length - packet->header || !get16(udp + UDP_CHECK))
         return ENDS;
-    return JOINS;
+    return packet->length == *header ? ENDS : JOINS;
 }
 
 static enum role role_of(const struct coalescer *coalescer, const struct ip_packet *packet,
