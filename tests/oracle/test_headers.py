@@ -11,7 +11,6 @@ from .wire import (
     OURS,
     PEER_MAC,
     THEIRS,
-    dissect,
     frame,
     ip,
     udp,
@@ -86,7 +85,7 @@ def test_outer_ecn_is_the_inner(family: int, version: int) -> None:
         assert peer.tos(len(marks)) == expected
 
 
-COMBINED = {
+COMBINED: dict[int, list[int | None]] = {
     # inner: what leaves for an outer Not-ECT, ECT(1), ECT(0), CE. RFC 6040, figure 4.
     NOT_ECT: [NOT_ECT, NOT_ECT, NOT_ECT, None],
     ECT1: [ECT1, ECT1, ECT1, CE],
