@@ -236,6 +236,55 @@ def test_killed_and_started_again(lab: Lab) -> None:
     assert (a.down(), b.down()) == ({}, {})
 
 
+@pytest.mark.parametrize("offload", ["none", "auto"])
+@pytest.mark.parametrize("outer", [4, 6])
+def test_the_underlay_shrinks(lab: Lab, outer: int, offload: str) -> None:
+    """No black hole: who sends too much is told, who cannot be told is fragmented."""
+    a, b = pair(lab)
+    up_all(a, b, outer=outer, words=("--offload", offload))
+    for node in (a, b):
+        node.host.run("ip link set eth0 mtu 1400")
+    for address in (b.ipv4, b.ipv6):
+        exchange(a.host, b.host, address, size=SMALL)
+        a.host.run(f"ping -c 1 -W 1 -s 20000 {address}")
+    for drops in (a.down(), b.down()):
+        assert drops.keys() <= {"too_big"}
+
+
+@pytest.mark.parametrize("outer", [4, 6])
+def test_a_router_on_the_way_takes_less(lab: Lab, outer: int) -> None:
+    """It fragments over IPv4; over IPv6 it says so, and the node tells who sent."""
+    a, b = Node(lab.host("a"), 1), Node(lab.host("b"), 2)
+    route_between(lab, (a.host, 1500), (b.host, 1400))
+    up_all(a, b, outer=outer)
+    ping_all(a, b)
+    for address in (b.ipv4, b.ipv6):
+        exchange(a.host, b.host, address, size=SMALL)
+    assert a.down().keys() <= {"too_big"}
+    assert b.down() == {}
+
+
+def test_ports_of_their_own(lab: Lab) -> None:
+    """And one that sends from its port alone."""
+    a, b = pair(lab)
+    a.up("--port", "4789", peers=[b.at(4)])
+    b.up("--source-ports", "1", peers=[a.at(4).replace("=", ":4789=", 1)])
+    ping_all(a, b)
+    exchange(a.host, b.host, b.ipv4, size=SMALL)
+    assert (a.down(), b.down()) == ({}, {})
+
+
+def test_the_underlay_goes_and_comes_back(lab: Lab) -> None:
+    a, b = pair(lab)
+    up_all(a, b)
+    a.host.run("ip link set eth0 down")
+    with pytest.raises(LabError):
+        a.host.ping(b.ipv4)
+    a.host.run("ip link set eth0 up")
+    ping_all(a, b)
+    assert (a.down(), b.down()) == ({"unreachable": 1}, {})
+
+
 def test_garbage_from_a_peer_harms_nothing(lab: Lab) -> None:
     """Random bytes, and VXLAN headers with random bytes behind, while TCP runs."""
     a, b = pair(lab)
@@ -246,6 +295,27 @@ def test_garbage_from_a_peer_harms_nothing(lab: Lab) -> None:
     reasons = {"short_frame", "no_vni", "other_vni", "ethertype", "other_mac", "bad_inner"}
     assert reasons <= set(a.down())
     assert b.down() == {}
+
+
+def route_between(lab: Lab, *ends: tuple[Host, int]) -> None:
+    """Joins hosts by a router, each over a link of its own MTU."""
+    router = lab.host("router")
+    for number, (host, mtu) in enumerate(ends):
+        port = f"port{number}"
+        router.run(
+            f"ip link add {port} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {host.pid}"
+        )
+        router.run(f"ip address add fe80::1/64 dev {port} nodad")
+        router.run(f"ip link set {port} up")
+        router.run(f"ip route add {host.ipv4} dev {port}")
+        router.run(f"ip route add {host.ipv6} dev {port}")
+        host.run(f"ip address add {host.ipv4}/32 dev eth0")
+        host.run(f"ip address add {host.ipv6}/128 dev eth0 nodad")
+        host.run("ip link set eth0 up")
+        host.run("ip -4 route add default via inet6 fe80::1 dev eth0")
+        host.run("ip -6 route add default via fe80::1 dev eth0")
+    for switch in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+        router.run(["sh", "-c", f"echo 1 >/proc/sys/net/{switch}"])
 
 
 @contextmanager
