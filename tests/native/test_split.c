@@ -140,7 +140,8 @@ TEST(a_zero_udp_checksum_is_sent_as_all_ones)
         if (ones)
             return;
     }
-    CHECK(!"a port that makes the checksum zero");
+    bool found = false;
+    CHECK(found);
 }
 
 TEST(tcp_behind_an_extension_header)
