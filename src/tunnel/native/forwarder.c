@@ -19,14 +19,16 @@ enum {
 static void tell_sender(struct forwarder *forwarder, const struct ip_packet *packet,
                         size_t available, enum icmp_reason reason, uint32_t mtu)
 {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    if (!icmp_allowed(&forwarder->icmp, (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec))
-        return;
     uint8_t message[OFFLOAD_HEADER + ICMP_MESSAGE_MAX] = {0};
     size_t length = icmp_error(message + OFFLOAD_HEADER, packet, available, reason, mtu);
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    /* Asked last: what is not to be answered takes no share of what others get. */
+    if (!length ||
+        !icmp_allowed(&forwarder->icmp, (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec))
+        return;
     const struct iovec pieces[2] = {{message, OFFLOAD_HEADER}, {message + OFFLOAD_HEADER, length}};
-    if (length && device_write(&forwarder->device, pieces, 2) == 0)
+    if (device_write(&forwarder->device, pieces, 2) == 0)
         forwarder->work.icmp_sent++;
 }
 
