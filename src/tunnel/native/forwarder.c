@@ -132,6 +132,22 @@ static void send_refused(struct forwarder *forwarder, int fd, struct train *trai
     send_singly(forwarder, fd, train);
 }
 
+static void send_all(struct forwarder *forwarder, int fd, struct train *const *trains,
+                     unsigned count)
+{
+    while (count) {
+        unsigned dealt_with = underlay_send(fd, trains, count, &forwarder->peers, &forwarder->work);
+        for (unsigned i = 0; i < dealt_with; i++) {
+            if (trains[i]->error)
+                send_refused(forwarder, fd, trains[i]);
+            else
+                count_sent(forwarder, trains[i]);
+        }
+        trains += dealt_with;
+        count -= dealt_with;
+    }
+}
+
 static unsigned socket_fd_index(const struct underlay *underlay, uint32_t hash)
 {
     return (unsigned)(((uint64_t)hash * underlay->count) >> 32);
@@ -156,13 +172,7 @@ static void flush_trains(struct forwarder *forwarder)
             list[count++] = &trains->at[i];
             done[i] = true;
         }
-        underlay_send(fd, list, count, &forwarder->peers, &forwarder->work);
-        for (unsigned i = 0; i < count; i++) {
-            if (list[i]->error)
-                send_refused(forwarder, fd, list[i]);
-            else
-                count_sent(forwarder, list[i]);
-        }
+        send_all(forwarder, fd, list, count);
     }
     trains_reset(trains);
     forwarder->slab_used = 0;

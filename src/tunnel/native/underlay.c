@@ -56,12 +56,17 @@ static void put_message(struct msghdr *message, union send_control *control, str
         message->msg_control = control;
 }
 
+static bool is_full(int error)
+{
+    return error == EAGAIN || error == ENOBUFS;
+}
+
 /* Whether waiting a little may help; bounded, the loop has other work. */
 static bool worth_waiting(int fd, int error, int *retries)
 {
     if (error == EINTR)
         return true;
-    if ((error != EAGAIN && error != ENOBUFS) || *retries == 0)
+    if (!is_full(error) || *retries == 0)
         return false;
     --*retries;
     struct pollfd ready = {.fd = fd, .events = POLLOUT};
@@ -69,8 +74,8 @@ static bool worth_waiting(int fd, int error, int *retries)
     return true;
 }
 
-void underlay_send(int fd, struct train *const *trains, unsigned count, const struct peers *peers,
-                   struct work *work)
+unsigned underlay_send(int fd, struct train *const *trains, unsigned count,
+                       const struct peers *peers, struct work *work)
 {
     struct mmsghdr messages[TRAINS_MAX];
     union send_control control[TRAINS_MAX];
@@ -78,20 +83,25 @@ void underlay_send(int fd, struct train *const *trains, unsigned count, const st
         put_message(&messages[i].msg_hdr, &control[i], trains[i], &peers->at[trains[i]->peer]);
 
     int retries = FULL_RETRIES;
-    for (unsigned next = 0; next < count;) {
+    unsigned next = 0;
+    while (next < count) {
         int sent = sendmmsg(fd, messages + next, count - next, 0);
         work->sends++;
         if (sent < 0) {
             if (worth_waiting(fd, errno, &retries))
                 continue;
-            trains[next++]->error = errno;
-            continue;
+            struct train *refused = trains[next++];
+            refused->error = errno;
+            if (is_full(refused->error))
+                continue; /* the same call goes on: the bound on waiting is one for all */
+            break;
         }
         for (int i = 0; i < sent; i++, next++) {
             work->datagrams_sent += trains[next]->segments;
             work->trains_sent += trains[next]->segments > 1;
         }
     }
+    return next;
 }
 
 static void prepare(struct receiver *receiver, unsigned count)

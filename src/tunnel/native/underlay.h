@@ -49,11 +49,12 @@ struct underlay_socket {
 };
 
 /*
- * Sends `count` trains through one socket, in order, each at most once. A train that the kernel
- * refuses has its `error` set and the others go on.
+ * Sends trains through one socket, in order, each at most once. A train that the kernel refuses
+ * has its `error` set. Returns how many were dealt with: it stops behind one that was refused for
+ * what it is, so that the caller can send its datagrams before those that follow.
  */
-void underlay_send(int fd, struct train *const *trains, unsigned count, const struct peers *peers,
-                   struct work *work);
+unsigned underlay_send(int fd, struct train *const *trains, unsigned count,
+                       const struct peers *peers, struct work *work);
 
 /* Receives up to `most` messages. Returns how many, 0 if there are none now, or -errno. */
 int underlay_receive(struct underlay_socket *socket, struct receiver *receiver, unsigned most,
