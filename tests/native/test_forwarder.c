@@ -1,0 +1,815 @@
+/*
+ * A whole forwarder between one end of a socket pair, as its device, and UDP sockets on loopback;
+ * where the kernel must refuse, it is made to.
+ */
+#include "forwarder.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/udp.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "packets.h"
+#include "split.h"
+
+#ifndef UDP_SEGMENT
+#define UDP_SEGMENT 103
+#endif
+#ifndef UDP_GRO
+#define UDP_GRO 104
+#endif
+
+enum { MSS = 1000, OTHER = 1 /* index of a second peer */ };
+
+static const uint8_t mac[MAC_SIZE] = {2, 1, 2, 3, 4, 5};
+
+struct world {
+    struct forwarder forwarder;
+    int device; /* the far end */
+    int peer;   /* a socket of peer 0, 127.0.0.2 */
+    struct sockaddr_in ours;
+};
+
+/* ---- a kernel that refuses ---- */
+
+/* What sendmmsg() says to messages that are trains (or to all), and how many times. */
+static struct {
+    int error;
+    int times;
+    bool singles;
+} refusal;
+
+/* What writev() says to the next packets with more than two pieces. */
+static int write_refusals;
+
+int __real_sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags);
+int __wrap_sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags);
+ssize_t __real_writev(int fd, const struct iovec *pieces, int count);
+ssize_t __wrap_writev(int fd, const struct iovec *pieces, int count);
+
+static bool is_train(const struct msghdr *message)
+{
+    const struct cmsghdr *control = CMSG_FIRSTHDR(message);
+    return control && control->cmsg_level == IPPROTO_UDP && control->cmsg_type == UDP_SEGMENT;
+}
+
+static bool refused(const struct msghdr *message)
+{
+    return refusal.times && (refusal.singles || is_train(message));
+}
+
+/* As the kernel does: sends up to the first that it refuses, which it only reports if alone. */
+int __wrap_sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags)
+{
+    unsigned good = 0;
+    while (good < count && !refused(&messages[good].msg_hdr))
+        good++;
+    if (good)
+        return __real_sendmmsg(fd, messages, good, flags);
+    refusal.times--;
+    errno = refusal.error;
+    return -1;
+}
+
+ssize_t __wrap_writev(int fd, const struct iovec *pieces, int count)
+{
+    if (count <= 2 || !write_refusals)
+        return __real_writev(fd, pieces, count);
+    write_refusals--;
+    errno = EINVAL;
+    return -1;
+}
+
+/* ---- the world ---- */
+
+static int udp_socket(uint32_t host, struct sockaddr_in *name)
+{
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0);
+    socklen_t size = sizeof *name;
+    *name = (struct sockaddr_in){.sin_family = AF_INET, .sin_addr.s_addr = htonl(host)};
+    CHECK(fd >= 0 && bind(fd, (struct sockaddr *)name, size) == 0);
+    CHECK(getsockname(fd, (struct sockaddr *)name, &size) == 0);
+    return fd;
+}
+
+static void put_peer(struct world *world, uint16_t index, const struct sockaddr_in *name)
+{
+    struct address address = {.size = 4};
+    memcpy(address.bytes, &name->sin_addr, 4);
+    CHECK(peers_put(&world->forwarder.peers, index, &address, ntohs(name->sin_port), mac));
+}
+
+static struct world *world_new(void)
+{
+    struct world *world = calloc(1, sizeof *world);
+    struct sockaddr_in theirs, others;
+    int pair[2], on = 1, room = 1 << 20;
+    CHECK(world && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0, pair) == 0);
+    CHECK(setsockopt(pair[1], SOL_SOCKET, SO_SNDBUF, &room, sizeof room) == 0);
+    struct forwarder *forwarder = &world->forwarder;
+    int fd = udp_socket(INADDR_LOOPBACK, &world->ours);
+    CHECK(setsockopt(fd, IPPROTO_UDP, UDP_GRO, &on, sizeof on) == 0);
+    CHECK(setsockopt(fd, IPPROTO_IP, IP_RECVTOS, &on, sizeof on) == 0);
+    world->device = pair[1];
+    world->peer = udp_socket(INADDR_LOOPBACK + 1, &theirs);
+    CHECK(setsockopt(world->peer, IPPROTO_IP, IP_RECVTOS, &on, sizeof on) == 0);
+    close(udp_socket(INADDR_LOOPBACK + 2, &others));
+
+    forwarder->device = (struct device){pair[0], true};
+    forwarder->vtep.vni = 7;
+    memcpy(forwarder->vtep.mac, mac, MAC_SIZE);
+    forwarder->coalescer.tcp = forwarder->coalescer.udp = true;
+    forwarder->trains.segments = TRAIN_SEGMENTS_MAX;
+    forwarder->receive_most = RECEIVE_BATCH;
+    forwarder->underlays[0] = (struct underlay){.receiving.fd = fd, .count = 1, .fds = {fd}};
+    put_peer(world, 0, &theirs);
+    put_peer(world, OTHER, &others);
+    struct route routes[] = {
+        {.network = {10, 244, 1}, .length = 24, .version = 4, .value = 0},
+        {.network = {10, 244, 2}, .length = 24, .version = 4, .value = 0},
+        {.network = {0xfd, 0x10, 2, 4, 4, 1}, .length = 48, .version = 6, .value = 0},
+        {.network = {0xfd, 0x10, 2, 4, 4, 2}, .length = 48, .version = 6, .value = 0},
+        {.network = {10, 244, 3}, .length = 24, .version = 4, .value = OTHER},
+    };
+    forwarder->routes = route_table_new(routes, sizeof routes / sizeof *routes);
+    CHECK(forwarder->routes);
+    return world;
+}
+
+static void world_free(struct world *world)
+{
+    struct forwarder *forwarder = &world->forwarder;
+    close(forwarder->device.fd);
+    close(forwarder->underlays[0].receiving.fd);
+    close(world->device);
+    close(world->peer);
+    peers_free(&forwarder->peers);
+    route_table_free(forwarder->routes);
+    free(world);
+}
+
+static uint64_t dropped(const struct world *world, uint16_t peer, enum drop reason)
+{
+    const struct peers *peers = &world->forwarder.peers;
+    return (peer == PEER_NONE ? &peers->nobody : &peers->at[peer].counters)->drops[reason];
+}
+
+/* All drops, to see that nothing is counted twice. */
+static uint64_t dropped_in_all(const struct world *world)
+{
+    uint64_t sum = 0;
+    for (int reason = 0; reason < DROP_REASONS; reason++)
+        sum += dropped(world, PEER_NONE, reason) + dropped(world, 0, reason) +
+               dropped(world, OTHER, reason);
+    return sum;
+}
+
+/* ---- outbound ---- */
+
+/* Gives the forwarder a packet as a device with virtio headers does. */
+static void write_device(const struct world *world, const struct offload *offload,
+                         const uint8_t *bytes, size_t length)
+{
+    struct iovec pieces[2] = {{(void *)(uintptr_t)offload, sizeof *offload},
+                              {(void *)(uintptr_t)bytes, length}};
+    CHECK_EQ(__real_writev(world->device, pieces, 2), length + sizeof *offload);
+}
+
+static size_t write_words(const struct world *world, const struct words *words)
+{
+    static uint8_t bytes[WORDS_MAX];
+    struct offload none = {0};
+    size_t length = words_put(bytes, words);
+    write_device(world, &none, bytes, length);
+    return length;
+}
+
+static void write_super(const struct world *world, const struct words *words)
+{
+    static uint8_t bytes[WORDS_MAX];
+    bool tcp = words->protocol != IP_UDP;
+    struct offload offload = {
+        .flags = OFFLOAD_NEEDS_CSUM,
+        .gso_type = !tcp                  ? GSO_UDP
+                    : words->version == 6 ? GSO_TCP6
+                                          : GSO_TCP4,
+        .gso_size = MSS,
+        .checksum_start = words->version == 6 ? 40 : 20,
+        .checksum_offset = tcp ? TCP_CHECK : UDP_CHECK,
+    };
+    write_device(world, &offload, bytes, words_put(bytes, words));
+}
+
+/* Receives the peer's next datagram, 0 if there is none, and checks what is around the packet. */
+static size_t receive_frame(const struct world *world, uint8_t *packet)
+{
+    static uint8_t bytes[65536];
+    struct vxlan_frame frame;
+    ssize_t got = recv(world->peer, bytes, sizeof bytes, 0);
+    if (got < 0)
+        return 0;
+    CHECK_EQ(vxlan_parse(bytes, (size_t)got, &frame), VXLAN_OK);
+    CHECK_EQ(frame.vni, 7);
+    CHECK(memcmp(frame.destination, mac, MAC_SIZE) == 0);
+    CHECK_EQ(frame.ethertype, bytes[VXLAN_OVERHEAD] >> 4 == 6 ? ETHERTYPE_IP6 : ETHERTYPE_IP4);
+    memcpy(packet, bytes + VXLAN_OVERHEAD, (size_t)got - VXLAN_OVERHEAD);
+    return (size_t)got - VXLAN_OVERHEAD;
+}
+
+/* The peer must get the super-packet's payload, in order, in segments whose checksums hold. */
+static void check_stream_arrives(const struct world *world, const struct words *words)
+{
+    uint8_t packet[65536];
+    size_t length,
+        header = (words->version == 6 ? 40 : 20) + (words->protocol == IP_UDP ? 8u : 20u);
+    size_t offset = 0;
+    while (offset < words->payload && (length = receive_frame(world, packet))) {
+        CHECK(words_verify(packet, length));
+        for (size_t i = header; i < length; i++, offset++)
+            CHECK_EQ(packet[i], words_byte(words->sequence + (uint32_t)offset));
+    }
+    CHECK_EQ(offset, words->payload);
+    CHECK_EQ(receive_frame(world, packet), 0);
+}
+
+TEST(a_packet_goes_out_as_it_is)
+{
+    for (uint8_t version = 4; version <= 6; version += 2) {
+        struct world *world = world_new();
+        struct words words = {.version = version, .payload = 77};
+        uint8_t expected[300], got[65536];
+        size_t length = write_words(world, &words);
+        words_put(expected, &words);
+        CHECK_EQ(forwarder_outbound(&world->forwarder), 1);
+        CHECK_EQ(receive_frame(world, got), length);
+        CHECK(memcmp(got, expected, length) == 0);
+        const struct traffic *traffic = &world->forwarder.peers.at[0].counters.outbound;
+        CHECK_EQ(traffic->packets, 1);
+        CHECK_EQ(traffic->bytes, length);
+        CHECK_EQ(world->forwarder.work.datagrams_sent, 1);
+        CHECK_EQ(forwarder_outbound(&world->forwarder), 0);
+        world_free(world);
+    }
+}
+
+TEST(a_device_without_headers)
+{
+    struct world *world = world_new();
+    world->forwarder.device.offload_header = false;
+    uint8_t bytes[300], got[65536];
+    struct words words = {.payload = 10};
+    size_t length = words_put(bytes, &words);
+    CHECK_EQ(write(world->device, bytes, length), length);
+    CHECK_EQ(forwarder_outbound(&world->forwarder), 1);
+    CHECK_EQ(receive_frame(world, got), length);
+    world_free(world);
+}
+
+TEST(a_super_packet_leaves_as_a_train)
+{
+    for (uint8_t version = 4; version <= 6; version += 2) {
+        for (int udp = 0; udp < 2; udp++) {
+            struct world *world = world_new();
+            struct words words = {
+                .version = version, .protocol = udp ? IP_UDP : IP_TCP, .payload = 30 * MSS + 7};
+            write_super(world, &words);
+            CHECK_EQ(forwarder_outbound(&world->forwarder), 1);
+            check_stream_arrives(world, &words);
+            CHECK_EQ(world->forwarder.work.super_packets_read, 1);
+            CHECK_EQ(world->forwarder.work.trains_sent, 1);
+            CHECK_EQ(world->forwarder.work.sends, 1);
+            CHECK_EQ(world->forwarder.peers.at[0].counters.outbound.packets, 31);
+            world_free(world);
+        }
+    }
+}
+
+TEST(without_trains_each_goes_alone)
+{
+    struct world *world = world_new();
+    world->forwarder.trains.segments = 1;
+    struct words words = {.payload = 30 * MSS};
+    write_super(world, &words);
+    CHECK_EQ(forwarder_outbound(&world->forwarder), 1);
+    check_stream_arrives(world, &words);
+    CHECK_EQ(world->forwarder.work.trains_sent, 0);
+    CHECK_EQ(world->forwarder.work.datagrams_sent, 30);
+    world_free(world);
+}
+
+TEST(headers_last_until_they_are_sent)
+{
+    /* More segments than the slab has room for, and than there are trains for. */
+    struct world *world = world_new();
+    world->forwarder.trains.segments = 20;
+    struct words words = {.payload = 60000};
+    static uint8_t bytes[WORDS_MAX];
+    struct offload offload = {
+        .flags = OFFLOAD_NEEDS_CSUM,
+        .gso_type = GSO_TCP4,
+        .gso_size = 30,
+        .checksum_start = 20,
+        .checksum_offset = TCP_CHECK,
+    };
+    int room = 16 << 20;
+    setsockopt(world->peer, SOL_SOCKET, SO_RCVBUFFORCE, &room, sizeof room);
+    write_device(world, &offload, bytes, words_put(bytes, &words));
+    CHECK_EQ(forwarder_outbound(&world->forwarder), 1);
+    CHECK_EQ(world->forwarder.peers.at[0].counters.outbound.packets, 2000);
+    uint8_t packet[65536];
+    size_t length, count = 0;
+    uint32_t sequence = 0;
+    while ((length = receive_frame(world, packet))) {
+        CHECK(words_verify(packet, length));
+        CHECK(get32(packet + 24) >= sequence); /* an ordinary user's buffer may lose some */
+        sequence = get32(packet + 24) + 30;
+        count++;
+    }
+    CHECK(count > 100);
+    world_free(world);
+}
+
+TEST(inner_ecn_is_on_the_outside)
+{
+    struct world *world = world_new();
+    for (uint8_t ecn = 0; ecn < 4; ecn++) {
+        struct words words = {.tos = (uint8_t)(0xb8 | ecn), .payload = 10};
+        write_words(world, &words);
+    }
+    CHECK_EQ(forwarder_outbound(&world->forwarder), 4);
+    for (uint8_t ecn = 0; ecn < 4; ecn++) {
+        uint8_t bytes[300], control[64];
+        struct iovec piece = {bytes, sizeof bytes};
+        struct msghdr message = {
+            .msg_iov = &piece,
+            .msg_iovlen = 1,
+            .msg_control = control,
+            .msg_controllen = sizeof control,
+        };
+        CHECK(recvmsg(world->peer, &message, 0) > 0);
+        const struct cmsghdr *tos = CMSG_FIRSTHDR(&message);
+        CHECK(tos && tos->cmsg_type == IP_TOS);
+        CHECK_EQ(*CMSG_DATA(tos), ecn);
+    }
+    world_free(world);
+}
+
+TEST(what_cannot_go_out_is_counted)
+{
+    static const struct {
+        const char *name;
+        struct words words;
+        size_t at;
+        uint8_t value[4];
+        uint16_t peer;
+        enum drop reason;
+    } rows[] = {
+        {"version 5", {0}, 0, {0x55, 0, 0, 40}, PEER_NONE, DROP_not_ip},
+        {"cut off", {0}, 0, {0x45, 0, 1, 40}, PEER_NONE, DROP_not_ip},
+        {"no route", {0}, 16, {10, 9, 9, 9}, PEER_NONE, DROP_no_route},
+        {"multicast", {0}, 16, {224, 0, 0, 1}, PEER_NONE, DROP_multicast},
+        {"broadcast", {0}, 16, {255, 255, 255, 255}, PEER_NONE, DROP_multicast},
+        {"more than a datagram", {.payload = 65446}, 8, {64, 6, 0, 0}, 0, DROP_too_big},
+        {"not resolved", {0}, 16, {10, 244, 3, 1}, OTHER, DROP_unresolved},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        check_row = rows[i].name;
+        struct world *world = world_new();
+        struct address none = {0};
+        static uint8_t bytes[WORDS_MAX];
+        struct offload offload = {0};
+        CHECK(peers_put(&world->forwarder.peers, OTHER, &none, 8472, mac));
+        size_t length = words_put(bytes, &rows[i].words);
+        memcpy(bytes + rows[i].at, rows[i].value, 4);
+        write_device(world, &offload, bytes, length);
+        CHECK_EQ(forwarder_outbound(&world->forwarder), 1);
+        CHECK_EQ(dropped(world, rows[i].peer, rows[i].reason), 1);
+        CHECK_EQ(dropped_in_all(world), 1);
+        CHECK_EQ(world->forwarder.work.datagrams_sent, 0);
+        world_free(world);
+    }
+}
+
+TEST(offload_headers_that_contradict_are_counted)
+{
+    static const struct offload rows[] = {
+        {.gso_type = GSO_TCP4, .gso_size = 0, .flags = 1, .checksum_start = 20},
+        {.gso_type = GSO_TCP6, .gso_size = 9, .flags = 1, .checksum_start = 20},
+        {.flags = OFFLOAD_NEEDS_CSUM, .checksum_start = 1000},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct world *world = world_new();
+        uint8_t bytes[300];
+        struct words words = {.payload = 20};
+        write_device(world, &rows[i], bytes, words_put(bytes, &words));
+        CHECK_EQ(forwarder_outbound(&world->forwarder), 1);
+        CHECK_EQ(dropped(world, 0, DROP_bad_offload), 1);
+        CHECK_EQ(dropped_in_all(world), 1);
+        world_free(world);
+    }
+}
+
+TEST(less_than_an_offload_header_is_counted)
+{
+    struct world *world = world_new();
+    CHECK_EQ(write(world->device, "123", 3), 3);
+    CHECK_EQ(forwarder_outbound(&world->forwarder), 1);
+    CHECK_EQ(dropped(world, PEER_NONE, DROP_not_ip), 1);
+    world_free(world);
+}
+
+TEST(the_sender_is_told_that_nobody_owns_it)
+{
+    struct world *world = world_new();
+    uint8_t bytes[300], got[2000];
+    struct offload offload = {0};
+    struct words words = {.payload = 20};
+    size_t length = words_put(bytes, &words);
+    bytes[18] = 99; /* 10.244.99.1 */
+    for (int i = 0; i < 60; i++)
+        write_device(world, &offload, bytes, length);
+    CHECK_EQ(forwarder_outbound(&world->forwarder), 60);
+    unsigned told = 0;
+    for (; read(world->device, got, sizeof got) > 0; told++)
+        CHECK(got[OFFLOAD_HEADER + 9] == IP_ICMP && got[OFFLOAD_HEADER + 20] == 3);
+    CHECK(told >= 50 && told < 60);
+    CHECK_EQ(world->forwarder.work.icmp_sent, told);
+    CHECK_EQ(dropped(world, PEER_NONE, DROP_no_route), 60);
+    world_free(world);
+}
+
+TEST(a_device_that_is_gone_is_an_error)
+{
+    struct world *world = world_new();
+    struct words words = {.payload = 20};
+    write_words(world, &words);
+    shutdown(world->device, SHUT_RDWR);
+    CHECK_EQ(forwarder_outbound(&world->forwarder), 1);
+    CHECK_EQ(forwarder_outbound(&world->forwarder), -EPIPE);
+    world_free(world);
+}
+
+TEST(refusals_have_their_reasons)
+{
+    static const struct {
+        int error;
+        enum drop reason;
+    } rows[] = {
+        {EPERM, DROP_blocked},           {EACCES, DROP_blocked},
+        {ENETUNREACH, DROP_unreachable}, {EHOSTUNREACH, DROP_unreachable},
+        {ENETDOWN, DROP_unreachable},    {ENOBUFS, DROP_send_full},
+        {EAGAIN, DROP_send_full},        {EMSGSIZE, DROP_too_big},
+        {EBADF, DROP_send_failed},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct world *world = world_new();
+        struct words words = {.payload = 20};
+        write_words(world, &words);
+        refusal.error = rows[i].error;
+        refusal.singles = true;
+        refusal.times = 100;
+        CHECK_EQ(forwarder_outbound(&world->forwarder), 1);
+        CHECK(refusal.times >= 90); /* tried again within a bound */
+        refusal.times = 0;
+        CHECK_EQ(dropped(world, 0, rows[i].reason), 1);
+        CHECK_EQ(dropped_in_all(world), 1);
+        CHECK_EQ(world->forwarder.peers.at[0].counters.outbound.packets, 0);
+        world_free(world);
+    }
+}
+
+TEST(a_full_buffer_is_tried_again)
+{
+    static const int errors[] = {EAGAIN, ENOBUFS, EINTR};
+    for (size_t i = 0; i < 3; i++) {
+        struct world *world = world_new();
+        struct words words = {.payload = 10 * MSS};
+        write_super(world, &words);
+        refusal.error = errors[i];
+        refusal.singles = false;
+        refusal.times = 2;
+        CHECK_EQ(forwarder_outbound(&world->forwarder), 1);
+        CHECK_EQ(refusal.times, 0);
+        check_stream_arrives(world, &words);
+        CHECK_EQ(dropped_in_all(world), 0);
+        CHECK(world->forwarder.peers.at[0].trains);
+        world_free(world);
+    }
+}
+
+TEST(a_path_that_takes_no_trains_gets_datagrams)
+{
+    static const int errors[] = {EIO, EINVAL};
+    for (size_t i = 0; i < 2; i++) {
+        struct world *world = world_new();
+        struct words words = {.payload = 30 * MSS + 5};
+        refusal.error = errors[i];
+        refusal.singles = false;
+        refusal.times = 1;
+        write_super(world, &words);
+        CHECK_EQ(forwarder_outbound(&world->forwarder), 1);
+        check_stream_arrives(world, &words); /* all of it, and nothing twice */
+        CHECK(!world->forwarder.peers.at[0].trains);
+        CHECK(world->forwarder.peers.at[OTHER].trains);
+        CHECK_EQ(world->forwarder.peers.at[0].counters.outbound.packets, 31);
+        CHECK_EQ(dropped_in_all(world), 0);
+        write_super(world, &words);
+        CHECK_EQ(forwarder_outbound(&world->forwarder), 1);
+        check_stream_arrives(world, &words);
+        CHECK_EQ(world->forwarder.work.trains_sent, 0);
+        world_free(world);
+    }
+}
+
+TEST(order_survives_a_refused_train)
+{
+    /* Two trains and what follows, of one flow; the kernel refuses the first train alone. */
+    struct world *world = world_new();
+    struct words words = {.payload = 10 * MSS};
+    write_super(world, &words);
+    struct words more = {.payload = MSS + 100, .sequence = 10 * MSS};
+    write_words(world, &more);
+    refusal.error = EIO;
+    refusal.singles = false;
+    refusal.times = 1;
+    CHECK_EQ(forwarder_outbound(&world->forwarder), 2);
+    words.payload += more.payload;
+    check_stream_arrives(world, &words);
+    world_free(world);
+}
+
+/* ---- inbound ---- */
+
+static size_t put_frame(uint8_t *bytes, const struct words *words)
+{
+    struct vxlan_frame frame = {
+        .vni = 7,
+        .ethertype = words->version == 6 ? ETHERTYPE_IP6 : ETHERTYPE_IP4,
+        .destination = mac,
+        .source = any_vtep_mac,
+    };
+    vxlan_put(bytes, &frame);
+    return VXLAN_OVERHEAD + words_put(bytes + VXLAN_OVERHEAD, words);
+}
+
+static void send_datagram(const struct world *world, int fd, const uint8_t *bytes, size_t length)
+{
+    CHECK_EQ(
+        sendto(fd, bytes, length, 0, (const struct sockaddr *)&world->ours, sizeof world->ours),
+        length);
+}
+
+/* Sends `words`, cut into MSS, as one train or as datagrams of their own. */
+static void send_stream(const struct world *world, const struct words *words, bool train)
+{
+    static uint8_t bytes[65536];
+    struct words segment = *words;
+    size_t length = 0, left = words->payload;
+    int size = 0;
+    for (; left; left -= segment.payload, segment.sequence += MSS, segment.id++) {
+        segment.payload = left < MSS ? left : MSS;
+        size_t frame = put_frame(bytes + length, &segment);
+        size = size ? size : (int)frame;
+        if (train)
+            length += frame;
+        else
+            send_datagram(world, world->peer, bytes, frame);
+    }
+    if (!train)
+        return;
+    CHECK(setsockopt(world->peer, IPPROTO_UDP, UDP_SEGMENT, &size, sizeof size) == 0);
+    send_datagram(world, world->peer, bytes, length);
+    size = 0;
+    CHECK(setsockopt(world->peer, IPPROTO_UDP, UDP_SEGMENT, &size, sizeof size) == 0);
+}
+
+/* Reads a packet that the forwarder wrote, 0 if there is none. */
+static size_t read_device(const struct world *world, struct offload *offload, uint8_t *packet)
+{
+    static uint8_t bytes[OFFLOAD_HEADER + 65536];
+    ssize_t got = read(world->device, bytes, sizeof bytes);
+    if (got <= 0)
+        return 0;
+    CHECK(got > OFFLOAD_HEADER);
+    memcpy(offload, bytes, sizeof *offload);
+    memcpy(packet, bytes + OFFLOAD_HEADER, (size_t)got - OFFLOAD_HEADER);
+    return (size_t)got - OFFLOAD_HEADER;
+}
+
+/* The device must get the stream's bytes in order; returns in how many packets. */
+static unsigned check_stream_written(const struct world *world, const struct words *words)
+{
+    static uint8_t packet[65536];
+    struct offload offload;
+    size_t length, offset = 0;
+    size_t header = (words->version == 6 ? 40 : 20) + (words->protocol == IP_UDP ? 8u : 20u);
+    unsigned count = 0;
+    for (; (length = read_device(world, &offload, packet)); count++) {
+        CHECK(offload.gso_type != GSO_NONE || words_verify(packet, length));
+        CHECK(offload.gso_type == GSO_NONE || offload.gso_size == MSS);
+        for (size_t i = header; i < length; i++, offset++)
+            CHECK_EQ(packet[i], words_byte(words->sequence + (uint32_t)offset));
+    }
+    CHECK_EQ(offset, words->payload);
+    return count;
+}
+
+static int inbound(struct world *world)
+{
+    return forwarder_inbound(&world->forwarder, &world->forwarder.underlays[0]);
+}
+
+TEST(a_train_becomes_a_super_packet)
+{
+    for (uint8_t version = 4; version <= 6; version += 2) {
+        for (int udp = 0; udp < 2; udp++) {
+            for (int train = 0; train < 2; train++) {
+                struct world *world = world_new();
+                struct words words = {
+                    .version = version, .protocol = udp ? IP_UDP : IP_TCP, .payload = 20 * MSS + 1};
+                send_stream(world, &words, train);
+                CHECK_EQ(inbound(world), train ? 1 : 21);
+                CHECK_EQ(check_stream_written(world, &words), 1);
+                CHECK_EQ(world->forwarder.work.trains_received, train);
+                CHECK_EQ(world->forwarder.work.datagrams_received, 21);
+                CHECK_EQ(world->forwarder.work.super_packets_written, 1);
+                CHECK_EQ(world->forwarder.peers.at[0].counters.inbound.packets, 21);
+                CHECK_EQ(inbound(world), 0);
+                world_free(world);
+            }
+        }
+    }
+}
+
+TEST(without_coalescing_each_is_written)
+{
+    struct world *world = world_new();
+    world->forwarder.coalescer.tcp = false;
+    struct words words = {.payload = 20 * MSS + 1};
+    send_stream(world, &words, true);
+    CHECK_EQ(inbound(world), 1);
+    CHECK_EQ(check_stream_written(world, &words), 21);
+    world_free(world);
+}
+
+TEST(a_device_that_refuses_super_packets_gets_no_more)
+{
+    for (int udp = 0; udp < 2; udp++) {
+        struct world *world = world_new();
+        struct words words = {.protocol = udp ? IP_UDP : IP_TCP, .payload = 20 * MSS + 1};
+        write_refusals = 1;
+        send_stream(world, &words, true);
+        CHECK_EQ(inbound(world), 1);
+        CHECK_EQ(write_refusals, 0);
+        CHECK_EQ(check_stream_written(world, &words), 21);
+        CHECK_EQ(world->forwarder.coalescer.tcp, udp);
+        CHECK_EQ(world->forwarder.coalescer.udp, !udp);
+        CHECK_EQ(world->forwarder.peers.at[0].counters.inbound.packets, 21);
+        CHECK_EQ(dropped_in_all(world), 0);
+        world_free(world);
+    }
+}
+
+TEST(what_must_not_come_in_is_counted)
+{
+    static const struct {
+        const char *name;
+        size_t at;
+        uint8_t value;
+        enum drop reason;
+    } rows[] = {
+        {"no I flag", 0, 0, DROP_no_vni},
+        {"another VNI", 6, 8, DROP_other_vni},
+        {"another MAC", 13, 99, DROP_other_mac},
+        {"ARP", 21, 6, DROP_ethertype},
+        {"bad lengths", 24, 99, DROP_bad_inner},
+        {"nobody's source", 22 + 12, 11, DROP_spoofed},
+        {"another peer's source", 22 + 14, 3, DROP_spoofed},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        check_row = rows[i].name;
+        struct world *world = world_new();
+        uint8_t bytes[300];
+        struct words words = {.version = 4, .payload = 20};
+        size_t length = put_frame(bytes, &words);
+        bytes[rows[i].at] = rows[i].value;
+        send_datagram(world, world->peer, bytes, length);
+        CHECK_EQ(inbound(world), 1);
+        CHECK_EQ(dropped(world, 0, rows[i].reason), 1);
+        CHECK_EQ(dropped_in_all(world), 1);
+        CHECK_EQ(world->forwarder.work.device_writes, 0);
+        world_free(world);
+    }
+}
+
+TEST(short_and_empty_datagrams_are_counted)
+{
+    struct world *world = world_new();
+    uint8_t bytes[21] = {8};
+    for (size_t length = 0; length <= sizeof bytes; length++)
+        send_datagram(world, world->peer, bytes, length);
+    CHECK_EQ(inbound(world), 22);
+    CHECK_EQ(dropped(world, 0, DROP_short_frame), 22);
+    CHECK_EQ(dropped_in_all(world), 22);
+    world_free(world);
+}
+
+TEST(an_unknown_source_is_counted_for_nobody)
+{
+    struct world *world = world_new();
+    struct sockaddr_in name;
+    int stranger = udp_socket(INADDR_LOOPBACK + 7, &name);
+    uint8_t bytes[300];
+    struct words words = {.payload = 20};
+    send_datagram(world, stranger, bytes, put_frame(bytes, &words));
+    CHECK_EQ(inbound(world), 1);
+    CHECK_EQ(dropped(world, PEER_NONE, DROP_unknown_source), 1);
+    CHECK_EQ(dropped_in_all(world), 1);
+    close(stranger);
+    world_free(world);
+}
+
+TEST(congestion_outside_comes_inside)
+{
+    struct world *world = world_new();
+    int congested = 3;
+    CHECK(setsockopt(world->peer, IPPROTO_IP, IP_TOS, &congested, sizeof congested) == 0);
+    uint8_t bytes[300];
+    struct offload offload;
+    struct words cannot_know = {.payload = 20}, capable = {.tos = 2, .payload = 20};
+    send_datagram(world, world->peer, bytes, put_frame(bytes, &cannot_know));
+    send_datagram(world, world->peer, bytes, put_frame(bytes, &capable));
+    CHECK_EQ(inbound(world), 2);
+    CHECK_EQ(dropped(world, 0, DROP_bad_ecn), 1);
+    size_t length = read_device(world, &offload, bytes);
+    CHECK(length && words_verify(bytes, length));
+    CHECK_EQ(bytes[1], 3);
+    world_free(world);
+}
+
+TEST(a_reader_that_does_not_keep_up_is_counted)
+{
+    struct world *world = world_new();
+    struct words words = {.protocol = IP_UDP, .payload = MSS};
+    uint64_t sent = 0;
+    while (!dropped(world, 0, DROP_device_full) && sent < 10000) {
+        uint8_t bytes[2000];
+        words.port = (uint16_t)sent++;
+        send_datagram(world, world->peer, bytes, put_frame(bytes, &words));
+        CHECK_EQ(inbound(world), 1);
+    }
+    CHECK_EQ(dropped(world, 0, DROP_device_full), 1);
+    CHECK_EQ(world->forwarder.peers.at[0].counters.inbound.packets, sent - 1);
+    world_free(world);
+}
+
+TEST(a_device_that_is_down_is_counted)
+{
+    struct world *world = world_new();
+    signal(SIGPIPE, SIG_IGN); /* as Python does */
+    shutdown(world->device, SHUT_RDWR);
+    struct words words = {.payload = 3 * MSS};
+    send_stream(world, &words, true);
+    CHECK_EQ(inbound(world), 1);
+    CHECK_EQ(dropped(world, 0, DROP_device_refused), 3);
+    CHECK_EQ(dropped_in_all(world), 3);
+    world_free(world);
+}
+
+TEST(many_flows_keep_their_order)
+{
+    uint64_t random = 14;
+    struct world *world = world_new();
+    enum { FLOWS = 8 };
+    uint32_t sent[FLOWS] = {0}, seen[FLOWS] = {0};
+    for (int round = 0; round < 30; round++) {
+        for (int i = 0; i < 100; i++) {
+            uint8_t bytes[2000];
+            uint16_t flow = check_random(&random) % FLOWS;
+            struct words words = {
+                .version = flow % 2 ? 6 : 4,
+                .protocol = flow % 4 / 2 ? IP_UDP : IP_TCP,
+                .port = flow,
+                .sequence = sent[flow],
+                .payload = check_random(&random) % 8 ? 100 : 50,
+            };
+            sent[flow] += (uint32_t)words.payload;
+            send_datagram(world, world->peer, bytes, put_frame(bytes, &words));
+        }
+        while (inbound(world) > 0)
+            ;
+        static uint8_t packet[65536];
+        struct offload offload;
+        for (size_t length; (length = read_device(world, &offload, packet));) {
+            size_t header = packet[0] >> 4 == 6 ? 40 : 20;
+            uint16_t flow = (uint16_t)(get16(packet + header) - 40000);
+            for (size_t i = header + (flow % 4 / 2 ? 8 : 20); i < length; i++)
+                CHECK_EQ(packet[i], words_byte(seen[flow]++));
+        }
+    }
+    CHECK(memcmp(sent, seen, sizeof sent) == 0);
+    CHECK_EQ(dropped_in_all(world), 0);
+    world_free(world);
+}
