@@ -83,11 +83,12 @@ static void count_sent(struct forwarder *forwarder, const struct train *train)
         count_traffic(&counters->outbound, train->segments, inner_bytes(train));
 }
 
-/* Sends the datagrams of a refused train one by one. */
-static void send_singly(struct forwarder *forwarder, int fd, const struct train *train)
+/* Sends the datagrams of a refused train one by one. Returns whether any of them went. */
+static bool send_singly(struct forwarder *forwarder, int fd, const struct train *train)
 {
     struct train single = {.segments = 1, .peer = train->peer, .ecn = train->ecn};
     struct train *const list[1] = {&single};
+    bool went = false;
     for (unsigned i = 0; i < train->piece_count;) {
         single.bytes = single.piece_count = 0;
         single.error = 0;
@@ -97,7 +98,9 @@ static void send_singly(struct forwarder *forwarder, int fd, const struct train 
         }
         underlay_send(fd, list, 1, &forwarder->peers, &forwarder->work);
         count_sent(forwarder, &single);
+        went |= !single.error;
     }
+    return went;
 }
 
 /*
@@ -105,7 +108,7 @@ static void send_singly(struct forwarder *forwarder, int fd, const struct train 
  *
  * A segment larger than the path's MTU is EMSGSIZE, EINVAL before Linux 6.14: where the sender
  * can be told to send less it is told, and the path goes on to take trains. Any other EINVAL,
- * and EIO, say that this path takes no trains.
+ * and EIO, say that this path takes no trains, if it then takes the datagrams singly.
  */
 static void send_refused(struct forwarder *forwarder, int fd, struct train *train)
 {
@@ -127,9 +130,8 @@ static void send_refused(struct forwarder *forwarder, int fd, struct train *trai
         tell_sender(forwarder, &packet, available, ICMP_TOO_BIG, mtu - overhead);
         return;
     }
-    if (!too_big)
+    if (send_singly(forwarder, fd, train) && !too_big)
         peer->trains = false;
-    send_singly(forwarder, fd, train);
 }
 
 static void send_all(struct forwarder *forwarder, int fd, struct train *const *trains,
@@ -308,6 +310,11 @@ static struct counters *counters_of(struct forwarder *forwarder, uint16_t index)
     return peer ? &peer->counters : &forwarder->peers.nobody;
 }
 
+static enum drop write_drop_reason(int error)
+{
+    return error == -EAGAIN || error == -ENOBUFS ? DROP_device_full : DROP_device_refused;
+}
+
 /* The packets of a joined run, each as it came: its headers lie before its payload. */
 static void write_singly(struct forwarder *forwarder, struct run *run)
 {
@@ -322,7 +329,7 @@ static void write_singly(struct forwarder *forwarder, struct run *run)
         struct counters *counters = counters_of(forwarder, run->peer);
         forwarder->work.device_writes++;
         if (error)
-            count_drops(counters, error == -EAGAIN ? DROP_device_full : DROP_device_refused, 1);
+            count_drops(counters, write_drop_reason(error), 1);
         else
             count_traffic(&counters->inbound, 1, pieces[1].iov_len);
     }
@@ -344,9 +351,7 @@ static void write_run(struct forwarder *forwarder, struct run *run)
         *join = false;
         write_singly(forwarder, run);
     } else {
-        count_drops(counters,
-                    error == -EAGAIN || error == -ENOBUFS ? DROP_device_full : DROP_device_refused,
-                    run->segments);
+        count_drops(counters, write_drop_reason(error), run->segments);
     }
 }
 
@@ -384,6 +389,8 @@ static void unpack_datagram(struct forwarder *forwarder, uint8_t *data, size_t l
         count_drops(counters_of(forwarder, sender), reason, 1);
         return;
     }
+    if (length == arrival->length) /* nodes that send trains finish their checksums */
+        ip_finish_checksum(&packet);
     if (coalesce_full(&forwarder->coalescer))
         flush_runs(forwarder);
     coalesce_add(&forwarder->coalescer, &packet, owner);
