@@ -9,23 +9,26 @@ So the C path runs as in life, one call at a time and without privilege:
 
 from __future__ import annotations
 
+import ctypes
 import select
 import socket
 import struct
 import time
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 
 from scapy.packet import Packet
 
 from tunnel._native import DROP_REASONS, WORK, Forwarder
+from tunnel.lab import Host
 
 from .wire import NO_OFFLOAD, OUR_MAC, PEER_MAC, Vnet
 
 _UDP_SEGMENT, _UDP_GRO = 103, 104
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE, _SO_MEMINFO = 32, 33, 55
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT = 10, 23, 0
+_CLONE_NEWNET = 0x40000000
 _SECONDS = 2.0  # far more than loopback takes
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 
@@ -99,7 +102,8 @@ class Peer:
 
 
 class Rig:
-    """A forwarder for tests; everything it opened is closed at the end of the ``with`` block."""
+    """A forwarder for tests; everything it opened is closed at the end of the ``with`` block.
+    `device` is a descriptor of another device than the pair."""
 
     def __init__(
         self,
@@ -111,6 +115,7 @@ class Rig:
         vni: int = 1,
         segments: int = 127,
         sockets: int = 1,
+        device: int | None = None,
     ) -> None:
         self._stack = ExitStack()
         self.family, self.vnet = family, vnet
@@ -124,7 +129,7 @@ class Rig:
         self.peers: list[Peer] = []
         self.routes: list[tuple[bytes, int, int]] = []
         self.forwarder = Forwarder(
-            device=self.device.fileno(),
+            device=self.device.fileno() if device is None else device,
             vnet_header=vnet,
             coalesce_tcp=tcp,
             coalesce_udp=udp,
@@ -224,6 +229,19 @@ class Rig:
 
     def work(self) -> dict[str, int]:
         return dict(zip(WORK, self.forwarder.work(), strict=True))
+
+
+@contextmanager
+def inside(host: Host) -> Iterator[None]:
+    """This thread in the network of a host. Sockets stay in the one where they were opened."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open("/proc/thread-self/ns/net") as home, open(f"/proc/{host.pid}/ns/net") as there:
+        if libc.setns(there.fileno(), _CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), f"cannot enter the network of host {host.name}")
+        try:
+            yield
+        finally:
+            libc.setns(home.fileno(), _CLONE_NEWNET)
 
 
 def _set_buffer(sock: socket.socket, plain: int, *, force: int) -> None:

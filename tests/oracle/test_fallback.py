@@ -1,0 +1,402 @@
+"""
+What happens at run time when the world says no: an offload that a kernel refuses is turned off
+and nothing is lost or sent twice; whatever else is refused is counted under its name.
+"""
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from scapy.layers.inet import ICMP
+from scapy.layers.inet6 import ICMPv6PacketTooBig
+from scapy.packet import Packet
+
+from tunnel.lab import Host, Lab
+
+from .rig import Rig, inside, packed, send_all
+from .wire import (
+    NEEDS_CSUM,
+    OURS,
+    TCP4,
+    TCP6,
+    TCP_CHECK,
+    THEIRS,
+    Vnet,
+    dissect,
+    frame,
+    ip,
+    split_twin,
+    tcp,
+    udp,
+    verifies,
+)
+
+SO_NO_CHECK = 11
+MTU = 1500
+
+
+def outgoing(payload: bytes, *, to: str = THEIRS[4], **fields: Any) -> bytes:
+    return bytes(ip(4, src=OURS[4], dst=to, **fields) / udp(payload))
+
+
+def super_packet(version: int, size: int, **fields: Any) -> tuple[Packet, Vnet]:
+    packet = ip(version, src=OURS[version], dst=THEIRS[version], **fields) / tcp(bytes(9000))
+    gso_type, start = (TCP4, 20) if version == 4 else (TCP6, 40)
+    return packet, Vnet(NEEDS_CSUM, gso_type, 0, size, start, TCP_CHECK)
+
+
+@pytest.fixture
+def host(lab: Lab) -> Iterator[Host]:
+    """This test runs in the network of a host that has nothing but a loopback of 1500 bytes."""
+    host = lab.host("alone")
+    host.run(f"ip link set lo mtu {MTU}")
+    with inside(host):
+        yield host
+
+
+# ---- trains ----
+
+
+def test_trains_end_for_the_peer_that_refuses_them() -> None:
+    """UDP_SEGMENT refuses a socket without checksums: EINVAL, on a path that takes the size.
+    Each datagram still leaves once, in order; other peers keep their trains."""
+    with Rig() as rig:
+        a, b = rig.add_peer(), rig.add_peer()
+        rig.sockets[0].setsockopt(socket.SOL_SOCKET, SO_NO_CHECK, 1)
+        packets = [outgoing(bytes([n]) * 100) for n in range(40)] + [outgoing(b"short")]
+        rig.outbound(*packets)
+        assert a.packets(41) == packets
+        assert (rig.forwarder.trains(0), rig.forwarder.trains(1)) == (False, True)
+        assert rig.drops(0) == {}
+        assert rig.forwarder.counters(0)[:2] == (41, sum(map(len, packets)))
+
+        rig.sockets[0].setsockopt(socket.SOL_SOCKET, SO_NO_CHECK, 0)
+        rig.outbound(*packets, *(outgoing(b"x", to="10.0.2.1") for _ in range(5)))
+        assert [len(train) for train in a.trains(41)] == [1] * 41
+        assert [len(train) for train in b.trains(5)] == [5]
+
+
+def test_trains_come_back_with_another_address() -> None:
+    with Rig() as rig:
+        peer = rig.add_peer()
+        rig.sockets[0].setsockopt(socket.SOL_SOCKET, SO_NO_CHECK, 1)
+        rig.outbound(outgoing(b"x"), outgoing(b"x"))
+        assert not rig.forwarder.trains(0)
+        rig.forwarder.set_peer(0, packed(peer.address), peer.port, b"\x02newer")
+        assert not rig.forwarder.trains(0)
+        rig.forwarder.set_peer(0, packed("127.0.7.99"), peer.port, peer.mac)
+        assert rig.forwarder.trains(0)
+
+
+def test_super_packets_are_sent_singly_where_trains_are_refused() -> None:
+    with Rig() as rig:
+        peer = rig.add_peer()
+        rig.sockets[0].setsockopt(socket.SOL_SOCKET, SO_NO_CHECK, 1)
+        packet, vnet = super_packet(4, 1000)
+        for _ in range(2):
+            rig.put(packet, vnet)
+            rig.outbound()
+            assert peer.packets(9) == split_twin(packet, 1000)
+        assert rig.forwarder.counters(0)[0] == 18
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("version", [4, 6])
+def test_too_big_for_the_path_is_told(host: Host, family: int, version: int) -> None:
+    """The sender learns what fits, does so, and trains were never off."""
+    with Rig(family=family) as rig:
+        peer = rig.add_peer()
+        fits = MTU - (50 if family == 4 else 70)
+        packet, vnet = super_packet(version, 2000)
+        rig.put(packet, vnet)
+        rig.outbound()
+        assert peer.take(0) == []
+        assert rig.drops(0) == {"too_big": 5}
+        assert rig.forwarder.trains(0)
+
+        [message] = rig.take()
+        parsed = dissect(message)
+        assert verifies(message)
+        assert (parsed.src, parsed.dst) == (THEIRS[version], OURS[version])
+        headers = 40 if version == 4 else 60
+        if version == 4:
+            assert (parsed[ICMP].type, parsed[ICMP].code) == (3, 4)
+            assert parsed[ICMP].nexthopmtu == fits
+            quoted = message[28:]
+        else:
+            assert parsed[ICMPv6PacketTooBig].mtu == fits
+            quoted = message[48:]
+        assert split_twin(packet, 2000)[0].startswith(quoted)
+        assert len(quoted) >= headers
+
+        size = fits - headers
+        rig.put(packet, vnet._replace(gso_size=size))
+        rig.outbound()
+        expected = split_twin(packet, size)
+        assert [len(train) for train in peer.trains(len(expected))] == [len(expected)]
+        rig.put(packet, vnet._replace(gso_size=size + 1))
+        rig.outbound()
+        assert peer.take(0) == []
+        assert len(rig.take()) == 1
+
+
+def test_what_may_be_fragmented_is_not_refused(host: Host) -> None:
+    """DF is clear: the underlay cuts it, as a kernel vxlan device would have it."""
+    with Rig() as rig:
+        peer = rig.add_peer()
+        packet, vnet = super_packet(4, 2000, flags=0)
+        rig.put(packet, vnet)
+        rig.outbound()
+        assert peer.packets(5) == split_twin(packet, 2000)
+        assert rig.take() == []
+        assert rig.drops(0) == {}
+        assert rig.forwarder.trains(0)
+
+
+def test_small_packets_keep_their_train_where_large_ones_do_not_fit(host: Host) -> None:
+    with Rig() as rig:
+        peer = rig.add_peer()
+        packet, vnet = super_packet(4, 2000)
+        small = [outgoing(bytes([n]) * 50) for n in range(10)]
+        for one in small[:5]:
+            rig.put(one)
+        rig.put(packet, vnet)
+        for one in small[5:]:
+            rig.put(one)
+        rig.outbound()
+        assert peer.packets(10) == small
+        assert rig.drops(0) == {"too_big": 5}
+        assert rig.work()["trains_sent"] == 2
+
+
+# ---- refusals of the underlay ----
+
+
+def test_a_firewall_that_says_no_is_named(host: Host) -> None:
+    with Rig() as rig:
+        a, b = rig.add_peer(), rig.add_peer()
+        host.run("nft add table ip f")
+        host.run("nft add chain ip f out { type filter hook output priority 0 ; }")
+        host.run(f"nft add rule ip f out ip daddr {a.address} drop")
+        rig.outbound(*(outgoing(b"x", to=f"10.0.{1 + n % 2}.1") for n in range(10)))
+        rig.outbound(outgoing(b"alone"))
+        assert rig.drops(0) == {"blocked": 6}
+        assert (rig.drops(1), len(b.take(5))) == ({}, 5)
+        assert rig.forwarder.trains(0)
+        host.run("nft flush chain ip f out")
+        rig.outbound(outgoing(b"x"))
+        assert a.packets() == [outgoing(b"x")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("unreachable", "unreachable"), ("prohibit", "blocked"), ("blackhole", "send_failed")],
+)
+def test_a_kernel_route_that_says_no_is_named(host: Host, kind: str, reason: str) -> None:
+    with Rig() as rig:
+        a, b = rig.add_peer(), rig.add_peer()
+        rig.forwarder.set_peer(0, packed("198.51.100.1"), 8472, a.mac)
+        host.run(f"ip route add {kind} 198.51.100.1")
+        rig.outbound(*(outgoing(b"x", to=f"10.0.{1 + n % 2}.1") for n in range(10)))
+        assert rig.drops(0) == {reason: 5}
+        assert (rig.drops(1), len(b.take(5))) == ({}, 5)
+        assert rig.forwarder.trains(0)  # whatever it was, trains were not to blame
+
+
+def test_no_kernel_route_at_all(host: Host) -> None:
+    with Rig() as rig:
+        peer = rig.add_peer()
+        rig.forwarder.set_peer(0, packed("198.51.100.1"), 8472, peer.mac)
+        rig.outbound(outgoing(b"x"), outgoing(b"longer"), outgoing(b"longer"))
+        assert rig.drops(0) == {"unreachable": 3}
+
+
+def test_a_send_buffer_that_stays_full(host: Host) -> None:
+    """The underlay takes 1,000 bytes a second: what it does not take in time is lost here, the
+    rest arrives once and in order."""
+    host.run("tc qdisc add dev lo root tbf rate 8kbit burst 1600 limit 10mb")
+    with Rig() as rig:
+        peer = rig.add_peer()
+        rig.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        packets = [outgoing(bytes([n]) * (100 + n)) for n in range(60)]
+        rig.outbound(*packets)
+        host.run("tc qdisc del dev lo root")  # with all that it holds
+        lost = rig.drops(0)["send_full"]
+        sent = rig.forwarder.counters(0)[0]
+        assert (lost > 0, lost + sent) == (True, 60)
+        arrived = peer.packets(0)
+        assert arrived == packets[: len(arrived)]
+        rig.outbound(packets[0])
+        assert peer.packets() == packets[:1]
+
+
+# ---- the device ----
+
+
+@contextmanager
+def picky_tun(host: Host, *, up: bool = True) -> Iterator[tuple[int, socket.socket]]:
+    """
+    A TUN device that refuses super-packets with EINVAL, and a socket that sees what it took.
+
+    It is told that virtio headers have 12 bytes, ours have 10. So it looks for the IP version
+    two bytes into the packet, where the total length is: it takes packets of 16,384 to 20,479
+    bytes, which begin like IPv4 there, and refuses what two of them are joined to.
+    """
+    device = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+    sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3))
+    try:
+        fcntl.ioctl(device, 0x400454CA, struct.pack("16sH22x", b"picky", 0x5001))
+        fcntl.ioctl(device, 0x400454D8, struct.pack("i", 12))
+        host.run("sysctl -q net.ipv6.conf.picky.disable_ipv6=1")
+        if up:
+            host.run("ip link set picky up")
+        sniffer.setblocking(False)
+        sniffer.bind(("picky", 3))
+        yield device, sniffer
+    finally:
+        sniffer.close()
+        os.close(device)
+
+
+@pytest.mark.parametrize("transport", [tcp, udp])
+def test_coalescing_ends_where_the_device_refuses_it(
+    host: Host, transport: Callable[..., Packet]
+) -> None:
+    """All packets arrive, in order, and each kind falls back on its own."""
+    host.run("ip link set lo mtu 65536")
+    with picky_tun(host) as (device, sniffer), Rig(device=device) as rig:
+        peer = rig.add_peer()
+        for expected_writes in (4, 3):
+            packets = []
+            for n in range(3):
+                fields = {"seq": n * 16400} if transport is tcp else {}
+                packets.append(bytes(ip(4, id=n) / transport(bytes([n]) * 16400, **fields)))
+            before = rig.work()["device_writes"]
+            send_all(peer, map(frame, packets))
+            rig.inbound()
+            assert [sniffer.recv(1 << 16) for _ in packets] == [packet[2:] for packet in packets]
+            assert rig.work()["device_writes"] - before == expected_writes
+            assert rig.forwarder.coalescing == (transport is udp, transport is tcp)
+        assert rig.forwarder.counters(0)[2:4] == (6, 2 * sum(map(len, packets)))
+        assert rig.drops(0) == {}
+        assert rig.work()["super_packets_written"] == 0
+
+
+def test_a_device_that_is_down(host: Host) -> None:
+    with picky_tun(host, up=False) as (device, _), Rig(device=device) as rig:
+        peer = rig.add_peer()
+        send_all(peer, [frame(ip(4) / udp(b"x")), frame(ip(6) / tcp(b"x"))])
+        rig.inbound()
+        assert rig.drops(0) == {"device_refused": 2}
+        assert rig.forwarder.coalescing == (True, True)
+
+
+def test_a_reader_that_does_not_keep_up() -> None:
+    with Rig(udp=False) as rig:
+        peer = rig.add_peer()
+        rig.device.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        packets = [bytes(ip(4) / udp(bytes([n]) * 1000)) for n in range(30)]
+        send_all(peer, map(frame, packets))
+        taken = rig.inbound()
+        assert 0 < len(taken) < 30
+        assert [packet for _, packet in taken] == packets[: len(taken)]
+        assert rig.drops(0) == {"device_full": 30 - len(taken)}
+        assert rig.forwarder.counters(0)[2] == len(taken)
+        peer.send(frame(packets[0]))
+        assert len(rig.inbound()) == 1
+
+
+def test_a_full_device_drops_all_of_a_joined_packet() -> None:
+    with Rig() as rig:
+        peer = rig.add_peer()
+        rig.device.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        for n in range(20):
+            peer.send(frame(ip(6, fl=n) / udp(bytes(10))))
+            rig.forwarder.inbound(4)
+        before = rig.drops(0)["device_full"]
+        send_all(peer, [frame(ip(4) / tcp(bytes(500), seq=500 * n)) for n in range(5)])
+        rig.forwarder.inbound(4)
+        assert rig.drops(0) == {"device_full": before + 5}
+        assert rig.work()["super_packets_written"] == 0
+
+
+@pytest.mark.parametrize("vnet", [True, False])
+def test_a_device_that_is_gone(vnet: bool) -> None:
+    with Rig(vnet=vnet) as rig:
+        peer = rig.add_peer()
+        rig.put(outgoing(b"last"))
+        rig.program.close()
+        rig.forwarder.outbound()
+        assert peer.packets() == [outgoing(b"last")]
+        with pytest.raises(BrokenPipeError):
+            rig.forwarder.outbound()
+        peer.send(frame(ip(4) / udp(b"x")))
+        rig.forwarder.inbound(4)
+        assert rig.drops(0) == {"device_refused": 1}
+
+
+def test_a_socket_that_is_gone() -> None:
+    with Rig() as rig:
+        rig.add_peer()
+        rig.forwarder.set_sockets(4, [])
+        with pytest.raises(OSError, match="Bad file descriptor") as caught:
+            rig.forwarder.inbound(4)
+        assert caught.value.errno == errno.EBADF
+
+
+# ---- threads ----
+
+
+def test_one_thread_at_a_time_and_the_gil_is_free() -> None:
+    """A device that blocks keeps one thread inside: this one runs on, and may not come in."""
+    with Rig() as rig:
+        peer = rig.add_peer()
+        rig.device.setblocking(True)
+        raised: list[OSError] = []
+
+        def run() -> None:
+            try:
+                rig.forwarder.outbound()
+                rig.forwarder.outbound()
+            except OSError as error:
+                raised.append(error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        wait_until_inside(rig)
+        for call in (
+            rig.forwarder.outbound,
+            lambda: rig.forwarder.inbound(4),
+            lambda: rig.forwarder.counters(-1),
+            lambda: rig.forwarder.set_routes([]),
+            lambda: rig.forwarder.set_sockets(4, []),
+            lambda: rig.forwarder.set_peer(0, None, 1, peer.mac),
+            lambda: rig.forwarder.remove_peer(0),
+            lambda: rig.forwarder.lookup(packed("10.0.1.1")),
+            lambda: rig.forwarder.trains(0),
+            lambda: rig.forwarder.coalescing,
+        ):
+            with pytest.raises(RuntimeError, match="another thread uses this forwarder"):
+                call()
+        rig.program.close()
+        thread.join()
+        assert [error.errno for error in raised] == [errno.EPIPE]
+        assert rig.forwarder.lookup(packed("10.0.1.1")) == 0
+
+
+def wait_until_inside(rig: Rig) -> None:
+    deadline = time.monotonic() + 2
+    while time.monotonic() < deadline:
+        try:
+            rig.forwarder.work()
+        except RuntimeError:
+            return
+    pytest.fail("the other thread did not get inside")
