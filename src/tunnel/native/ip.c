@@ -113,6 +113,24 @@ bool ip_checksums_right(const struct ip_packet *packet)
     return checksum_fold(checksum_add(sum, packet->data + packet->header, length)) == 0xffff;
 }
 
+void ip_finish_checksum(struct ip_packet *packet)
+{
+    bool tcp = packet->protocol == IP_TCP;
+    uint32_t field = packet->header + (tcp ? TCP_CHECK : UDP_CHECK);
+    uint32_t length = packet->length - packet->header;
+    if (!packet->plain || (!tcp && packet->protocol != IP_UDP) || packet->length < field + 2)
+        return;
+    uint64_t pseudo = checksum_pseudo(packet->source, packet->destination, packet->address_size,
+                                      packet->protocol, length);
+    uint8_t unfinished[2];
+    checksum_store(unfinished, checksum_fold(pseudo));
+    if (memcmp(packet->data + field, unfinished, sizeof unfinished) != 0)
+        return;
+    uint64_t sum = checksum_add(0, packet->data + packet->header, length);
+    uint16_t check = (uint16_t)~checksum_fold(sum);
+    checksum_store(packet->data + field, check ? check : 0xffff);
+}
+
 bool ip_is_multicast(const struct ip_packet *packet)
 {
     const uint8_t *address = packet->destination;

@@ -53,6 +53,13 @@ uint32_t ip_flow_hash(const struct ip_packet *packet);
 /* Both checksums, IPv4's and TCP's or UDP's, of a plain packet whose protocol is one of them. */
 bool ip_checksums_right(const struct ip_packet *packet);
 
+/*
+ * Finishes a TCP or UDP checksum that its sender left to a network card, if this packet has one:
+ * the field then holds the sum of the pseudo-header alone. A kernel vxlan device does so, and on a
+ * veth pair no card ever comes. A finished checksum that happens to look so is only made again.
+ */
+void ip_finish_checksum(struct ip_packet *packet);
+
 bool ip_is_multicast(const struct ip_packet *packet);
 
 uint8_t ip_ecn(const struct ip_packet *packet);
