@@ -282,3 +282,45 @@ TEST(a_wrong_header_checksum_stays_wrong)
     ip_set_ecn(&packet, 3);
     CHECK(!ip_checksums_right(&packet));
 }
+
+TEST(a_seeded_checksum_is_finished)
+{
+    for (uint8_t version = 4; version <= 6; version += 2) {
+        for (int udp = 0; udp < 2; udp++) {
+            uint8_t bytes[400], whole[400];
+            struct words words = {
+                .version = version, .protocol = udp ? IP_UDP : IP_TCP, .payload = 161};
+            size_t length = words_put(whole, &words);
+            size_t header = version == 4 ? 20 : 40;
+            memcpy(bytes, whole, length);
+            put16(bytes + header + (udp ? 6 : 16),
+                  (uint16_t)words_pseudo(bytes, words.protocol, length - header));
+            struct ip_packet packet;
+            CHECK(ip_parse(bytes, length, &packet));
+            CHECK(!ip_checksums_right(&packet));
+            ip_finish_checksum(&packet);
+            CHECK(memcmp(bytes, whole, length) == 0);
+        }
+    }
+}
+
+TEST(any_other_checksum_is_left_alone)
+{
+    static const struct words cases[] = {
+        {.payload = 100},
+        {.protocol = IP_UDP, .payload = 100},
+        {.protocol = IP_UDP, .no_checksum = true, .payload = 100},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        for (int wrong = 0; wrong < 2; wrong++) {
+            uint8_t bytes[200], before[200];
+            size_t length = words_put(bytes, &cases[i]);
+            bytes[length - 1] ^= (uint8_t)wrong;
+            memcpy(before, bytes, length);
+            struct ip_packet packet;
+            CHECK(ip_parse(bytes, length, &packet));
+            ip_finish_checksum(&packet);
+            CHECK(memcmp(bytes, before, length) == 0);
+        }
+    }
+}
