@@ -116,7 +116,7 @@ bool ip_checksums_right(const struct ip_packet *packet)
 void ip_finish_checksum(struct ip_packet *packet)
 {
     bool tcp = packet->protocol == IP_TCP;
-    uint32_t field = packet->header + (tcp ? TCP_CHECK : UDP_CHECK);
+    uint32_t field = packet->header + (tcp ? (uint32_t)TCP_CHECK : (uint32_t)UDP_CHECK);
     uint32_t length = packet->length - packet->header;
     if (!packet->plain || (!tcp && packet->protocol != IP_UDP) || packet->length < field + 2)
         return;
