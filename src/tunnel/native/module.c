@@ -38,12 +38,19 @@ static bool parse_address(const char *bytes, Py_ssize_t size, struct address *ad
     return true;
 }
 
-static bool check_vni(unsigned long vni)
+/* For "O&": "k" would take 2**64 for 0. */
+static int convert_vni(PyObject *number, void *vni)
 {
-    if (vni <= VNI_MAX)
-        return true;
-    PyErr_SetString(PyExc_ValueError, "a VNI has 24 bits");
-    return false;
+    int overflow;
+    long value = PyLong_AsLongAndOverflow(number, &overflow);
+    if (value == -1 && PyErr_Occurred())
+        return 0;
+    if (overflow || value < 0 || value > VNI_MAX) {
+        PyErr_SetString(PyExc_ValueError, "a VNI has 24 bits");
+        return 0;
+    }
+    *(uint32_t *)vni = (uint32_t)value;
+    return 1;
 }
 
 /* ---- Forwarder ---- */
@@ -69,16 +76,16 @@ static int Forwarder_init(ForwarderObject *self, PyObject *args, PyObject *kwarg
     static char *names[] = {"device", "vnet_header", "coalesce_tcp", "coalesce_udp",
                             "vni",    "mac",         "segments",     NULL};
     int device, vnet_header, coalesce_tcp, coalesce_udp;
-    unsigned long vni, segments;
+    unsigned long segments;
     const char *mac;
     Py_ssize_t mac_size;
     struct vtep vtep;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$ipppky#k", names, &device, &vnet_header,
-                                     &coalesce_tcp, &coalesce_udp, &vni, &mac, &mac_size,
-                                     &segments))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$ipppO&y#k", names, &device, &vnet_header,
+                                     &coalesce_tcp, &coalesce_udp, convert_vni, &vtep.vni, &mac,
+                                     &mac_size, &segments))
         return -1;
-    if (!check_vni(vni) || !parse_mac(mac, mac_size, vtep.mac))
+    if (!parse_mac(mac, mac_size, vtep.mac))
         return -1;
     if (segments < 1 || segments > TRAIN_SEGMENTS_MAX) {
         PyErr_Format(PyExc_ValueError, "segments is 1 to %d", TRAIN_SEGMENTS_MAX);
@@ -95,7 +102,6 @@ static int Forwarder_init(ForwarderObject *self, PyObject *args, PyObject *kwarg
         PyErr_NoMemory();
         return -1;
     }
-    vtep.vni = (uint32_t)vni;
     forwarder->vtep = vtep;
     forwarder->device = (struct device){device, vnet_header};
     forwarder->coalescer.tcp = vnet_header && coalesce_tcp;
@@ -421,19 +427,19 @@ static bool parse_macs(const char *source, Py_ssize_t source_size, const char *d
 static PyObject *native_encode(PyObject *module, PyObject *args)
 {
     Py_buffer packet;
-    unsigned long vni;
+    uint32_t vni;
     const char *source, *destination;
     Py_ssize_t source_size, destination_size;
     struct codec_macs macs;
     PyObject *datagram = NULL;
-    if (!PyArg_ParseTuple(args, "y*ky#y#", &packet, &vni, &source, &source_size, &destination,
-                          &destination_size))
+    if (!PyArg_ParseTuple(args, "y*O&y#y#", &packet, convert_vni, &vni, &source, &source_size,
+                          &destination, &destination_size))
         return NULL;
-    if (check_vni(vni) && parse_macs(source, source_size, destination, destination_size, &macs)) {
+    if (parse_macs(source, source_size, destination, destination_size, &macs)) {
         datagram = PyBytes_FromStringAndSize(NULL, packet.len + VXLAN_OVERHEAD);
         if (datagram) {
             enum codec_fault fault = codec_encode((uint8_t *)PyBytes_AsString(datagram), packet.buf,
-                                                  (size_t)packet.len, (uint32_t)vni, &macs);
+                                                  (size_t)packet.len, vni, &macs);
             if (fault != CODEC_OK) {
                 Py_CLEAR(datagram);
                 codec_failed(module, (struct codec_result){.fault = fault});
@@ -467,19 +473,19 @@ static PyObject *native_decode(PyObject *module, PyObject *args)
 static PyObject *native_encode_batch(PyObject *module, PyObject *args)
 {
     Py_buffer packets, sizes, out;
-    unsigned long vni;
+    uint32_t vni;
     const char *source, *destination;
     Py_ssize_t source_size, destination_size;
     struct codec_macs macs;
     PyObject *written = NULL;
-    if (!PyArg_ParseTuple(args, "y*y*w*ky#y#", &packets, &sizes, &out, &vni, &source, &source_size,
-                          &destination, &destination_size))
+    if (!PyArg_ParseTuple(args, "y*y*w*O&y#y#", &packets, &sizes, &out, convert_vni, &vni, &source,
+                          &source_size, &destination, &destination_size))
         return NULL;
-    if (check_vni(vni) && parse_macs(source, source_size, destination, destination_size, &macs)) {
+    if (parse_macs(source, source_size, destination, destination_size, &macs)) {
         struct codec_result result;
         Py_BEGIN_ALLOW_THREADS
         result = codec_encode_batch(packets.buf, (size_t)packets.len, sizes.buf, (size_t)sizes.len,
-                                    out.buf, (size_t)out.len, (uint32_t)vni, &macs);
+                                    out.buf, (size_t)out.len, vni, &macs);
         Py_END_ALLOW_THREADS
         written = result.fault == CODEC_OK ? PyLong_FromSize_t(result.done)
                                            : codec_failed(module, result);
