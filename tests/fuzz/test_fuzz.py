@@ -1,0 +1,59 @@
+"""
+Every committed input again, and ten seconds of new ones for each target.
+
+A crash or a broken rule leaves its input in ``tests/build/``; once understood, it belongs into
+the corpus. To search for longer: ``tests/build/fuzz-clang/fuzz_parse DIRECTORY``.
+"""
+
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+BUILD = HERE.parent / "build"
+CORPUS = HERE / "corpus"
+TARGETS = ["parse", "split", "coalesce", "inbound"]
+
+
+@cache
+def build(compiler: str) -> Path:
+    """Where the targets are. Failing, it fails every test with what the compiler said."""
+    made = subprocess.run(
+        ["make", "-s", "-j2", "-C", HERE, f"CC={compiler}"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    if made.returncode:
+        pytest.fail(made.stderr, pytrace=False)
+    return BUILD / f"fuzz-{compiler}"
+
+
+def run(*command: str | Path) -> None:
+    run = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    if run.returncode:
+        pytest.fail(run.stdout + run.stderr[-5000:], pytrace=False)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_corpus(target: str) -> None:
+    corpus = sorted((CORPUS / target).iterdir())
+    assert corpus
+    run(build("gcc") / f"fuzz_{target}", *corpus)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_new_inputs(target: str, tmp_path: Path) -> None:
+    if not shutil.which("clang"):
+        pytest.skip("clang is not installed (Debian packages clang, libclang-rt-14-dev)")
+    run(
+        build("clang") / f"fuzz_{target}",
+        "-max_total_time=10",
+        "-max_len=4096",
+        f"-artifact_prefix={BUILD}/{target}-",
+        tmp_path,  # new inputs go to the first directory
+        CORPUS / target,
+    )
