@@ -12,14 +12,16 @@ _PATIENCE = 10.0  # seconds for what takes a fraction of one
 
 class Node:
     """
+    One member of the overlay; what the kernel has instead of us is described by it, too.
+
     Attributes:
         ready: The line it said when it was.
-        ipv4, ipv6: Its addresses in the overlay.
+        prefixes: What it owns, of each family.
+        ipv4, ipv6: Its addresses in the overlay, the first of each prefix.
     """
 
     def __init__(self, host: Host, number: int) -> None:
         self.host = host
-        self.number = number
         self.prefixes = (f"10.244.{number}.0/24", f"fd00:244:{number}::/64")
         self.ipv4, self.ipv6 = (prefix.partition("/")[0] for prefix in self.prefixes)
         self.ready = ""
