@@ -7,6 +7,12 @@
 
 enum { STEP = 6, SLOTS = 1 << STEP };
 
+/* The first two steps are looked up at once: without it 10,000 prefixes cost three times 10. */
+enum { JUMP = 2 * STEP, JUMPS = 1 << JUMP };
+
+/* Where a step leads: to a node, by index, or to a value, with LEAF set. */
+enum { LEAF = 1 << 30 };
+
 /* An address as a number, its first bit the highest. */
 struct bits {
     uint64_t high;
@@ -28,6 +34,7 @@ struct route_table {
     uint16_t *values;
     uint32_t node_count, node_room;
     uint32_t value_count, value_room;
+    uint32_t jumps[2][JUMPS];
 };
 
 static struct bits load_bits(const uint8_t *address, size_t size)
@@ -48,15 +55,15 @@ static bool same_prefix(struct bits a, struct bits b, unsigned count)
     return high == 0 && low >> (128 - count) == 0;
 }
 
-/* The STEP bits that start at bit `depth`; zeros follow the last one. */
-static unsigned slot_of(struct bits bits, unsigned depth)
+/* The `count` bits that start at bit `depth`; zeros follow the last one. */
+static unsigned bits_at(struct bits bits, unsigned depth, unsigned count)
 {
     if (depth >= 64)
-        return (unsigned)((bits.low << (depth - 64)) >> (64 - STEP));
+        return (unsigned)((bits.low << (depth - 64)) >> (64 - count));
     uint64_t window = bits.high << depth;
     if (depth)
         window |= bits.low >> (64 - depth);
-    return (unsigned)(window >> (64 - STEP));
+    return (unsigned)(window >> (64 - count));
 }
 
 static unsigned shared_bits(struct bits a, struct bits b)
@@ -66,22 +73,30 @@ static unsigned shared_bits(struct bits a, struct bits b)
     return a.low != b.low ? 64 + (unsigned)__builtin_clzll(a.low ^ b.low) : 128;
 }
 
+static uint32_t follow(const struct route_table *table, const struct node *node, unsigned slot)
+{
+    uint64_t up_to = ~0ull >> (63 - slot);
+    if (node->children >> slot & 1)
+        return node->first_child + (uint32_t)__builtin_popcountll(node->children & up_to) - 1;
+    uint32_t rank = (uint32_t)__builtin_popcountll(node->changes & up_to) - 1;
+    return LEAF | table->values[node->first_value + rank];
+}
+
 uint16_t route_lookup(const struct route_table *table, const uint8_t *address, size_t size)
 {
     struct bits bits = load_bits(address, size);
-    const struct node *node = &table->nodes[size == 4 ? 0 : 1];
-    for (;;) {
+    unsigned family = size != 4;
+    const struct node *node = &table->nodes[family];
+    if (!same_prefix(bits, node->shared, node->depth))
+        return node->inherited;
+    uint32_t next = table->jumps[family][bits_at(bits, node->depth, JUMP)];
+    while (!(next & LEAF)) {
+        node = &table->nodes[next];
         if (!same_prefix(bits, node->shared, node->depth))
             return node->inherited;
-        unsigned slot = slot_of(bits, node->depth);
-        uint64_t up_to = ~0ull >> (63 - slot);
-        if (!(node->children >> slot & 1)) {
-            int rank = __builtin_popcountll(node->changes & up_to);
-            return table->values[node->first_value + (uint32_t)rank - 1];
-        }
-        int rank = __builtin_popcountll(node->children & up_to);
-        node = &table->nodes[node->first_child + (uint32_t)rank - 1];
+        next = follow(table, node, bits_at(bits, node->depth, STEP));
     }
+    return (uint16_t)next;
 }
 
 bool route_table_names(const struct route_table *table, uint16_t value)
@@ -171,7 +186,7 @@ static bool build(struct route_table *table, uint32_t index, const struct route 
         value[slot] = inherited;
     for (size_t i = 0; i < count; i++) {
         struct bits bits = load_bits(routes[i].network, 16);
-        unsigned slot = slot_of(bits, depth);
+        unsigned slot = bits_at(bits, depth, STEP);
         if (routes[i].length > depth + STEP) {
             if (!deeper[slot]++)
                 start[slot] = i;
@@ -211,6 +226,18 @@ static bool build(struct route_table *table, uint32_t index, const struct route 
     return true;
 }
 
+static void fill_jumps(struct route_table *table, unsigned family)
+{
+    const struct node *root = &table->nodes[family];
+    for (unsigned slot = 0; slot < JUMPS; slot++) {
+        uint32_t next = follow(table, root, slot >> STEP);
+        /* A child that lies deeper has bits of its own to compare first. */
+        if (!(next & LEAF) && table->nodes[next].depth == root->depth + STEP)
+            next = follow(table, &table->nodes[next], slot & (SLOTS - 1));
+        table->jumps[family][slot] = next;
+    }
+}
+
 struct route_table *route_table_new(struct route *routes, size_t count)
 {
     struct route_table *table = calloc(1, sizeof *table);
@@ -221,11 +248,15 @@ struct route_table *route_table_new(struct route *routes, size_t count)
     size_t four = 0;
     while (four < count && routes[four].version == 4)
         four++;
+    const struct route *six = count ? routes + four : routes; /* NULL + 0 is not C */
     if (reserve_nodes(table, 2)) {
         table->node_count = 2;
         if (build(table, 0, routes, four, 0, ROUTE_NONE) &&
-            build(table, 1, routes + four, count - four, 0, ROUTE_NONE))
+            build(table, 1, six, count - four, 0, ROUTE_NONE)) {
+            fill_jumps(table, 0);
+            fill_jumps(table, 1);
             return table;
+        }
     }
     route_table_free(table);
     return NULL;
