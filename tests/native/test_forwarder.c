@@ -161,8 +161,8 @@ static uint64_t dropped_in_all(const struct world *world)
 {
     uint64_t sum = 0;
     for (int reason = 0; reason < DROP_REASONS; reason++)
-        sum += dropped(world, PEER_NONE, reason) + dropped(world, 0, reason) +
-               dropped(world, OTHER, reason);
+        sum += dropped(world, PEER_NONE, (enum drop)reason) + dropped(world, 0, (enum drop)reason) +
+               dropped(world, OTHER, (enum drop)reason);
     return sum;
 }
 

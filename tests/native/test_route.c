@@ -245,3 +245,68 @@ TEST(memory_may_run_out)
     }
     CHECK(allowed > 4);
 }
+
+/* ---- cost ---- */
+
+static double seconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
+}
+
+/* Subnets of nodes, as flannel gives them out. */
+static struct route_table *overlay_of(size_t count, uint8_t version)
+{
+    struct route *routes = calloc(count, sizeof *routes);
+    CHECK(routes);
+    for (size_t i = 0; i < count; i++) {
+        uint8_t high = (uint8_t)(i >> 8), low = (uint8_t)i;
+        if (version == 4)
+            routes[i] = (struct route){{10, high, low}, 24, 4, (uint16_t)i};
+        else
+            routes[i] = (struct route){{0xfd, 0x10, 0, 0, 0, 0, high, low}, 64, 6, (uint16_t)i};
+    }
+    struct route_table *table = route_table_new(routes, count);
+    CHECK(table);
+    free(routes);
+    return table;
+}
+
+/*
+ * Time for look-ups, each waiting for the one before, of ten nodes all over the table: traffic has
+ * few destinations at a time. Those of all 10,000 in turn would measure the cache.
+ */
+static double lookup_cost(const struct route_table *table, size_t count, uint8_t version)
+{
+    uint64_t random = 15;
+    uint32_t last = 0;
+    double start = seconds();
+    for (int i = 0; i < 20000; i++) {
+        size_t node = (check_random(&random) + last) % 10 * (count / 10);
+        uint8_t four[4] = {10, (uint8_t)(node >> 8), (uint8_t)node, 1};
+        uint8_t six[16] = {0xfd, 0x10, 0, 0, 0, 0, (uint8_t)(node >> 8), (uint8_t)node};
+        last = route_lookup(table, version == 4 ? four : six, version == 4 ? 4 : 16);
+        CHECK(last == node);
+    }
+    return seconds() - start;
+}
+
+TEST(ten_thousand_cost_no_more_than_twice_ten)
+{
+    for (uint8_t version = 4; version <= 6; version += 2) {
+        struct route_table *ten = overlay_of(10, version);
+        struct route_table *many = overlay_of(10000, version);
+        double best_ten = 1e9, best_many = 1e9; /* the least disturbed rounds */
+        for (int round = 0; round < 25; round++) {
+            double cost = lookup_cost(ten, 10, version);
+            best_ten = cost < best_ten ? cost : best_ten;
+            cost = lookup_cost(many, 10000, version);
+            best_many = cost < best_many ? cost : best_many;
+        }
+        fprintf(stderr, "IPv%d: %.1f and %.1f ns\n", version, best_ten * 5e4, best_many * 5e4);
+        CHECK(best_many <= 2 * best_ten);
+        route_table_free(ten);
+        route_table_free(many);
+    }
+}
