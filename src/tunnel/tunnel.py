@@ -414,6 +414,7 @@ class Tunnel:
                     )
                 case AddKernelRoute(prefix) if isinstance(self._device, Device):
                     await self._netlink.add_route(self._device.index, prefix)
+                    await self._underlay.check_outside(prefix, device=self._device.index)
                 case RemoveKernelRoute(prefix) if isinstance(self._device, Device):
                     await self._netlink.remove_route(self._device.index, prefix)
                 case Resolve(endpoint):
@@ -479,7 +480,7 @@ class Tunnel:
             else:
                 self._failure = UnderlayError(f"the UDP socket of {name} failed: {why}")
             self._failure.__cause__ = error
-        log.error("%s: closing: %s", self.config.name, self._failure)
+        log.info("%s: closing: %s", self.config.name, self._failure)
         self._stop()
         self._closing = self._closing or self._loop.create_task(self._undo.aclose())
 

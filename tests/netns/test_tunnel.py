@@ -350,6 +350,16 @@ async def test_a_peer_that_is_ourselves(host: Host) -> None:
             pass
 
 
+async def test_a_prefix_that_holds_its_own_peer(host: Host) -> None:
+    inside_out = Peer("192.0.2.2", ["192.0.2.0/25"])
+    with pytest.raises(ConfigError, match=r"192\.0\.2\.2 itself.*kernel route of its own"):
+        async with Tunnel(subnets=SUBNETS, peers=[inside_out]):
+            pass
+    host.run("ip route add 192.0.2.2/32 dev eth0")
+    async with Tunnel(subnets=SUBNETS, peers=[inside_out]):
+        pass
+
+
 async def test_a_refused_peer_leaves_nothing(host: Host) -> None:
     shell("ip route add 10.3.1.0/24 dev eth0")
     async with Tunnel(subnets=SUBNETS, peers=[PEER]) as tunnel:

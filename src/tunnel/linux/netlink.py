@@ -40,10 +40,11 @@ _LARGEST_MESSAGE = 65536
 @dataclass(frozen=True)
 class Path:
     """How the kernel would send to an address: from `source`, packets of at most `mtu`
-    bytes, outer IP header included."""
+    bytes, outer IP header included, out of the link with index `device`."""
 
     source: Address
     mtu: int
+    device: int
 
 
 class _Reader:
@@ -166,7 +167,7 @@ class Netlink:
         except NetlinkError:
             return None
         source = message.get("prefsrc")
-        return Path(ipaddress.ip_address(source), mtu) if source else None
+        return Path(ipaddress.ip_address(source), mtu, message.get("oif")) if source else None
 
     async def vxlan_on(self, port: int) -> str | None:
         """Name of a kernel vxlan device that owns UDP `port` in this namespace."""

@@ -16,7 +16,7 @@ from tunnel.config import Config
 from tunnel.errors import ConfigError, UnderlayError
 from tunnel.linux import udp
 from tunnel.linux.netlink import Netlink, Path
-from tunnel.types import ANY_VTEP_MAC, Address, Endpoint, Mac
+from tunnel.types import ANY_VTEP_MAC, Address, Endpoint, Mac, Prefix
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ class Underlay:
         self._netlink = netlink
         self._sockets: dict[int, tuple[socket.socket, ...]] = {}
         self._paths: dict[int, Path] = {}  # by peer index
+        self._addresses: dict[int, Address] = {}  # by peer index
 
     @property
     def endpoints(self) -> list[Endpoint]:
@@ -60,14 +61,14 @@ class Underlay:
     @property
     def mac(self) -> Mac:
         """Our VTEP's: the one configured, else made of VNI, address and port, so that it is
-        the same after a restart. The wildcard tells nodes not apart: there it is random."""
+        the same after a restart. The wildcard tells nodes not apart: there the machine's own
+        id stands in for it (machine-id(5)), or chance where there is none."""
         if self._config.mac is not None:
             return self._config.mac
         local = next(iter(self.locals.values()))
-        identity = f"{self._config.vni} {local} {self._config.port}".encode()
-        if local.is_unspecified:
-            identity = os.urandom(16)
-        digest = bytearray(hashlib.blake2s(identity, digest_size=6).digest())
+        place = _machine_id() if local.is_unspecified else str(local)
+        identity = f"{self._config.vni} {place} {self._config.port}"
+        digest = bytearray(hashlib.blake2s(identity.encode(), digest_size=6).digest())
         digest[0] = digest[0] & 0xFC | 0x02  # unicast, locally administered
         if bytes(digest) == ANY_VTEP_MAC.packed:
             digest[5] ^= 1
@@ -157,6 +158,7 @@ class Underlay:
         Raises:
             ConfigError: It is ourselves.
         """
+        self._addresses[index] = address
         path = await self._netlink.path_to(address)
         if path is None:
             log.warning("peer %s: no route to %s yet (see ip route get)", endpoint, address)
@@ -168,6 +170,24 @@ class Underlay:
 
     def forget(self, index: int) -> None:
         self._paths.pop(index, None)
+        self._addresses.pop(index, None)
+
+    async def check_outside(self, prefix: Prefix, *, device: int) -> None:
+        """
+        Sees that datagrams to peers inside an overlay prefix stay outside of the tunnel.
+
+        Raises:
+            ConfigError: The kernel would send them to our own `device`, for ever.
+        """
+        for address in self._addresses.values():
+            if address not in prefix:
+                continue
+            path = await self._netlink.path_to(address)
+            if path is not None and path.device == device:
+                raise ConfigError(
+                    f"prefix {prefix} holds the peer address {address} itself: its datagrams "
+                    f"would go into the tunnel (give {address} a kernel route of its own first)"
+                )
 
     async def open(self, family: int) -> list[int] | None:
         """
@@ -221,3 +241,11 @@ def _forwards() -> bool:
     switches = ("ipv4/ip_forward", "ipv6/conf/all/forwarding")
     paths = [FilePath("/proc/sys/net", switch) for switch in switches]
     return any(path.exists() and path.read_text().strip() != "0" for path in paths)
+
+
+def _machine_id() -> str:
+    try:
+        with open("/etc/machine-id", encoding="ascii") as file:
+            return file.read().strip() or os.urandom(16).hex()
+    except OSError:
+        return os.urandom(16).hex()
