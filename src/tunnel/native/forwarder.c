@@ -389,8 +389,7 @@ static void unpack_datagram(struct forwarder *forwarder, uint8_t *data, size_t l
         count_drops(counters_of(forwarder, sender), reason, 1);
         return;
     }
-    if (length == arrival->length) /* nodes that send trains finish their checksums */
-        ip_finish_checksum(&packet);
+    ip_finish_checksum(&packet);
     if (coalesce_full(&forwarder->coalescer))
         flush_runs(forwarder);
     coalesce_add(&forwarder->coalescer, &packet, owner);

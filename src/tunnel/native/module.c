@@ -114,7 +114,7 @@ static int Forwarder_init(ForwarderObject *self, PyObject *args, PyObject *kwarg
 
 static void Forwarder_dealloc(ForwarderObject *self)
 {
-    PyTypeObject *type = Py_TYPE(self);
+    PyTypeObject *type = Py_TYPE((PyObject *)self);
     if (self->forwarder) {
         peers_free(&self->forwarder->peers);
         route_table_free(self->forwarder->routes);
