@@ -144,6 +144,8 @@ def setter(layer: type[Packet], **fields: Any) -> Change:
         ([100, 40, 100], [[0, 1], [2]]),
         ([100, 40, 40], [[0, 1], [2]]),
         ([40, 100, 100], [[0], [1, 2]]),
+        ([100, 101], [[0], [1]]),
+        ([100, 100, 101, 101], [[0, 1], [2, 3]]),
         ([1, 1, 1], [[0, 1, 2]]),
         ([1398] * 46, [list(range(46))]),
         ([1448] * 48, [list(range(45)), [45, 46, 47]]),
@@ -269,6 +271,12 @@ def test_special_flags_go_alone_and_end_the_run(version: int, flag: str) -> None
 
 
 @BOTH
+@pytest.mark.parametrize("flag", "FSRUC")
+def test_special_flags_are_not_joined_with_their_like(version: int, flag: str) -> None:
+    expect(tcp_flow(version, [100] * 3, flags="A" + flag), [[0], [1], [2]])
+
+
+@BOTH
 @pytest.mark.parametrize("flags", ["", "P", "F", "R"])
 def test_without_ack_goes_alone(version: int, flags: str) -> None:
     packets = tcp_flow(version, [100] * 5)
@@ -308,6 +316,8 @@ def test_a_pure_ack_goes_alone_and_ends_nothing(version: int) -> None:
         ([100, 100, 40], [[0, 1, 2]]),
         ([100, 40, 100], [[0, 1], [2]]),
         ([40, 100, 100], [[0], [1, 2]]),
+        ([100, 101], [[0], [1]]),
+        ([100, 100, 101, 101], [[0, 1], [2, 3]]),
         ([100, 0, 100], [[0], [1], [2]]),
         ([0, 0], [[0], [1]]),
         ([1] * 60, [list(range(60))]),
