@@ -75,8 +75,8 @@ class Forwarder:
         packets were read. OSError if the device is gone."""
 
     def inbound(self, family: int) -> int:
-        """Moves up to one budget of datagrams from peers to the device. Returns how many
-        datagrams were received."""
+        """Moves up to one budget of messages, datagrams or trains of them, from peers to the
+        device. Returns how many messages were received. OSError if the socket is of no use."""
 
     def counters(self, index: int) -> tuple[int, int, int, int, tuple[int, ...]]:
         """``(outbound packets, outbound bytes, inbound packets, inbound bytes, drops)`` of

@@ -2,8 +2,9 @@
 VXLAN frames (RFC 7348) for Python programs, coded in C.
 
 A datagram is the UDP payload: 8 bytes VXLAN, 14 bytes inner Ethernet, an IP packet. The batch
-forms work in buffers that the caller owns, make no object per frame and release the GIL; their
-items lie end to end, with the size of each in an ``array("I")`` or a NumPy ``uint32`` array.
+forms work in buffers that the caller owns, which must not overlap, make no object per frame and
+release the GIL; their items lie end to end, with the size of each in an ``array("I")`` or a NumPy
+``uint32`` array.
 
     >>> packet = bytes.fromhex("4500001400000000401100000a0000010a000002")
     >>> frame = decode(encode(packet, vni=7))

@@ -48,7 +48,7 @@ def outgoing(payload: bytes, *, to: str = THEIRS[4], **fields: Any) -> bytes:
 
 
 def super_packet(version: int, size: int, **fields: Any) -> tuple[Packet, Vnet]:
-    packet = ip(version, src=OURS[version], dst=THEIRS[version], **fields) / tcp(bytes(9000))
+    packet = ip(version, src=OURS[version], dst=THEIRS[version], **fields) / tcp(bytes(10_000))
     gso_type, start = (TCP4, 20) if version == 4 else (TCP6, 40)
     return packet, Vnet(NEEDS_CSUM, gso_type, 0, size, start, TCP_CHECK)
 
@@ -104,8 +104,8 @@ def test_super_packets_are_sent_singly_where_trains_are_refused() -> None:
         for _ in range(2):
             rig.put(packet, vnet)
             rig.outbound()
-            assert peer.packets(9) == split_twin(packet, 1000)
-        assert rig.forwarder.counters(0)[0] == 18
+            assert peer.packets(10) == split_twin(packet, 1000)
+        assert rig.forwarder.counters(0)[0] == 20
 
 
 @pytest.mark.parametrize("family", [4, 6])
@@ -144,7 +144,8 @@ def test_too_big_for_the_path_is_told(host: Host, family: int, version: int) -> 
         assert [len(train) for train in peer.trains(len(expected))] == [len(expected)]
         rig.put(packet, vnet._replace(gso_size=size + 1))
         rig.outbound()
-        assert peer.take(0) == []
+        # The last one is shorter and goes; the sender hears once of all the others.
+        assert peer.packets(1) == split_twin(packet, size + 1)[-1:]
         assert len(rig.take()) == 1
 
 
@@ -274,7 +275,7 @@ def test_coalescing_ends_where_the_device_refuses_it(
     host.run("ip link set lo mtu 65536")
     with picky_tun(host) as (device, sniffer), Rig(device=device) as rig:
         peer = rig.add_peer()
-        for expected_writes in (4, 3):
+        for _ in range(2):
             packets = []
             for n in range(3):
                 fields = {"seq": n * 16400} if transport is tcp else {}
@@ -283,7 +284,7 @@ def test_coalescing_ends_where_the_device_refuses_it(
             send_all(peer, map(frame, packets))
             rig.inbound()
             assert [sniffer.recv(1 << 16) for _ in packets] == [packet[2:] for packet in packets]
-            assert rig.work()["device_writes"] - before == expected_writes
+            assert rig.work()["device_writes"] - before == len(packets)
             assert rig.forwarder.coalescing == (transport is udp, transport is tcp)
         assert rig.forwarder.counters(0)[2:4] == (6, 2 * sum(map(len, packets)))
         assert rig.drops(0) == {}

@@ -54,8 +54,7 @@ static enum role role_of(const struct coalescer *coalescer, const struct ip_pack
 
 static bool same_flow(const struct ip_packet *a, const struct ip_packet *b)
 {
-    return a->version == b->version && a->protocol == b->protocol &&
-           memcmp(a->source, b->source, 2u * a->address_size) == 0 &&
+    return a->protocol == b->protocol && ip_same_hosts(a, b) &&
            memcmp(a->data + a->header, b->data + b->header, 4) == 0;
 }
 

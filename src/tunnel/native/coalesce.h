@@ -45,7 +45,7 @@ struct coalescer {
     bool tcp; /* join TCP segments */
     bool udp; /* join UDP datagrams */
     unsigned count;
-    uint8_t open[64]; /* by flow hash: 1 + index of the run that may grow, 0 for none */
+    uint8_t open[256]; /* by flow hash: 1 + index of the run that may grow, 0 for none */
     struct run runs[RUNS_MAX];
 };
 

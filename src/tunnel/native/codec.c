@@ -59,6 +59,8 @@ struct codec_result codec_encode_batch(const uint8_t *packets, size_t packets_si
                                        size_t out_size, uint32_t vni, const struct codec_macs *macs)
 {
     size_t count = sizes_size / sizeof(uint32_t), done = 0;
+    if (sizes_size % sizeof(uint32_t))
+        return at_fault(CODEC_SIZES, count);
     for (size_t i = 0; i < count; i++) {
         size_t size = size_at(sizes, i);
         if (size > packets_size)
@@ -80,6 +82,8 @@ struct codec_result codec_decode_batch(const uint8_t *datagrams, size_t datagram
                                        size_t out_size)
 {
     size_t count = sizes_size / sizeof(uint32_t), offset = 0;
+    if (sizes_size % sizeof(uint32_t) || datagrams_size > UINT32_MAX)
+        return at_fault(CODEC_SIZES, count);
     for (size_t i = 0; i < count; i++) {
         size_t size = size_at(sizes, i);
         struct vxlan_frame frame;
@@ -116,7 +120,7 @@ const char *codec_reason(enum codec_fault fault)
     case CODEC_NO_VNI:
         return "datagram is not VXLAN: its I flag is not set";
     case CODEC_SIZES:
-        return "sizes say more bytes than the buffer holds";
+        return "sizes do not fit: no array of uint32, or more bytes than the buffer holds";
     case CODEC_ROOM:
         return "the out buffer is too small";
     default:

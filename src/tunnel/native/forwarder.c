@@ -32,15 +32,6 @@ static void tell_sender(struct forwarder *forwarder, const struct ip_packet *pac
         forwarder->work.icmp_sent++;
 }
 
-/* The inner packet that a train begins with, as far as its first piece goes. */
-static bool first_packet(const struct train *train, struct ip_packet *packet, size_t *available)
-{
-    uint8_t *data = (uint8_t *)train->pieces[0].iov_base + VXLAN_OVERHEAD;
-    *available = train->pieces[0].iov_len - VXLAN_OVERHEAD;
-    /* The lengths in it are right, we wrote them; all of it need not be in this piece. */
-    return ip_parse(data, train->size - VXLAN_OVERHEAD, packet);
-}
-
 static bool may_fragment(const struct ip_packet *packet)
 {
     return packet->version == 4 && !(packet->data[6] & 0x40);
@@ -83,11 +74,24 @@ static void count_sent(struct forwarder *forwarder, const struct train *train)
         count_traffic(&counters->outbound, train->segments, inner_bytes(train));
 }
 
-/* Sends the datagrams of a refused train one by one. Returns whether any of them went. */
-static bool send_singly(struct forwarder *forwarder, int fd, const struct train *train)
+/* The inner packet of a datagram, as far as its first piece goes: its lengths are right, we wrote
+ * them, but not all of it need be there. */
+static bool packet_of(const struct train *single, struct ip_packet *packet)
+{
+    uint8_t *data = (uint8_t *)single->pieces[0].iov_base + VXLAN_OVERHEAD;
+    return ip_parse(data, single->bytes - VXLAN_OVERHEAD, packet);
+}
+
+/*
+ * Sends the datagrams of a refused train one by one, but for those longer than `limit` that may
+ * not be fragmented: their senders are told. Returns whether any went.
+ */
+static bool send_singly(struct forwarder *forwarder, int fd, const struct train *train,
+                        uint32_t limit)
 {
     struct train single = {.segments = 1, .peer = train->peer, .ecn = train->ecn};
     struct train *const list[1] = {&single};
+    struct ip_packet packet, told = {0};
     bool went = false;
     for (unsigned i = 0; i < train->piece_count;) {
         single.bytes = single.piece_count = 0;
@@ -96,7 +100,15 @@ static bool send_singly(struct forwarder *forwarder, int fd, const struct train 
             single.bytes += (uint32_t)train->pieces[i].iov_len;
             single.pieces[single.piece_count++] = train->pieces[i++];
         }
-        underlay_send(fd, list, 1, &forwarder->peers, &forwarder->work);
+        if (single.bytes > limit && packet_of(&single, &packet) && !may_fragment(&packet)) {
+            single.error = EMSGSIZE;
+            if (!told.data || !ip_same_hosts(&told, &packet)) /* once for a super-packet */
+                tell_sender(forwarder, &packet, single.pieces[0].iov_len - VXLAN_OVERHEAD,
+                            ICMP_TOO_BIG, limit - VXLAN_OVERHEAD);
+            told = packet;
+        } else {
+            underlay_send(fd, list, 1, &forwarder->peers, &forwarder->work);
+        }
         count_sent(forwarder, &single);
         went |= !single.error;
     }
@@ -106,31 +118,23 @@ static bool send_singly(struct forwarder *forwarder, int fd, const struct train 
 /*
  * What the kernel refused. The whole train was refused, nothing of it was sent.
  *
- * A segment larger than the path's MTU is EMSGSIZE, EINVAL before Linux 6.14: where the sender
+ * A datagram larger than the path's MTU is EMSGSIZE, EINVAL before Linux 6.14: where the sender
  * can be told to send less it is told, and the path goes on to take trains. Any other EINVAL,
  * and EIO, say that this path takes no trains, if it then takes the datagrams singly.
  */
 static void send_refused(struct forwarder *forwarder, int fd, struct train *train)
 {
     struct peer *peer = &forwarder->peers.at[train->peer];
-    uint32_t overhead = VXLAN_OVERHEAD + UDP_HEADER + (peer->address.size == 4 ? 20 : 40);
-    bool train_refused = train->error == EIO || train->error == EINVAL;
-    struct ip_packet packet;
-    size_t available;
-
-    if (train->segments == 1 || (!train_refused && train->error != EMSGSIZE)) {
+    uint32_t outer = UDP_HEADER + (peer->address.size == 4 ? 20 : 40);
+    bool no_trains = train->segments > 1 && (train->error == EIO || train->error == EINVAL);
+    if (!no_trains && train->error != EMSGSIZE) {
         count_sent(forwarder, train);
         return;
     }
     uint32_t mtu = train->error == EIO ? 0 : underlay_path_mtu(peer);
-    bool too_big = mtu > overhead && train->size + overhead - VXLAN_OVERHEAD > mtu;
-    if (too_big && first_packet(train, &packet, &available) && !may_fragment(&packet)) {
-        train->error = EMSGSIZE;
-        count_sent(forwarder, train);
-        tell_sender(forwarder, &packet, available, ICMP_TOO_BIG, mtu - overhead);
-        return;
-    }
-    if (send_singly(forwarder, fd, train) && !too_big)
+    bool too_big = mtu > outer + VXLAN_OVERHEAD && train->size > mtu - outer;
+    bool went = send_singly(forwarder, fd, train, too_big ? mtu - outer : DATAGRAM_MAX);
+    if (went && no_trains && !too_big)
         peer->trains = false;
 }
 
@@ -259,10 +263,12 @@ static void forward_to(struct forwarder *forwarder, uint16_t index, struct ip_pa
     }
     if (offload->flags & OFFLOAD_NEEDS_CSUM && !split_checksum(packet, offload))
         count_drops(&peer->counters, DROP_bad_offload, 1);
-    else if (packet->length + VXLAN_OVERHEAD > DATAGRAM_MAX)
-        count_drops(&peer->counters, DROP_too_big, 1);
-    else
+    else if (packet->length + VXLAN_OVERHEAD <= DATAGRAM_MAX)
         forward_single(forwarder, packet, ticket, &frame);
+    else {
+        count_drops(&peer->counters, DROP_too_big, 1);
+        tell_sender(forwarder, packet, packet->length, ICMP_TOO_BIG, DATAGRAM_MAX - VXLAN_OVERHEAD);
+    }
 }
 
 static void forward(struct forwarder *forwarder, const struct device_packet *read)
@@ -273,15 +279,17 @@ static void forward(struct forwarder *forwarder, const struct device_packet *rea
         count_drops(nobody, DROP_not_ip, 1);
         return;
     }
+    if (ip_is_multicast(&packet)) {
+        count_drops(nobody, DROP_multicast, 1);
+        return;
+    }
     uint16_t index = route_lookup(forwarder->routes, packet.destination, packet.address_size);
     if (index != ROUTE_NONE) {
         forward_to(forwarder, index, &packet, &read->offload);
-    } else if (ip_is_multicast(&packet)) {
-        count_drops(nobody, DROP_multicast, 1);
-    } else {
-        count_drops(nobody, DROP_no_route, 1);
-        tell_sender(forwarder, &packet, packet.length, ICMP_NO_ROUTE, 0);
+        return;
     }
+    count_drops(nobody, DROP_no_route, 1);
+    tell_sender(forwarder, &packet, packet.length, ICMP_NO_ROUTE, 0);
 }
 
 int forwarder_outbound(struct forwarder *forwarder)
@@ -310,13 +318,22 @@ static struct counters *counters_of(struct forwarder *forwarder, uint16_t index)
     return peer ? &peer->counters : &forwarder->peers.nobody;
 }
 
-static enum drop write_drop_reason(int error)
+/* What became of `packets` from a peer that went to the device as one. */
+static void count_written(struct forwarder *forwarder, uint16_t index, int error, unsigned packets,
+                          uint64_t bytes)
 {
-    return error == -EAGAIN || error == -ENOBUFS ? DROP_device_full : DROP_device_refused;
+    struct counters *counters = counters_of(forwarder, index);
+    if (!error) {
+        forwarder->work.device_writes++;
+        count_traffic(&counters->inbound, packets, bytes);
+        return;
+    }
+    bool full = error == -EAGAIN || error == -ENOBUFS;
+    count_drops(counters, full ? DROP_device_full : DROP_device_refused, packets);
 }
 
 /* The packets of a joined run, each as it came: its headers lie before its payload. */
-static void write_singly(struct forwarder *forwarder, struct run *run)
+static void write_singly(struct forwarder *forwarder, const struct run *run)
 {
     uint8_t none[OFFLOAD_HEADER] = {0};
     for (unsigned i = 1; i <= run->segments; i++) {
@@ -326,33 +343,23 @@ static void write_singly(struct forwarder *forwarder, struct run *run)
             {(uint8_t *)payload->iov_base - run->header, payload->iov_len + run->header},
         };
         int error = device_write(&forwarder->device, pieces, 2);
-        struct counters *counters = counters_of(forwarder, run->peer);
-        forwarder->work.device_writes++;
-        if (error)
-            count_drops(counters, write_drop_reason(error), 1);
-        else
-            count_traffic(&counters->inbound, 1, pieces[1].iov_len);
+        count_written(forwarder, run->peer, error, 1, pieces[1].iov_len);
     }
 }
 
-static void write_run(struct forwarder *forwarder, struct run *run)
+static void write_run(struct forwarder *forwarder, const struct run *run)
 {
     bool joined = run->segments > 1;
     int error = device_write(&forwarder->device, run->pieces, run->segments + 1u);
-    struct counters *counters = counters_of(forwarder, run->peer);
-    forwarder->work.device_writes++;
-    if (!error) {
-        forwarder->work.super_packets_written += joined;
-        count_traffic(&counters->inbound, run->segments, run->bytes);
-    } else if (error == -EINVAL && joined) {
+    if (error == -EINVAL && joined) {
         /* Some kernels refuse valid super-packets: this one gets no more of them. */
-        bool *join = run->first.protocol == IP_TCP ? &forwarder->coalescer.tcp
-                                                   : &forwarder->coalescer.udp;
-        *join = false;
+        bool tcp = run->first.protocol == IP_TCP;
+        *(tcp ? &forwarder->coalescer.tcp : &forwarder->coalescer.udp) = false;
         write_singly(forwarder, run);
-    } else {
-        count_drops(counters, write_drop_reason(error), run->segments);
+        return;
     }
+    forwarder->work.super_packets_written += joined && !error;
+    count_written(forwarder, run->peer, error, run->segments, run->bytes);
 }
 
 static void flush_runs(struct forwarder *forwarder)

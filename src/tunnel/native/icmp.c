@@ -7,7 +7,7 @@
 
 enum { QUOTE4 = 548 /* in 576 bytes, RFC 1812 4.3.2.3 */, QUOTE6 = 1280 - 48 };
 enum { TYPE4_UNREACHABLE = 3, CODE4_HOST = 1, CODE4_FRAGMENTATION = 4 };
-enum { TYPE6_UNREACHABLE = 1, CODE6_ADDRESS = 3, TYPE6_TOO_BIG = 2 };
+enum { TYPE6_UNREACHABLE = 1, CODE6_ADDRESS = 3, TYPE6_TOO_BIG = 2, TYPE6_REDIRECT = 137 };
 enum { INTERVAL_NS = 10 * 1000 * 1000, BURST = 50 };
 
 static int is_error4(const struct ip_packet *packet)
@@ -27,13 +27,16 @@ static int is_error4(const struct ip_packet *packet)
     }
 }
 
-/* An ICMPv6 error may hide behind an extension header: rather say nothing than answer it. */
+/* An ICMPv6 error, or a redirect, may hide behind an extension header: rather say nothing than
+ * answer it. */
 static int is_error6(const struct ip_packet *packet)
 {
     if (!packet->plain)
         return 1;
-    return packet->protocol == IP_ICMP6 &&
-           (packet->length <= packet->header || !(packet->data[packet->header] & 0x80));
+    if (packet->protocol != IP_ICMP6)
+        return 0;
+    uint8_t type = packet->length > packet->header ? packet->data[packet->header] : 0;
+    return type < 128 || type == TYPE6_REDIRECT;
 }
 
 static size_t error4(uint8_t *out, const struct ip_packet *packet, size_t quote,

@@ -131,6 +131,11 @@ void ip_finish_checksum(struct ip_packet *packet)
     checksum_store(packet->data + field, check ? check : 0xffff);
 }
 
+bool ip_same_hosts(const struct ip_packet *a, const struct ip_packet *b)
+{
+    return a->version == b->version && memcmp(a->source, b->source, 2u * a->address_size) == 0;
+}
+
 bool ip_is_multicast(const struct ip_packet *packet)
 {
     const uint8_t *address = packet->destination;

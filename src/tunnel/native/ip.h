@@ -60,6 +60,9 @@ bool ip_checksums_right(const struct ip_packet *packet);
  */
 void ip_finish_checksum(struct ip_packet *packet);
 
+/* Whether two packets have the same source and destination addresses. */
+bool ip_same_hosts(const struct ip_packet *a, const struct ip_packet *b);
+
 bool ip_is_multicast(const struct ip_packet *packet);
 
 uint8_t ip_ecn(const struct ip_packet *packet);
