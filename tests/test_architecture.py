@@ -15,6 +15,7 @@ LAYERS = [
     {"tunnel.cli"},
     {"tunnel"},
     {"tunnel.tunnel"},
+    {"tunnel.bench"},
     {"tunnel.control", "tunnel.linux", "tunnel.vxlan", "tunnel.lab"},
     {"tunnel._native"},
     {"tunnel.config"},

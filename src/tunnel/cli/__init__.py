@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import click
 
-from tunnel.cli import config, demo, up
+from tunnel.cli import bench, config, demo, up
 from tunnel.errors import TunnelError
 
 
@@ -20,7 +20,7 @@ def verbs(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _verb in (up.up, config.config, demo.demo):
+for _verb in (up.up, config.config, demo.demo, bench.bench):
     verbs.add_command(_verb)
 
 
