@@ -25,7 +25,7 @@ demo: .venv/installed
 	@$(BIN)/tunnel demo
 
 test: lint
-	@.ci/packages iproute2 iputils-ping iperf3 ethtool nftables tcpdump clang libclang-rt-14-dev
+	@.ci/packages iproute2 iputils-ping iperf3 ethtool nftables tcpdump clang libclang-rt-14-dev valgrind
 	@$(BIN)/pytest
 
 lint: .venv/installed

@@ -213,7 +213,7 @@ def _listen(port: int) -> socket.socket:
         return socket.create_server(("", port), family=family, dualstack_ipv6=both)
     except OSError as error:
         raise BenchError(
-            f"cannot listen on port {port}: {(error.strerror or '').lower()} "
+            f"cannot listen on port {port}: {os.strerror(error.errno or 0).lower()} "
             "(--port takes another pair of ports)"
         ) from error
 

@@ -1,0 +1,70 @@
+"""
+Instructions per operation, by callgrind: what a noisy machine cannot blur.
+
+A budget is what was measured (gcc 12, x86-64) and 15 % more. An operation that needs more than
+its budget got slower: make it faster, or raise the budget and say why in the commit. Times are
+not measured here.
+"""
+
+import platform
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+CORE = HERE.parent.parent / "src" / "tunnel" / "native"
+ROUNDS, SEGMENTS, FRAMES = 100, 40, 64
+
+BUDGETS = {
+    "checksum": (1, 450),
+    "checksum_portable": (1, 1356),
+    "split": (SEGMENTS, 733),
+    "coalesce": (SEGMENTS, 1003),
+    "encap": (1, 29),
+    "trains": (SEGMENTS, 122),
+    "decap": (1, 187),
+    "parse": (1, 69),
+    "flow_hash": (1, 66),
+    "route": (1, 168),
+    "route6": (1, 161),
+    "encode": (FRAMES, 270),
+    "decode": (FRAMES, 90),
+}
+"""Operation -> packets it moves, and the most instructions for each; what memcpy does for
+encode is in it, what the C library's start-up does is not."""
+
+
+@pytest.fixture(scope="module")
+def instructions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
+    """Of one call of each operation, with all that it calls."""
+    if not shutil.which("valgrind"):
+        pytest.skip("valgrind is not installed (Debian package valgrind)")
+    if platform.machine() != "x86_64":
+        pytest.skip("budgets are for x86-64: other CPUs count otherwise")
+    here = tmp_path_factory.mktemp("budgets")
+    sources = sorted(source for source in CORE.glob("*.c") if source.name != "module.c")
+    flags = ["-std=gnu11", "-O3", "-g", "-D_GNU_SOURCE", f"-I{CORE}"]
+    run(["gcc", *flags, "-o", here / "budgets", HERE / "budgets.c", *sources])
+    profile = here / "profile"
+    words = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={profile}", here / "budgets"]
+    if "avx2" not in run(words):
+        pytest.skip("this CPU has no AVX2, which the budgets are for")
+    table = run(["callgrind_annotate", "--inclusive=yes", "--threshold=100", profile])
+    found = re.findall(r"^\s*([\d,]+) .*:op_(\w+)", table, flags=re.MULTILINE)
+    return {name: int(count.replace(",", "")) // ROUNDS for count, name in found}
+
+
+def run(words: list[str | Path]) -> str:
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        pytest.fail(done.stdout + done.stderr, pytrace=False)
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_budget(instructions: dict[str, int], name: str) -> None:
+    packets, most = BUDGETS[name]
+    assert instructions[name] / packets <= most
