@@ -8,6 +8,7 @@ help:
 	@echo "make test         lint and every test; the last line counts them"
 	@echo "make lint         ruff, mypy, clang-format"
 	@echo "make bench-quick  this overlay beside plain veth, the kernel's vxlan and openvpn"
+	@echo "make bench        every overlay that Debian has, on every link; about an hour"
 	@echo "make clean        removes all that was built here"
 
 # setuptools is installed first and used as it is: no build isolation, so that what is
@@ -34,6 +35,15 @@ lint: .venv/installed
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/clang-format --dry-run -Werror $(C_FILES)
 
+# Whatever other overlays Debian has, each measured if it comes up.
+bench: .venv/installed
+	@.ci/packages iproute2 iputils-ping iperf3 ethtool socat fastd openvpn tinc vtun n2n nebula \
+		wireguard-go wireguard-tools
+	@$(BIN)/python -m benchmarks.full
+	@$(BIN)/python -m benchmarks.scaling --keep
+	@$(BIN)/python -m benchmarks.micro --keep
+	@$(BIN)/python -m benchmarks.report
+
 bench-quick: .venv/installed
 	@.ci/packages iproute2 iputils-ping iperf3 ethtool openvpn
 	@$(BIN)/python -m benchmarks.quick
@@ -43,4 +53,4 @@ clean:
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help demo test lint bench-quick clean
+.PHONY: help demo test lint bench bench-quick clean

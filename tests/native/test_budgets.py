@@ -10,6 +10,7 @@ import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -47,9 +48,14 @@ def instructions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     here = tmp_path_factory.mktemp("budgets")
     sources = sorted(source for source in CORE.glob("*.c") if source.name != "module.c")
     flags = ["-std=gnu11", "-O3", "-g", "-D_GNU_SOURCE", f"-I{CORE}"]
-    run(["gcc", *flags, "-o", here / "budgets", HERE / "budgets.c", *sources])
+    run(["gcc", *flags, "-o", str(here / "budgets"), str(HERE / "budgets.c"), *map(str, sources)])
     profile = here / "profile"
-    words = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={profile}", here / "budgets"]
+    words = [
+        "valgrind",
+        "--tool=callgrind",
+        f"--callgrind-out-file={profile}",
+        str(here / "budgets"),
+    ]
     if "avx2" not in run(words):
         pytest.skip("this CPU has no AVX2, which the budgets are for")
     table = run(["callgrind_annotate", "--inclusive=yes", "--threshold=100", profile])
@@ -57,8 +63,8 @@ def instructions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     return {name: int(count.replace(",", "")) // ROUNDS for count, name in found}
 
 
-def run(words: list[str | Path]) -> str:
-    done = subprocess.run(words, capture_output=True, text=True)
+def run(words: Sequence[str | Path]) -> str:
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.fail(done.stdout + done.stderr, pytrace=False)
     return done.stdout

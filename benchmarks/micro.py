@@ -1,0 +1,97 @@
+"""
+The codec beside struct and scapy, in nanoseconds a frame; the C core is counted in instructions,
+by ``tests/native/test_budgets.py``.
+
+    python -m benchmarks.micro [--keep]
+"""
+
+import struct
+import timeit
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from benchmarks import tables
+from tunnel import vxlan
+from tunnel.vxlan import ANY_VTEP_MAC, FRAME, OVERHEAD
+
+FRAMES, SIZE = 64, 1400
+GOALS = {"encode_batch, beyond the copy": 100, "decode_batch": 30}
+"""The most nanoseconds a frame."""
+
+_HEADER = struct.Struct("!II6s6sH")
+
+
+def packet() -> bytes:
+    head = bytes.fromhex("4500057800004000401100000a0000010a000002")
+    return head + bytes(SIZE - len(head))
+
+
+def encode_by_struct(one: bytes) -> bytes:
+    return _HEADER.pack(0x08000000, 1 << 8, ANY_VTEP_MAC, ANY_VTEP_MAC, 0x0800) + one
+
+
+def decode_by_struct(frame: bytes) -> tuple[int, bytes]:
+    _, vni, _, _, _ = _HEADER.unpack_from(frame)
+    return vni >> 8, frame[OVERHEAD:]
+
+
+def nanoseconds(call: Callable[[], object], *, items: int = 1) -> float:
+    """A call's least time of seven, for each item: what disturbs only ever adds."""
+    timer = timeit.Timer(call)
+    count, _ = timer.autorange()
+    return min(timer.repeat(7, max(1, count // 4))) / max(1, count // 4) / items * 1e9
+
+
+def codec() -> dict[str, float]:
+    from scapy.layers.inet import IP  # noqa: PLC0415  # a second to import, and needed here only
+    from scapy.layers.l2 import Ether  # noqa: PLC0415
+    from scapy.layers.vxlan import VXLAN  # noqa: PLC0415
+
+    one = packet()
+    frame = vxlan.encode(one)
+    packets, sizes = one * FRAMES, array("I", [SIZE]) * FRAMES
+    out = bytearray(FRAMES * (SIZE + OVERHEAD))
+    frames, frame_sizes = frame * FRAMES, array("I", [len(frame)]) * FRAMES
+    found, copy = bytearray(FRAMES * FRAME.size), memoryview(bytearray(len(packets)))
+
+    def copy_all() -> None:
+        copy[:] = packets
+
+    batch = nanoseconds(lambda: vxlan.encode_batch(packets, sizes, out), items=FRAMES)
+    copied = nanoseconds(copy_all, items=FRAMES)
+    return {
+        "encode": nanoseconds(lambda: vxlan.encode(one)),
+        "encode, struct": nanoseconds(lambda: encode_by_struct(one)),
+        "encode, scapy": nanoseconds(lambda: bytes(VXLAN(vni=1) / Ether() / IP(one))),
+        "decode": nanoseconds(lambda: vxlan.decode(frame)),
+        "decode, struct": nanoseconds(lambda: decode_by_struct(frame)),
+        "decode, scapy": nanoseconds(lambda: VXLAN(frame)),
+        "encode_batch": batch,
+        "the copy alone": copied,
+        "encode_batch, beyond the copy": batch - copied,
+        "decode_batch": nanoseconds(
+            lambda: vxlan.decode_batch(frames, frame_sizes, found), items=FRAMES
+        ),
+    }
+
+
+@click.command()
+@click.option("--keep", is_flag=True, help="Keep the result in benchmarks/results/.")
+def main(*, keep: bool) -> None:
+    """Measure the codec: 64 frames of 1,400 bytes."""
+    measured = codec()
+    rows: tables.Rows = [
+        ["", "ns a frame", "goal"],
+        *([name, f"{ns:.0f}", GOALS.get(name, "")] for name, ns in measured.items()),
+    ]
+    result = {f"Codec, {FRAMES} frames of {SIZE} bytes": rows}
+    tables.show(result)
+    if keep:
+        tables.keep(result, module="benchmarks.micro", directory=Path(__file__).parent / "results")
+
+
+if __name__ == "__main__":
+    main()
