@@ -55,28 +55,30 @@ def by_size(field: rounds.Field, *, seconds: int) -> tables.Rows:
 
 def by_routes() -> tables.Rows:
     """The table's own cost: replacing all routes, and one look-up through the binding."""
-    rows: list[list[str | int | float]] = [["routes", "replace all, ms", "look-up, ns"]]
-    for count in ROUTES:
-        with open("/dev/null", "r+b", buffering=0) as device:
-            forwarder = Forwarder(
-                device=device.fileno(),
-                vnet_header=False,
-                coalesce_tcp=False,
-                coalesce_udp=False,
-                vni=1,
-                mac=bytes.fromhex("02005e005301"),
-                segments=1,
-            )
-            forwarder.set_peer(0, bytes([192, 0, 2, 2]), 8472, bytes.fromhex("02005e005302"))
-            first = int(IPv4Address("10.0.0.0"))
-            routes = [((first + (i << 7)).to_bytes(4, "big"), 25, 0) for i in range(count)]
-            start = time.perf_counter()
-            forwarder.set_routes(routes)
-            took = time.perf_counter() - start
-            some = [network for network, _, _ in routes[:: max(1, count // 997)]]
-            each = nanoseconds(lambda: [forwarder.lookup(one) for one in some], items=len(some))
-            rows.append([count, f"{took * 1e3:.2f}", f"{each:.0f}"])
-    return rows
+    rows = [["routes", "replace all, ms", "look-up, ns"]]
+    return [*rows, *(_with_routes(count) for count in ROUTES)]
+
+
+def _with_routes(count: int) -> list[str]:
+    first = int(IPv4Address("10.0.0.0"))
+    routes = [((first + (i << 7)).to_bytes(4, "big"), 25, 0) for i in range(count)]
+    some = [network for network, _, _ in routes[:: max(1, count // 997)]]
+    with open("/dev/null", "r+b", buffering=0) as device:
+        forwarder = Forwarder(
+            device=device.fileno(),
+            vnet_header=False,
+            coalesce_tcp=False,
+            coalesce_udp=False,
+            vni=1,
+            mac=bytes.fromhex("02005e005301"),
+            segments=1,
+        )
+        forwarder.set_peer(0, bytes([192, 0, 2, 2]), 8472, bytes.fromhex("02005e005302"))
+        start = time.perf_counter()
+        forwarder.set_routes(routes)
+        took = time.perf_counter() - start
+        each = nanoseconds(lambda: [forwarder.lookup(one) for one in some], items=len(some))
+    return [str(count), f"{took * 1e3:.2f}", f"{each:.0f}"]
 
 
 async def _open(count: int) -> tuple[float, float]:
