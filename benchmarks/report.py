@@ -31,10 +31,11 @@ BAR, ROW, LEFT = 420, 22, 180
 
 def print_rows(results: Results) -> None:
     """Contestants in rows, for there are many: median, and ratio to the kernel's vxlan."""
+    keys = [key for key in COLUMNS if any(key in samples for samples in results.values())]
     table = Table("")
-    for key in COLUMNS:
+    for key in keys:
         table.add_column(bench.UNITS[key], justify="right")
-    for row in rows(results, COLUMNS):
+    for row in rows(results, keys):
         table.add_row(*row)
     Console(highlight=False, width=160).print(table)
 
@@ -80,7 +81,7 @@ def plot(results: Results, key: str) -> str:
         values, top = results[name][key], i * ROW
         middle = (median(results, name, key) or 0) * scale
         least, most = min(values) * scale, max(values) * scale
-        colour = "#2a6fbb" if name.startswith("tunnel") else "#b0b8c0"
+        colour = "#2a6fbb" if CONTESTANTS[name].name.startswith("tunnel") else "#b0b8c0"
         parts += [
             f'<text x="4" y="{top + 15}">{CONTESTANTS[name].name}</text>',
             f'<rect x="{LEFT}" y="{top + 3}" width="{middle:.1f}" height="16" fill="{colour}"/>',

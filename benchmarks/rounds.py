@@ -55,9 +55,12 @@ def field(names: Sequence[str], *, mtu: int, veth_offloads: bool) -> Iterator[Fi
             number = list(CONTESTANTS).index(name) + 1
             site = Site(a, b, number, min(mtu - OVERHEAD, contestant.most_mtu), own)
             try:
-                paths[name], said[name] = contestant.bring_up(site)
+                paths[name], words = contestant.bring_up(site)
             except LabError as error:
                 absent[name] = str(error)
+                continue
+            if words:
+                said[name] = words
         yield Field(a, paths, said, absent)
 
 
