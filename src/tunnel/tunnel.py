@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Coroutine, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import fields
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -33,6 +34,7 @@ from tunnel.linux.netlink import Netlink
 from tunnel.linux.pair import Pair
 from tunnel.linux.tun import Device, open_device
 from tunnel.linux.underlay import Underlay
+from tunnel.linux.watch import Watch
 from tunnel.types import (
     ANY_VTEP_MAC,
     DEFAULT_PORT,
@@ -108,7 +110,6 @@ class Tunnel:
         self._changing = asyncio.Lock()
         self._changes: set[asyncio.Task[None]] = set()
         self._lookups: set[asyncio.Task[None]] = set()
-        self._readers: set[int] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._closing: asyncio.Task[None] | None = None
         self._closed = asyncio.Event()
@@ -297,6 +298,7 @@ class Tunnel:
         await self._underlay.choose_locals(address for address in found if address is not None)
         self._forwarder = self._make_forwarder()
         self._membership = Membership(subnets=self.config.subnets, local=self._underlay.endpoints)
+        self._watch = Watch(moved=self._look, failed=self._fail)
         self._undo.callback(self._stop)
         self._undo.push_async_callback(self._settle)
         for family in tuple(self._underlay.locals):
@@ -308,7 +310,7 @@ class Tunnel:
         for endpoint, address in zip(endpoints, found, strict=True):
             if endpoint.address is None:
                 await self._apply(self._membership.resolved(endpoint, address, now=now))
-        self._read(self._device.fileno(), self._forwarder.outbound)
+        self._watch.add(self._device.fileno(), self._forwarder.outbound)
         self._schedule()
         for reason in self._underlay.abilities.reasons:
             log.warning("%s: %s", self.config.name, reason)
@@ -342,7 +344,7 @@ class Tunnel:
         descriptors = await self._underlay.open(family)
         if descriptors is not None:
             self._forwarder.set_sockets(family, descriptors)
-            self._read(descriptors[0], lambda: self._forwarder.inbound(family))
+            self._watch.add(descriptors[0], partial(self._forwarder.inbound, family))
 
     async def _set_device_up(self) -> None:
         if isinstance(self._device, Device):
@@ -448,23 +450,11 @@ class Tunnel:
 
     # Running.
 
-    def _read(self, descriptor: int, move: Callable[[], int]) -> None:
-        """Calls `move` whenever the descriptor is readable, until it fails."""
-
-        def ready() -> None:
-            try:
-                move()
-                if self._loop.time() >= self._next_look:
-                    self._look()
-            except Exception as error:
-                self._fail(descriptor, error)
-
-        self._loop.add_reader(descriptor, ready)
-        self._readers.add(descriptor)
-
     def _look(self) -> None:
         """Says once when an offload was turned off. Only traffic does that, so looking is
         left to traffic, and an idle tunnel sleeps."""
+        if self._loop.time() < self._next_look:
+            return
         self._next_look = self._loop.time() + _LOOK_INTERVAL
         lost, self._offloads_seen = self._offloads_seen - self.offloads, self.offloads
         if lost:
@@ -485,9 +475,7 @@ class Tunnel:
         self._closing = self._closing or self._loop.create_task(self._undo.aclose())
 
     def _stop(self) -> None:
-        for descriptor in self._readers:
-            self._loop.remove_reader(descriptor)
-        self._readers.clear()
+        self._watch.close()
         if self._timer is not None:
             self._timer.cancel()
 

@@ -66,9 +66,7 @@ def _spell_host(text: str) -> str:
     """The one spelling of an address or name."""
     if ":" not in text and not re.fullmatch(r"[0-9.]*", text):
         if len(text) > 253 or not _HOSTNAME.fullmatch(text):
-            raise ConfigError(
-                f"host {text!r} is no address or name (like 192.0.2.2)"
-            )
+            raise ConfigError(f"host {text!r} is no address or name (like 192.0.2.2)")
         return text.lower()
     return str(parse_address(text))
 
