@@ -107,6 +107,20 @@ OPERATION op_route6(const struct route_table *table, uint32_t i)
     sink += route_lookup(table, address, 16);
 }
 
+OPERATION op_route_of_ten(const struct route_table *table, uint32_t i)
+{
+    uint8_t address[16];
+    put32(address, 10u << 24 | i << 8 | 1);
+    sink += route_lookup(table, address, 4);
+}
+
+OPERATION op_route6_of_ten(const struct route_table *table, uint32_t i)
+{
+    uint8_t address[16] = {0xfd};
+    put32(address + 4, i);
+    sink += route_lookup(table, address, 16);
+}
+
 OPERATION op_encode(void)
 {
     struct codec_result result = codec_encode_batch(plain, sizeof plain, (const uint8_t *)sizes,
@@ -124,18 +138,20 @@ OPERATION op_decode(void)
         abort();
 }
 
-static struct route_table *make_routes(void)
+/* `count` prefixes of each family, all over the same range. */
+static struct route_table *make_routes(uint32_t count)
 {
-    struct route *routes = calloc(2 * ROUTES, sizeof *routes);
+    struct route *routes = calloc(2 * count, sizeof *routes);
     if (!routes)
         abort();
-    for (uint32_t i = 0; i < ROUTES; i++) {
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t place = i * (ROUTES / count);
         routes[i] = (struct route){.length = 24, .version = 4, .value = (uint16_t)(i % 1000)};
-        put32(routes[i].network, 10u << 24 | i << 8);
-        routes[ROUTES + i] = (struct route){.network = {0xfd}, .length = 64, .version = 6};
-        put32(routes[ROUTES + i].network + 4, i);
+        put32(routes[i].network, 10u << 24 | place << 8);
+        routes[count + i] = (struct route){.network = {0xfd}, .length = 64, .version = 6};
+        put32(routes[count + i].network + 4, place);
     }
-    struct route_table *table = route_table_new(routes, 2 * ROUTES);
+    struct route_table *table = route_table_new(routes, 2 * count);
     free(routes);
     if (!table)
         abort();
@@ -164,7 +180,7 @@ static void fill(void)
 int main(void)
 {
     fill();
-    struct route_table *table = make_routes();
+    struct route_table *table = make_routes(ROUTES), *ten = make_routes(10);
     size_t length = words_put(super_packet, &(struct words){.payload = SEGMENTS * PAYLOAD});
     struct ip_packet super = parse(super_packet, length);
     struct offload offload = {.flags = OFFLOAD_NEEDS_CSUM,
@@ -194,8 +210,11 @@ int main(void)
         op_flow_hash(parsed);
         op_route(table, i * 97 % ROUTES);
         op_route6(table, i * 97 % ROUTES);
+        op_route_of_ten(ten, i % 10 * (ROUTES / 10));
+        op_route6_of_ten(ten, i % 10 * (ROUTES / 10));
     }
     route_table_free(table);
+    route_table_free(ten);
     printf("%s\n", checksum_backend());
     return 0;
 }

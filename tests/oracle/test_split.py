@@ -369,3 +369,42 @@ def test_random_packets_break_nothing(vnet: Vnet, noise: bytes, version: int, kn
         assert peer.packets(sent)[-1] == good
         dropped = sum(rig.drops(0).values()) + sum(rig.drops(-1).values())
         assert dropped == (sent == 1)
+
+
+SHAPES = st.tuples(
+    st.sampled_from(list(KINDS)),
+    st.sampled_from([999, 1000, 1001, 1398, 1410, 8900]),  # of the segments
+    st.sampled_from(OPTIONS[:2]),
+    st.integers(1, 60_000),
+)
+
+
+@settings(max_examples=60)
+@given(
+    shapes=st.lists(st.one_of(st.none(), SHAPES), min_size=2, max_size=12), together=st.booleans()
+)
+def test_each_super_packet_is_read_in_the_shape_of_the_last(
+    shapes: list[tuple[str, int, list[tuple[str, Any]], int] | None], together: bool
+) -> None:
+    """The device reads segments to where they are sent from, guessing by the packet before; a
+    wrong guess, or a packet that is none, must make no difference."""
+    with Rig() as rig:
+        peer = rig.add_peer()
+        expected = []
+        for shape in shapes:
+            if shape is None:
+                small = bytes(ip(4, src=OURS[4], dst=THEIRS[4]) / udp(payload(1400)[:1400]))
+                rig.put(small)
+                expected.append(small)
+            else:
+                kind, size, options, length = shape
+                fields = {} if kind.startswith("USO") else {"options": options}
+                packet, vnet = super_packet(kind, length, size=size, **fields)
+                rig.put(packet, vnet)
+                expected += split_twin(packet, size)
+            if not together:
+                rig.outbound()
+        while together and rig.forwarder.outbound():
+            pass
+        assert rig.drops(0) == {}
+        assert sorted(peer.packets(len(expected))) == sorted(expected)

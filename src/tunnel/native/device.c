@@ -4,41 +4,98 @@
 #include <string.h>
 #include <unistd.h>
 
-static ssize_t read_one(const struct device *device, uint8_t *room, struct device_packet *packet)
+/* Where a packet goes that is read to `data`; returns the number of pieces. */
+static unsigned lay_out(struct device_packet *packet, struct iovec *pieces)
 {
+    struct layout layout = packet->layout;
+    if (!layout.size) {
+        pieces[0] = (struct iovec){packet->data, DEVICE_PACKET_MAX};
+        return 1;
+    }
+    pieces[0] = (struct iovec){packet->data, layout.header + layout.size};
+    size_t room = pieces[0].iov_len;
+    uint8_t *payload = packet->data + layout.header;
+    unsigned count = 1;
+    for (; room < DEVICE_PACKET_MAX; room += layout.size) {
+        payload += layout_stride(layout);
+        pieces[count++] = (struct iovec){payload, layout.size};
+    }
+    return count;
+}
+
+/* Returns the bytes of room used, or -errno. */
+static ssize_t read_one(struct device *device, uint8_t *room, struct device_packet *packet)
+{
+    struct iovec pieces[1 + DEVICE_PARTS_MAX];
     size_t header = device->offload_header ? OFFLOAD_HEADER : 0;
-    uint8_t *start = room + DEVICE_HEADROOM - header;
+    packet->data = room + DEVICE_GAP;
+    packet->layout = device->expected;
+    packet->offload = (struct offload){0};
+    pieces[0] = (struct iovec){&packet->offload, header};
+    unsigned count = 1 + lay_out(packet, pieces + 1);
+
     ssize_t got;
     do {
-        got = read(device->fd, start, header + DEVICE_PACKET_MAX);
+        got = readv(device->fd, pieces + !header, (int)(count - !header));
     } while (got < 0 && errno == EINTR);
     if (got < 0)
         return -errno;
     if (got == 0)
         return -EPIPE; /* the program at the other end of a pair has gone */
-    packet->data = room + DEVICE_HEADROOM;
     packet->length = (size_t)got < header ? 0 : (size_t)got - header;
-    memset(&packet->offload, 0, sizeof packet->offload);
-    if (header && packet->length)
-        memcpy(&packet->offload, start, sizeof packet->offload);
-    return got;
+
+    size_t leading = device_leading(packet);
+    if (leading == packet->length) {
+        packet->layout = (struct layout){0};
+        return (ssize_t)(DEVICE_GAP + leading);
+    }
+    size_t parts = (packet->length - leading - 1) / packet->layout.size + 2;
+    return (ssize_t)(parts * layout_stride(packet->layout));
 }
 
-int device_read(const struct device *device, struct device_batch *batch)
+static void lose_patience(struct device *device, const struct device_packet *packet)
 {
-    uint8_t *room = batch->room;
+    if (packet->offload.gso_type == GSO_NONE && device->patience && !--device->patience)
+        device->expected = (struct layout){0};
+}
+
+int device_read(struct device *device, struct device_batch *batch)
+{
+    size_t used = 0;
     batch->count = 0;
-    while (batch->count < DEVICE_BATCH &&
-           batch->room + sizeof batch->room - room >= DEVICE_HEADROOM + DEVICE_PACKET_MAX) {
+    while (batch->count < DEVICE_BATCH && DEVICE_ROOM - used >= DEVICE_READ_MAX) {
         struct device_packet *packet = &batch->packets[batch->count];
-        ssize_t got = read_one(device, room, packet);
-        if (got < 0)
-            return batch->count || got == -EAGAIN ? (int)batch->count : (int)got;
+        ssize_t took = read_one(device, batch->room + used, packet);
+        if (took < 0)
+            return batch->count || took == -EAGAIN ? (int)batch->count : (int)took;
+        lose_patience(device, packet);
         batch->count++;
-        size_t used = DEVICE_HEADROOM + packet->length;
-        room += (used + 15) & ~(size_t)15;
+        used += (size_t)took;
     }
     return (int)batch->count;
+}
+
+void device_expect(struct device *device, uint32_t header, uint32_t size)
+{
+    if (size < DEVICE_APART_MIN || header > DEVICE_HEADER_MAX)
+        return;
+    device->expected = (struct layout){header, size};
+    device->patience = DEVICE_PATIENCE;
+}
+
+void device_gather(struct device_packet *packet)
+{
+    struct layout layout = packet->layout;
+    size_t done = device_leading(packet);
+    uint8_t *payload = packet->data + layout.header;
+    while (done < packet->length) {
+        size_t left = packet->length - done;
+        size_t part = left < layout.size ? left : layout.size;
+        payload += layout_stride(layout);
+        memmove(packet->data + done, payload, part);
+        done += part;
+    }
+    packet->layout = (struct layout){0};
 }
 
 int device_write(const struct device *device, const struct iovec *pieces, unsigned count)

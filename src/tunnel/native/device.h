@@ -16,21 +16,42 @@
 
 enum {
     DEVICE_BATCH = 64,
-    /* What stays free before each packet that was read, for headers to be put there. */
-    DEVICE_HEADROOM = 32,
+    /* What stays free before each packet, and before each part of one that is read apart. */
+    DEVICE_GAP = 22,
     DEVICE_PACKET_MAX = 65536,
-    /* Four full super-packets, or a batch of small ones side by side: fits the L2 cache. */
-    DEVICE_ROOM = 4 * (DEVICE_PACKET_MAX + 2 * DEVICE_HEADROOM),
+    /* Only segments of this size and more are read apart: fewer pieces, bounded room. */
+    DEVICE_APART_MIN = 1000,
+    DEVICE_PARTS_MAX = DEVICE_PACKET_MAX / DEVICE_APART_MIN + 2,
+    DEVICE_HEADER_MAX = 256,
+    /* Most that one read takes, gaps included. */
+    DEVICE_READ_MAX = DEVICE_PACKET_MAX + DEVICE_PARTS_MAX * (DEVICE_GAP + DEVICE_HEADER_MAX),
+    /* Several full super-packets, or a batch of small ones side by side: fits the L2 cache. */
+    DEVICE_ROOM = 4 * DEVICE_READ_MAX,
+    /* Packets that are none until no super-packet is expected any more. */
+    DEVICE_PATIENCE = 64,
+};
+
+/*
+ * How the segments of a super-packet lie apart: the first `header + size` bytes of the packet in
+ * one piece, then each `size` bytes behind a gap in which its headers fit. A size of 0: all in one
+ * piece.
+ */
+struct layout {
+    uint32_t header;
+    uint32_t size;
 };
 
 struct device {
     int fd;
     bool offload_header;
+    struct layout expected; /* of the next super-packet: most often that of the last */
+    unsigned patience;
 };
 
 struct device_packet {
     uint8_t *data;
     size_t length;
+    struct layout layout;
     struct offload offload; /* zero where the device gives none */
 };
 
@@ -40,11 +61,30 @@ struct device_batch {
     uint8_t room[DEVICE_ROOM];
 };
 
+/* From one segment's payload to the next's, of a packet that was read apart. */
+static inline uint32_t layout_stride(struct layout layout)
+{
+    return layout.header + DEVICE_GAP + layout.size;
+}
+
+/* Bytes at the packet's start that are in one piece. */
+static inline size_t device_leading(const struct device_packet *packet)
+{
+    size_t first = packet->layout.header + packet->layout.size;
+    return packet->layout.size && packet->length > first ? first : packet->length;
+}
+
 /*
  * Reads until the device is empty or the batch is full. Returns the number of packets, or
  * -errno if there was none and the device is in trouble.
  */
-int device_read(const struct device *device, struct device_batch *batch);
+int device_read(struct device *device, struct device_batch *batch);
+
+/* Says how the super-packet just read was cut, which is how the next one will be read. */
+void device_expect(struct device *device, uint32_t header, uint32_t size);
+
+/* Brings a packet that was read apart into one piece. */
+void device_gather(struct device_packet *packet);
 
 /*
  * Writes one packet: pieces[0] is its offload header, left out where the device takes none.

@@ -93,13 +93,10 @@ static bool send_singly(struct forwarder *forwarder, int fd, const struct train 
     struct train *const list[1] = {&single};
     struct ip_packet packet, told = {0};
     bool went = false;
-    for (unsigned i = 0; i < train->piece_count;) {
-        single.bytes = single.piece_count = 0;
+    struct train_cursor next = {0};
+    for (unsigned i = 0; i < train->segments; i++) {
+        train_datagram(train, &next, &single);
         single.error = 0;
-        while (i < train->piece_count && single.bytes < train->size) {
-            single.bytes += (uint32_t)train->pieces[i].iov_len;
-            single.pieces[single.piece_count++] = train->pieces[i++];
-        }
         if (single.bytes > limit && packet_of(&single, &packet) && !may_fragment(&packet)) {
             single.error = EMSGSIZE;
             if (!told.data || !ip_same_hosts(&told, &packet)) /* once for a super-packet */
@@ -206,14 +203,16 @@ static uint8_t *take_header(struct forwarder *forwarder, size_t size)
     return header;
 }
 
+/* Segments that lie apart get their headers right there: then the whole train is one piece. */
 static void forward_super(struct forwarder *forwarder, struct split *split, struct ticket ticket,
                           const struct vxlan_frame *frame)
 {
+    bool apart = split->stride != split->size;
+    size_t header_size = VXLAN_OVERHEAD + split->header;
     forwarder->work.super_packets_read++;
     while (!split_done(split)) {
-        size_t header_size = VXLAN_OVERHEAD + split->header;
-        uint8_t *header = take_header(forwarder, header_size);
-        uint8_t *payload;
+        uint8_t *payload = split_payload(split);
+        uint8_t *header = apart ? payload - header_size : take_header(forwarder, header_size);
         vxlan_put(header, frame);
         size_t payload_size = split_next(split, header + VXLAN_OVERHEAD, &payload);
         const struct iovec pieces[2] = {{header, header_size}, {payload, payload_size}};
@@ -230,8 +229,23 @@ static void forward_single(struct forwarder *forwarder, const struct ip_packet *
     add_to_train(forwarder, ticket, &piece, 1);
 }
 
+/* Opens a split of what was read, in one piece or apart, and learns how to read the next. */
+static bool open_split(struct forwarder *forwarder, struct split *split,
+                       const struct ip_packet *packet, struct device_packet *read)
+{
+    if (!split_open(split, packet, &read->offload))
+        return false;
+    device_expect(&forwarder->device, split->header, split->size);
+    struct layout layout = read->layout;
+    if (layout.header == split->header && layout.size == split->size)
+        split->stride = layout_stride(layout);
+    else if (layout.size)
+        device_gather(read);
+    return true;
+}
+
 static void forward_to(struct forwarder *forwarder, uint16_t index, struct ip_packet *packet,
-                       const struct offload *offload)
+                       struct device_packet *read)
 {
     struct peer *peer = &forwarder->peers.at[index];
     unsigned family = peer->address.size == 16;
@@ -254,27 +268,29 @@ static void forward_to(struct forwarder *forwarder, uint16_t index, struct ip_pa
         .source = forwarder->vtep.mac,
     };
     struct split split;
-    if (offload->gso_type != GSO_NONE) {
-        if (split_open(&split, packet, offload))
+    if (read->offload.gso_type != GSO_NONE) {
+        if (open_split(forwarder, &split, packet, read))
             forward_super(forwarder, &split, ticket, &frame);
         else
             count_drops(&peer->counters, DROP_bad_offload, 1);
         return;
     }
-    if (offload->flags & OFFLOAD_NEEDS_CSUM && !split_checksum(packet, offload))
+    if (read->offload.flags & OFFLOAD_NEEDS_CSUM && !split_checksum(packet, &read->offload)) {
         count_drops(&peer->counters, DROP_bad_offload, 1);
-    else if (packet->length + VXLAN_OVERHEAD <= DATAGRAM_MAX)
+    } else if (packet->length + VXLAN_OVERHEAD <= DATAGRAM_MAX) {
         forward_single(forwarder, packet, ticket, &frame);
-    else {
+    } else {
         count_drops(&peer->counters, DROP_too_big, 1);
         tell_sender(forwarder, packet, packet->length, ICMP_TOO_BIG, DATAGRAM_MAX - VXLAN_OVERHEAD);
     }
 }
 
-static void forward(struct forwarder *forwarder, const struct device_packet *read)
+static void forward(struct forwarder *forwarder, struct device_packet *read)
 {
     struct counters *nobody = &forwarder->peers.nobody;
     struct ip_packet packet;
+    if (read->layout.size && read->offload.gso_type == GSO_NONE)
+        device_gather(read);
     if (!ip_parse(read->data, read->length, &packet)) {
         count_drops(nobody, DROP_not_ip, 1);
         return;
@@ -285,11 +301,11 @@ static void forward(struct forwarder *forwarder, const struct device_packet *rea
     }
     uint16_t index = route_lookup(forwarder->routes, packet.destination, packet.address_size);
     if (index != ROUTE_NONE) {
-        forward_to(forwarder, index, &packet, &read->offload);
+        forward_to(forwarder, index, &packet, read);
         return;
     }
     count_drops(nobody, DROP_no_route, 1);
-    tell_sender(forwarder, &packet, packet.length, ICMP_NO_ROUTE, 0);
+    tell_sender(forwarder, &packet, device_leading(read), ICMP_NO_ROUTE, 0);
 }
 
 int forwarder_outbound(struct forwarder *forwarder)

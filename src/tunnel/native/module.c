@@ -103,7 +103,7 @@ static int Forwarder_init(ForwarderObject *self, PyObject *args, PyObject *kwarg
         return -1;
     }
     forwarder->vtep = vtep;
-    forwarder->device = (struct device){device, vnet_header};
+    forwarder->device = (struct device){.fd = device, .offload_header = vnet_header};
     forwarder->coalescer.tcp = vnet_header && coalesce_tcp;
     forwarder->coalescer.udp = vnet_header && coalesce_udp;
     forwarder->trains.segments = (unsigned)segments;

@@ -47,15 +47,15 @@ bool split_open(struct split *split, const struct ip_packet *packet, const struc
         return false;
 
     uint8_t protocol = tcp ? IP_TCP : IP_UDP;
-    *split = (struct split){
-        .packet = *packet,
-        .pseudo = checksum_pseudo(packet->source, packet->destination, packet->address_size,
-                                  protocol, 0),
-        .transport = transport,
-        .header = (uint32_t)header,
-        .size = offload->gso_size,
-        .tcp = tcp,
-    };
+    split->packet = *packet;
+    split->pseudo = checksum_pseudo(packet->source, packet->destination, packet->address_size,
+                                    protocol, 0);
+    split->transport = transport;
+    split->header = (uint32_t)header;
+    split->size = split->stride = offload->gso_size;
+    split->offset = split->index = 0;
+    split->tcp = tcp;
+    memcpy(split->original, packet->data, header);
     return true;
 }
 
@@ -88,8 +88,8 @@ size_t split_next(struct split *split, uint8_t *header, uint8_t **payload)
     uint8_t *field = transport + (split->tcp ? TCP_CHECK : UDP_CHECK);
     size_t behind_ip = split->header - split->transport + length;
 
-    *payload = packet->data + split->header + split->offset;
-    memcpy(header, packet->data, split->header);
+    *payload = split_payload(split);
+    memcpy(header, split->original, split->header);
     put_ip(split, header, split->header + length);
     if (split->tcp)
         put_tcp(split, transport, length == left);

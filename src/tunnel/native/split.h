@@ -25,9 +25,11 @@ struct split {
     uint32_t transport; /* where TCP or UDP starts */
     uint32_t header;    /* all header bytes */
     uint32_t size;      /* payload bytes of each segment but the last */
+    uint32_t stride;    /* from one segment's payload to the next's; `size` unless they lie apart */
     uint32_t offset;    /* payload bytes already given out */
     uint16_t index;     /* segments already given out */
     bool tcp;
+    uint8_t original[SPLIT_HEADER_MAX]; /* headers; those in the packet may be written over */
 };
 
 /*
@@ -39,6 +41,12 @@ bool split_open(struct split *split, const struct ip_packet *packet, const struc
 static inline bool split_done(const struct split *split)
 {
     return split->offset >= split->packet.length - split->header;
+}
+
+/* Where the next segment's payload lies; its header may be written right before it. */
+static inline uint8_t *split_payload(const struct split *split)
+{
+    return split->packet.data + split->header + (size_t)split->index * split->stride;
 }
 
 /*

@@ -26,6 +26,20 @@ static struct train *begin(struct trains *trains, struct ticket ticket, size_t b
     return train;
 }
 
+/* A piece that follows the last one in memory becomes part of it: the kernel copies fewer, longer
+ * pieces faster. */
+static void append(struct train *train, const struct iovec *piece)
+{
+    if (train->piece_count) {
+        struct iovec *last = &train->pieces[train->piece_count - 1];
+        if ((uint8_t *)last->iov_base + last->iov_len == piece->iov_base) {
+            last->iov_len += piece->iov_len;
+            return;
+        }
+    }
+    train->pieces[train->piece_count++] = *piece;
+}
+
 bool trains_add(struct trains *trains, struct ticket ticket, const struct iovec *pieces,
                 unsigned count)
 {
@@ -43,7 +57,7 @@ bool trains_add(struct trains *trains, struct ticket ticket, const struct iovec 
         *newest = (uint8_t)trains->count;
     }
     for (unsigned i = 0; i < count; i++)
-        train->pieces[train->piece_count++] = pieces[i];
+        append(train, &pieces[i]);
     train->bytes += (uint32_t)bytes;
     train->segments++;
     train->full = bytes < train->size;
@@ -54,4 +68,19 @@ void trains_reset(struct trains *trains)
 {
     trains->count = 0;
     memset(trains->newest, 0, sizeof trains->newest);
+}
+
+void train_datagram(const struct train *train, struct train_cursor *cursor, struct train *single)
+{
+    single->bytes = single->piece_count = 0;
+    while (single->bytes < train->size && cursor->piece < train->piece_count) {
+        const struct iovec *piece = &train->pieces[cursor->piece];
+        size_t left = piece->iov_len - cursor->offset, wanted = train->size - single->bytes;
+        size_t taken = left < wanted ? left : wanted;
+        single->pieces[single->piece_count++] = (struct iovec){
+            (uint8_t *)piece->iov_base + cursor->offset, taken};
+        single->bytes += (uint32_t)taken;
+        cursor->offset = taken < left ? cursor->offset + taken : 0;
+        cursor->piece += taken == left;
+    }
 }

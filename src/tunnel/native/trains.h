@@ -56,6 +56,15 @@ struct ticket {
 bool trains_add(struct trains *trains, struct ticket ticket, const struct iovec *pieces,
                 unsigned count);
 
+/* A place between two datagrams of a train; zero is before the first. */
+struct train_cursor {
+    unsigned piece;
+    size_t offset;
+};
+
+/* Makes `single` hold the train's next datagram alone: its pieces and bytes, none at the end. */
+void train_datagram(const struct train *train, struct train_cursor *cursor, struct train *single);
+
 /* Empties the batch. */
 void trains_reset(struct trains *trains);
 
