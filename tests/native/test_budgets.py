@@ -47,7 +47,7 @@ def instructions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
         pytest.skip("budgets are for x86-64: other CPUs count otherwise")
     here = tmp_path_factory.mktemp("budgets")
     sources = sorted(source for source in CORE.glob("*.c") if source.name != "module.c")
-    flags = ["-std=gnu11", "-O3", "-g", "-D_GNU_SOURCE", f"-I{CORE}"]
+    flags = ["-std=gnu11", "-O3", "-fno-ipa-icf", "-g", "-D_GNU_SOURCE", f"-I{CORE}"]
     run(["gcc", *flags, "-o", str(here / "budgets"), str(HERE / "budgets.c"), *map(str, sources)])
     profile = here / "profile"
     words = [
