@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #include "bytes.h"
@@ -467,4 +468,31 @@ int forwarder_inbound(struct forwarder *forwarder, struct underlay *underlay)
             break;
     }
     return moved;
+}
+
+/* ---- life ---- */
+
+struct forwarder *forwarder_new(void)
+{
+    /* Not calloc: once it has freed something as large it keeps such memory, and must clear it. */
+    struct forwarder *forwarder = mmap(NULL, sizeof *forwarder, PROT_READ | PROT_WRITE,
+                                       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (forwarder == MAP_FAILED)
+        return NULL;
+    forwarder->routes = route_table_new(NULL, 0);
+    if (!forwarder->routes) {
+        munmap(forwarder, sizeof *forwarder);
+        return NULL;
+    }
+    forwarder->receive_most = RECEIVE_BATCH;
+    return forwarder;
+}
+
+void forwarder_free(struct forwarder *forwarder)
+{
+    if (!forwarder)
+        return;
+    peers_free(&forwarder->peers);
+    route_table_free(forwarder->routes);
+    munmap(forwarder, sizeof *forwarder);
 }

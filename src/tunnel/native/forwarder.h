@@ -53,6 +53,12 @@ struct forwarder {
     struct receiver receiver;
 };
 
+/* A forwarder with no peer and no route, all else zero; NULL if memory ran out. Its buffers take
+ * 5 MiB of address space, of which only what packets touch is ever made real. */
+struct forwarder *forwarder_new(void);
+
+void forwarder_free(struct forwarder *forwarder);
+
 /* Moves up to one budget. Both return what they moved, or -errno. */
 int forwarder_outbound(struct forwarder *forwarder);
 int forwarder_inbound(struct forwarder *forwarder, struct underlay *underlay);

@@ -95,10 +95,8 @@ static int Forwarder_init(ForwarderObject *self, PyObject *args, PyObject *kwarg
         PyErr_SetString(PyExc_RuntimeError, "a forwarder is initialised once");
         return -1;
     }
-    /* Pages of it that no packet touches are never made real. */
-    struct forwarder *forwarder = calloc(1, sizeof *forwarder);
-    if (!forwarder || !(forwarder->routes = route_table_new(NULL, 0))) {
-        free(forwarder);
+    struct forwarder *forwarder = forwarder_new();
+    if (!forwarder) {
         PyErr_NoMemory();
         return -1;
     }
@@ -107,7 +105,6 @@ static int Forwarder_init(ForwarderObject *self, PyObject *args, PyObject *kwarg
     forwarder->coalescer.tcp = vnet_header && coalesce_tcp;
     forwarder->coalescer.udp = vnet_header && coalesce_udp;
     forwarder->trains.segments = (unsigned)segments;
-    forwarder->receive_most = RECEIVE_BATCH;
     self->forwarder = forwarder;
     return 0;
 }
@@ -115,11 +112,7 @@ static int Forwarder_init(ForwarderObject *self, PyObject *args, PyObject *kwarg
 static void Forwarder_dealloc(ForwarderObject *self)
 {
     PyTypeObject *type = Py_TYPE((PyObject *)self);
-    if (self->forwarder) {
-        peers_free(&self->forwarder->peers);
-        route_table_free(self->forwarder->routes);
-        free(self->forwarder);
-    }
+    forwarder_free(self->forwarder);
     freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
     release(self);
     Py_DECREF(type);
