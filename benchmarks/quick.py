@@ -90,7 +90,9 @@ def main(
     for line in [*goals(results), *(f"{word}: {value}" for word, value in passport.items())]:
         console.print(line, markup=False)
     if file:
-        file.write_text(json.dumps({"passport": passport, "samples": results}, indent=1) + "\n")
+        link = {"mtu": mtu, "offloads": veth_offloads}
+        result = {"passport": passport, "link": link, "samples": results}
+        file.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def goals(results: Results) -> list[str]:

@@ -263,4 +263,8 @@ def _end(process: subprocess.Popen[str]) -> None:
         process.communicate(timeout=_STOP_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
-        process.communicate()
+        process.wait()
+        # Not read to their end: a child of it may hold them open.
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
