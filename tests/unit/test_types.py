@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunnel import _native
 from tunnel.errors import ConfigError
 from tunnel.types import (
     ANY_VTEP_MAC,
@@ -170,8 +171,7 @@ def test_a_mac_is_unicast(text: str) -> None:
 
 
 def test_the_any_vtep_mac_is_that_of_the_c_core() -> None:
-    native = pytest.importorskip("tunnel._native")
-    assert ANY_VTEP_MAC.packed == native.ANY_VTEP_MAC
+    assert ANY_VTEP_MAC.packed == _native.ANY_VTEP_MAC
 
 
 def test_prefixes_and_interfaces() -> None:
