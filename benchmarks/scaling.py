@@ -66,6 +66,7 @@ def _with_routes(count: int) -> list[str]:
     with open("/dev/null", "r+b", buffering=0) as device:
         forwarder = Forwarder(
             device=device.fileno(),
+            output=device.fileno(),
             vnet_header=False,
             coalesce_tcp=False,
             coalesce_udp=False,

@@ -29,11 +29,12 @@ class Forwarder:
     """
     One worker: a device descriptor, UDP sockets, and the tables between them.
 
-    Borrows its descriptors: it never opens or closes one. Not for use by two threads at
-    once (RuntimeError). The GIL is released while packets move.
+    Borrows its descriptors: it never opens or closes one. Of several threads one at a time
+    is inside, the others wait. The GIL is released while packets move.
 
     Args:
-        device: Descriptor that reads and writes one packet per call; non-blocking.
+        device, output: Descriptors that read and write one packet per call, non-blocking;
+            most often the same.
         vnet_header: Each of these packets is preceded by a 10-byte virtio_net_hdr.
         coalesce_tcp, coalesce_udp: Write super-packets to the device (needs vnet_header).
         vni: 0 to 2**24-1.
@@ -45,6 +46,7 @@ class Forwarder:
         self,
         *,
         device: int,
+        output: int,
         vnet_header: bool,
         coalesce_tcp: bool,
         coalesce_udp: bool,
@@ -77,6 +79,15 @@ class Forwarder:
     def inbound(self, family: int) -> int:
         """Moves up to one budget of messages, datagrams or trains of them, from peers to the
         device. Returns how many messages were received. OSError if the socket is of no use."""
+
+    def move(self) -> bool:
+        """Both directions, one budget each. True when an offload was turned off since this
+        last said so. OSError if a descriptor is of no use; it is in `filename`."""
+
+    def run(self, watch: int, stop: int) -> bool:
+        """Does :meth:`move` whenever `watch`, an epoll's descriptor, is ready, and returns
+        True as that does; False once its member `stop` is readable. For a thread of its own;
+        others use the forwarder between two moves."""
 
     def counters(self, index: int) -> tuple[int, int, int, int, tuple[int, ...]]:
         """``(outbound packets, outbound bytes, inbound packets, inbound bytes, drops)`` of

@@ -13,7 +13,7 @@ import difflib
 import ipaddress
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from tunnel.errors import ConfigError
 from tunnel.types import (
@@ -34,6 +34,8 @@ OFFLOADS = ("tso", "uso", "trains", "gro")
 """Super-packets of TCP and of UDP at the device; trains sent and received at the socket."""
 
 LOOPS = ("uvloop", "asyncio")
+
+MOST_WORKERS = 64
 
 
 @dataclass(frozen=True, init=False)
@@ -57,6 +59,8 @@ class Config:
         loop: ``"uvloop"`` or ``"asyncio"``, for the command line.
         source_ports: Over how many UDP source ports flows are spread; 1 sends from `port`,
             as a NAT on the way may want it.
+        workers: How many threads move packets; 1 leaves that to the event loop, ``"auto"`` is
+            one for each CPU.
 
     Raises:
         ConfigError: The first value that cannot be; :func:`faults` finds them all.
@@ -74,6 +78,7 @@ class Config:
     offload: frozenset[str]
     loop: str
     source_ports: int
+    workers: int | Literal["auto"]
 
     def __init__(
         self,
@@ -90,6 +95,7 @@ class Config:
         offload: str | Iterable[str] = "auto",
         loop: str = "uvloop",
         source_ports: int = 8,
+        workers: int | str = 1,
     ) -> None:
         self._hold(
             {
@@ -105,6 +111,7 @@ class Config:
                 "offload": offload,
                 "loop": loop,
                 "source-ports": source_ports,
+                "workers": workers,
             }
         )
 
@@ -262,6 +269,15 @@ def _read_loop(value: object) -> str:
     return _known(_text("loop", value), LOOPS, what="loop")
 
 
+def _read_workers(value: object) -> object:
+    # From a flag or the environment a number comes as text.
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        value = int(value)
+    if isinstance(value, str) and value != "auto":
+        raise ConfigError(f"workers {value!r} is neither auto nor a number (1 to {MOST_WORKERS})")
+    return value if value == "auto" else _read_number("workers", low=1, high=MOST_WORKERS)(value)
+
+
 class _Word(NamedTuple):
     """How one word is read, or each of its values where it may stand many times."""
 
@@ -284,6 +300,7 @@ _WORDS = {
     "offload": _Word("offload", _read_offload, frozenset(OFFLOADS)),
     "loop": _Word("loop", _read_loop, "uvloop"),
     "source-ports": _Word("source_ports", _read_number("source-ports", low=1, high=64), 8),
+    "workers": _Word("workers", _read_workers, 1),
 }
 
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections import Counter
 from collections.abc import Coroutine, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import fields
-from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from tunnel._native import DROP_REASONS, WORK, Forwarder
-from tunnel.config import Config
+from tunnel._native import Forwarder
+from tunnel.config import MOST_WORKERS, Config
 from tunnel.control.membership import (
     Action,
     AddKernelRoute,
@@ -34,7 +34,6 @@ from tunnel.linux.netlink import Netlink
 from tunnel.linux.pair import Pair
 from tunnel.linux.tun import Device, open_device
 from tunnel.linux.underlay import Underlay
-from tunnel.linux.watch import Watch
 from tunnel.types import (
     ANY_VTEP_MAC,
     DEFAULT_PORT,
@@ -43,15 +42,13 @@ from tunnel.types import (
     Interface,
     Mac,
     Peer,
-    PeerStats,
     Prefix,
     Stats,
     Traffic,
 )
+from tunnel.workers import Workers
 
 log = logging.getLogger(__name__)
-
-_LOOK_INTERVAL = 1.0  # seconds, at least, between looks whether an offload was turned off
 
 
 class Tunnel:
@@ -91,6 +88,7 @@ class Tunnel:
         peers: Iterable[str | Peer] = (),
         offload: str | Iterable[str] = "auto",
         source_ports: int = 8,
+        workers: int | str = 1,
     ) -> None:
         self.config = Config(
             name=name,
@@ -104,6 +102,7 @@ class Tunnel:
             peers=peers,
             offload=offload,
             source_ports=source_ports,
+            workers=workers,
         )
         self._with_tun = device is not None
         self._undo = AsyncExitStack()
@@ -115,7 +114,6 @@ class Tunnel:
         self._closed = asyncio.Event()
         self._failure: BaseException | None = None
         self._offloads_seen: frozenset[str] = frozenset()
-        self._next_look = 0.0
         self._fitted = 0
 
     @classmethod
@@ -231,10 +229,10 @@ class Tunnel:
     @property
     def offloads(self) -> frozenset[str]:
         """Those in use now; ``trains`` as long as any peer gets them."""
-        tcp, udp = self._forwarder.coalescing
+        tcp, udp = self._workers.coalescing
         indices = self._membership.peers.values()
         abilities = self._underlay.abilities
-        trains = not indices or any(self._forwarder.trains(index) for index in indices)
+        trains = not indices or any(self._workers.trains(index) for index in indices)
         in_use = {
             "tso": "tso" in self._device.offloads and tcp,
             "uso": "uso" in self._device.offloads and udp,
@@ -246,22 +244,20 @@ class Tunnel:
     @property
     def stats(self) -> Stats:
         """Counters since it opened; still there when it is closed."""
-        counters = self._forwarder.counters
         peers = {
-            endpoint: _peer_stats(counters(index))
+            endpoint: self._workers.stats(index)
             for endpoint, index in self._membership.peers.items()
         }
-        everyone = [*peers.values(), _peer_stats(counters(-1))]
+        everyone = [*peers.values(), self._workers.stats(-1)]
         drops: Counter[str] = Counter()
         for one in everyone:
             drops.update(one.drops)
-        work = dict(zip(WORK, self._forwarder.work(), strict=True))
         return Stats(
             outbound=sum((one.outbound for one in everyone), Traffic()),
             inbound=sum((one.inbound for one in everyone), Traffic()),
             drops=dict(drops),
             peers=peers,
-            work=work | {"device_overflows": self._device.overflows()},
+            work=self._workers.work() | {"device_overflows": self._device.overflows()},
             offloads=self.offloads,
         )
 
@@ -296,9 +292,8 @@ class Tunnel:
         endpoints = [peer.endpoint for peer in self.config.peers]
         found = await asyncio.gather(*(self._underlay.resolve(end) for end in endpoints))
         await self._underlay.choose_locals(address for address in found if address is not None)
-        self._forwarder = self._make_forwarder()
+        self._workers = self._make_workers()
         self._membership = Membership(subnets=self.config.subnets, local=self._underlay.endpoints)
-        self._watch = Watch(moved=self._look, failed=self._fail)
         self._undo.callback(self._stop)
         self._undo.push_async_callback(self._settle)
         for family in tuple(self._underlay.locals):
@@ -310,7 +305,8 @@ class Tunnel:
         for endpoint, address in zip(endpoints, found, strict=True):
             if endpoint.address is None:
                 await self._apply(self._membership.resolved(endpoint, address, now=now))
-        self._watch.add(self._device.fileno(), self._forwarder.outbound)
+        self._offloads_seen = self.offloads
+        self._workers.start(self._device.queues)
         self._schedule()
         for reason in self._underlay.abilities.reasons:
             log.warning("%s: %s", self.config.name, reason)
@@ -320,7 +316,9 @@ class Tunnel:
             pair = Pair()
             self._undo.callback(pair.close)
             return pair
-        device = open_device(self.config.name, offloads=self.config.offload)
+        device = open_device(
+            self.config.name, offloads=self.config.offload, queues=self._count_workers()
+        )
         self._undo.callback(device.close)
         if device.persistent:
             # Left by a node that was killed, or made by an admin; it outlives us as well.
@@ -328,23 +326,37 @@ class Tunnel:
             self._undo.push_async_callback(self._netlink.clear, device.index)
         return device
 
-    def _make_forwarder(self) -> Forwarder:
-        return Forwarder(
-            device=self._device.fileno(),
-            vnet_header=self._device.vnet_header,
-            coalesce_tcp="tso" in self._device.offloads,
-            coalesce_udp="uso" in self._device.offloads,
-            vni=self.config.vni,
-            mac=self._underlay.mac.packed,
-            segments=self._underlay.abilities.segments,
-        )
+    def _count_workers(self) -> int:
+        if self.config.workers == "auto":
+            return min(len(os.sched_getaffinity(0)), MOST_WORKERS) if self._with_tun else 1
+        if self.config.workers > 1 and not self._with_tun:
+            raise ConfigError(
+                f"workers {self.config.workers} need a device (without one there is one worker)",
+                key=("workers",),
+            )
+        return self.config.workers
+
+    def _make_workers(self) -> Workers:
+        forwarders = [
+            Forwarder(
+                device=queue,
+                output=self._device.output,
+                vnet_header=self._device.vnet_header,
+                coalesce_tcp="tso" in self._device.offloads,
+                coalesce_udp="uso" in self._device.offloads,
+                vni=self.config.vni,
+                mac=self._underlay.mac.packed,
+                segments=self._underlay.abilities.segments,
+            )
+            for queue in self._device.queues
+        ]
+        return Workers(forwarders, lost=self._look, failed=self._fail)
 
     async def _listen(self, family: int) -> None:
         """Opens the sockets of a family unless they are."""
-        descriptors = await self._underlay.open(family)
+        descriptors = await self._underlay.open(family, workers=len(self._device.queues))
         if descriptors is not None:
-            self._forwarder.set_sockets(family, descriptors)
-            self._watch.add(descriptors[0], partial(self._forwarder.inbound, family))
+            self._workers.listen(family, descriptors)
 
     async def _set_device_up(self) -> None:
         if isinstance(self._device, Device):
@@ -396,22 +408,22 @@ class Tunnel:
         for action in actions:
             match action:
                 case PutPeer(index, peer, address):
-                    self._forwarder.set_peer(
+                    self._workers.set_peer(
                         index,
                         address.packed if address else None,
-                        peer.endpoint.port,
-                        (peer.mac or ANY_VTEP_MAC).packed,
+                        port=peer.endpoint.port,
+                        mac=peer.mac or ANY_VTEP_MAC,
                     )
                     if address is not None:
                         await self._underlay.reach(index, peer.endpoint, address)
                         await self._listen(address.version)
                         await self._fit()
                 case ForgetPeer(index):
-                    self._forwarder.remove_peer(index)
+                    self._workers.remove_peer(index)
                     self._underlay.forget(index)
                     await self._fit()
                 case PutRoutes(routes):
-                    self._forwarder.set_routes(
+                    self._workers.set_routes(
                         [(p.network_address.packed, p.prefixlen, index) for p, index in routes]
                     )
                 case AddKernelRoute(prefix) if isinstance(self._device, Device):
@@ -441,7 +453,8 @@ class Tunnel:
 
     def _tick(self) -> None:
         heard = {
-            index: self._forwarder.counters(index)[2] for index in self._membership.peers.values()
+            index: self._workers.stats(index).inbound.packets
+            for index in self._membership.peers.values()
         }
         for action in self._membership.tick(heard, now=self._loop.time()):
             assert isinstance(action, Resolve)
@@ -451,31 +464,27 @@ class Tunnel:
     # Running.
 
     def _look(self) -> None:
-        """Says once when an offload was turned off. Only traffic does that, so looking is
-        left to traffic, and an idle tunnel sleeps."""
-        if self._loop.time() < self._next_look:
-            return
-        self._next_look = self._loop.time() + _LOOK_INTERVAL
+        """Says once when an offload was turned off."""
         lost, self._offloads_seen = self._offloads_seen - self.offloads, self.offloads
         if lost:
             log.warning("%s: turned off at run time: %s", self.config.name, ", ".join(sorted(lost)))
 
-    def _fail(self, descriptor: int, error: Exception) -> None:
+    def _fail(self, error: OSError) -> None:
         """Closes, with the reason for who waits."""
-        self._failure = error
-        if isinstance(error, OSError):
-            name, why = self.config.name, error.strerror
-            if descriptor == self._device.fileno():
-                self._failure = DeviceError(f"device {name} is gone: {why}")
-            else:
-                self._failure = UnderlayError(f"the UDP socket of {name} failed: {why}")
-            self._failure.__cause__ = error
+        if self._failure is not None:
+            return
+        name, why = self.config.name, error.strerror
+        if error.filename in self._device.queues:
+            self._failure = DeviceError(f"device {name} is gone: {why}")
+        else:
+            self._failure = UnderlayError(f"the UDP socket of {name} failed: {why}")
+        self._failure.__cause__ = error
         log.info("%s: closing: %s", self.config.name, self._failure)
         self._stop()
         self._closing = self._closing or self._loop.create_task(self._undo.aclose())
 
     def _stop(self) -> None:
-        self._watch.close()
+        self._workers.close()
         if self._timer is not None:
             self._timer.cancel()
 
@@ -500,13 +509,3 @@ def _spawn(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> a
     tasks.add(task)
     task.add_done_callback(tasks.discard)
     return task
-
-
-def _peer_stats(counters: tuple[int, int, int, int, tuple[int, ...]]) -> PeerStats:
-    out_packets, out_bytes, in_packets, in_bytes, dropped = counters
-    names = (name for name, _, _ in DROP_REASONS)
-    return PeerStats(
-        outbound=Traffic(out_packets, out_bytes),
-        inbound=Traffic(in_packets, in_bytes),
-        drops={name: count for name, count in zip(names, dropped, strict=True) if count},
-    )

@@ -52,7 +52,7 @@ static struct world *world_new(void)
     world->peer = udp_socket(INADDR_LOOPBACK + 1, &theirs);
     world->device = pair[1];
 
-    forwarder->device = (struct device){.fd = pair[0], .offload_header = true};
+    forwarder->device = (struct device){.fd = pair[0], .output = pair[0], .offload_header = true};
     forwarder->vtep = (struct vtep){.vni = 1, .mac = {2, 1, 2, 3, 4, 5}};
     forwarder->coalescer.tcp = forwarder->coalescer.udp = true;
     forwarder->trains.segments = TRAIN_SEGMENTS_MAX;

@@ -117,7 +117,7 @@ static struct world *world_new(void)
     CHECK(setsockopt(world->peer, IPPROTO_IP, IP_RECVTOS, &on, sizeof on) == 0);
     close(udp_socket(INADDR_LOOPBACK + 2, &others));
 
-    forwarder->device = (struct device){.fd = pair[0], .offload_header = true};
+    forwarder->device = (struct device){.fd = pair[0], .output = pair[0], .offload_header = true};
     forwarder->vtep.vni = 7;
     memcpy(forwarder->vtep.mac, mac, MAC_SIZE);
     forwarder->coalescer.tcp = forwarder->coalescer.udp = true;

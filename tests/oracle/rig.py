@@ -128,8 +128,10 @@ class Rig:
         self.sockets = [self.open_socket(local) for _ in range(sockets)]
         self.peers: list[Peer] = []
         self.routes: list[tuple[bytes, int, int]] = []
+        descriptor = self.device.fileno() if device is None else device
         self.forwarder = Forwarder(
-            device=self.device.fileno() if device is None else device,
+            device=descriptor,
+            output=descriptor,
             vnet_header=vnet,
             coalesce_tcp=tcp,
             coalesce_udp=udp,

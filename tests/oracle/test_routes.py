@@ -35,6 +35,7 @@ def forwarder() -> Forwarder:
     """One that only looks up: no descriptor is ever used."""
     forwarder = Forwarder(
         device=-1,
+        output=-1,
         vnet_header=False,
         coalesce_tcp=False,
         coalesce_udp=False,

@@ -75,6 +75,12 @@ from tunnel.errors import ConfigError, TunnelError
     "NAT.  [default: 8]",
 )
 @click.option(
+    "--workers",
+    metavar="auto|N",
+    help="Move packets in so many threads, each with a queue of the device and a socket; auto is "
+    "one for each CPU.  [default: 1, in the event loop]",
+)
+@click.option(
     "--config",
     type=click.Path(path_type=Path),
     metavar="FILE",

@@ -32,9 +32,14 @@ class Pair:
             end.setblocking(False)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
 
-    def fileno(self) -> int:
+    @property
+    def output(self) -> int:
         """The forwarder's end."""
         return self._near.fileno()
+
+    @property
+    def queues(self) -> list[int]:
+        return [self.output]
 
     def overflows(self) -> int:
         """0: who writes too much waits."""

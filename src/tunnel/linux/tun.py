@@ -7,6 +7,7 @@ import fcntl
 import os
 import socket
 import struct
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from tunnel.errors import DeviceError
 _TUNSETOFFLOAD = 0x400454D0
 _TUNGETIFF = 0x800454D2
 _TUNSETVNETHDRSZ = 0x400454D8
+_TUNSETQUEUE = 0x400454D9
+_IFF_DETACH_QUEUE = 0x0400
 _IFF_PERSIST = 0x0800
 
 _CSUM, _TSO4, _TSO6, _TSO_ECN = 0x01, 0x02, 0x04, 0x08
@@ -34,6 +37,12 @@ class Device:
     """
     An open TUN device, non-blocking, one packet per read and write.
 
+    With several queues, packets are not written to them but to a descriptor whose queue is
+    detached. From an attached one the kernel learns: what comes in by a queue is answered
+    by that queue, so flows would wander between queues, and between our source ports, as the
+    peer's workers and ours answer each other. As it is a flow's hash alone decides, for ever
+    (tun_select_queue() in drivers/net/tun.c).
+
     Attributes:
         name, index: As ``ip link`` shows them.
         offloads: Those of ``tso`` and ``uso`` that the kernel granted.
@@ -41,20 +50,29 @@ class Device:
         persistent: It was there before us and stays when closed.
     """
 
-    def __init__(self, tun: Any, *, wanted: frozenset[str]) -> None:
-        self._tun = tun
-        os.set_blocking(tun.fileno(), False)
-        os.set_inheritable(tun.fileno(), False)
-        self.name: str = tun.name
+    def __init__(self, tuns: Sequence[Any], *, wanted: frozenset[str]) -> None:
+        self._tuns = tuns
+        for fd in (tun.fileno() for tun in tuns):
+            os.set_blocking(fd, False)
+            os.set_inheritable(fd, False)
+        self.output = int(tuns[0].fileno())
+        self.name: str = tuns[0].name
         self.index = socket.if_nametoindex(self.name)
-        self.offloads = _set_offloads(tun.fileno(), wanted=wanted)
+        self.offloads = _set_offloads(self.output, wanted=wanted)
         self.vnet_header = bool(wanted)
-        self.persistent = _is_persistent(tun.fileno())
+        self.persistent = _is_persistent(self.output)
         self._before = _read_drops(self.name)
         self._overflows = 0
+        if len(tuns) > 1:
+            # The first of all, so that the number of its queue stays one that exists.
+            request = struct.pack("16sH22x", self.name.encode(), _IFF_DETACH_QUEUE)
+            fcntl.ioctl(self.output, _TUNSETQUEUE, request)
 
-    def fileno(self) -> int:
-        return int(self._tun.fileno())
+    @property
+    def queues(self) -> list[int]:
+        """Descriptors to read from."""
+        readable = self._tuns[1:] or self._tuns
+        return [int(tun.fileno()) for tun in readable]
 
     def overflows(self) -> int:
         """Packets that the kernel dropped since we opened it because the device's queue was
@@ -63,17 +81,17 @@ class Device:
         return self._overflows
 
     def close(self) -> None:
-        """Closes the descriptor; a device that is not persistent vanishes with its
+        """Closes its descriptors; a device that is not persistent vanishes with its
         addresses and kernel routes."""
         self.overflows()
         # On a persistent device the mask outlives us, and whoever opens it next may not
         # expect super-packets. Where the device is gone, so is the mask.
         with suppress(OSError):
-            fcntl.ioctl(self.fileno(), _TUNSETOFFLOAD, 0)
-        self._tun.close()
+            fcntl.ioctl(self.output, _TUNSETOFFLOAD, 0)
+        _close(self._tuns)
 
 
-def open_device(name: str, *, offloads: frozenset[str]) -> Device:
+def open_device(name: str, *, offloads: frozenset[str], queues: int = 1) -> Device:
     """
     Opens the TUN device `name`, making it unless an idle persistent one is there.
 
@@ -81,21 +99,32 @@ def open_device(name: str, *, offloads: frozenset[str]) -> Device:
         name: At most 15 bytes.
         offloads: Of ``tso`` and ``uso``, those wanted; without any of them packets
             have no virtio header.
+        queues: How many may be read from at once.
 
     Raises:
         DeviceError: No /dev/net/tun, no privilege, or the name is taken.
     """
     wanted = offloads & {"tso", "uso"}
     flags = pytun.IFF_TUN | pytun.IFF_NO_PI | (pytun.IFF_VNET_HDR if wanted else 0)
+    tuns: list[Any] = []
     try:
-        tun = pytun.TunTapDevice(name=name, flags=flags)
+        if queues == 1:
+            tuns.append(pytun.TunTapDevice(name=name, flags=flags))
+        for _ in range(queues + 1 if queues > 1 else 0):
+            tuns.append(pytun.TunTapDevice(name=name, flags=flags | pytun.IFF_MULTI_QUEUE))
     except OSError as error:
-        raise DeviceError(_reason(name, error)) from error
+        _close(tuns)
+        raise DeviceError(_reason(name, error, queues=queues)) from error
     try:
-        return Device(tun, wanted=wanted)
+        return Device(tuns, wanted=wanted)
     except OSError as error:
-        tun.close()
+        _close(tuns)
         raise DeviceError(f"cannot set up device {name}: {error.strerror}") from error
+
+
+def _close(tuns: Iterable[Any]) -> None:
+    for tun in tuns:
+        tun.close()
 
 
 def _set_offloads(fd: int, *, wanted: frozenset[str]) -> frozenset[str]:
@@ -132,7 +161,7 @@ def _read_drops(name: str) -> int:
     return 0
 
 
-def _reason(name: str, error: OSError) -> str:
+def _reason(name: str, error: OSError, *, queues: int) -> str:
     """One line for each way that opening a TUN device fails."""
     match error.errno:
         case errno.ENOENT | errno.ENODEV | errno.ENXIO:
@@ -146,7 +175,8 @@ def _reason(name: str, error: OSError) -> str:
             return f"device {name} is in use by another process (stop it, or choose another --name)"
         case errno.EINVAL:
             return (
-                f"device {name} exists and is no TUN device with one queue "
+                f"device {name} exists and is no TUN device with "
+                f"{'several queues' if queues > 1 else 'one queue'} "
                 f'(choose another --name, or remove it with "ip link delete {name}")'
             )
     return f"cannot open device {name}: {error.strerror}"

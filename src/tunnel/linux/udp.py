@@ -8,7 +8,9 @@ import os
 import re
 import socket
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 from tunnel.errors import UnderlayError
 from tunnel.types import Address
@@ -60,29 +62,46 @@ def probe(offloads: frozenset[str], *, release: str | None = None) -> Abilities:
     return Abilities(segments, gro, tuple(reasons))
 
 
-def open_sockets(local: Address, *, port: int, count: int, gro: bool) -> tuple[socket.socket, ...]:
+def open_sockets(
+    local: Address, *, port: int, count: int, gro: bool, workers: int = 1
+) -> list[list[socket.socket]]:
     """
-    Opens non-blocking sockets on `local`: the first on `port` receives, the others have
-    ports of their own and only send.
+    Opens non-blocking sockets on `local`, a list of them for each worker.
+
+    The first of each list is on `port` and receives: the kernel gives each flow of datagrams
+    to one of them. The others, `count` - 1 in all, have ports of their own and only send.
 
     Raises:
         UnderlayError: The address is not ours, or the port is taken (its cause has
             errno EADDRINUSE).
     """
-    opened: list[socket.socket] = []
+    opened: list[list[socket.socket]] = [[] for _ in range(workers)]
     try:
-        for number in range(count):
-            opened.append(_open_socket(local))
+        for number in range(workers):
+            receiving = _open_socket(local)
+            opened[number].append(receiving)
+            _prepare_input(receiving, gro=gro)
+            # Not before the first is bound: a port that somebody else has is not to be shared.
             if number:
-                _drop_input(opened[-1])
-            else:
-                _prepare_input(opened[-1], gro=gro)
-            opened[-1].bind((str(local), 0 if number else port))
+                receiving.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            receiving.bind((str(local), port))
+            if workers > 1 and not number:
+                receiving.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        for number in range(count - 1):
+            sending = _open_socket(local)
+            # The first worker sends from `port` already.
+            opened[(number + 1) % workers].append(sending)
+            _drop_input(sending)
+            sending.bind((str(local), 0))
     except OSError as error:
-        for sock in opened:
-            sock.close()
+        close_sockets(opened)
         raise UnderlayError(_reason(local, port, error)) from error
-    return tuple(opened)
+    return opened
+
+
+def close_sockets(opened: Iterable[Iterable[socket.socket]]) -> None:
+    for sock in chain.from_iterable(opened):
+        sock.close()
 
 
 def _open_socket(local: Address) -> socket.socket:

@@ -45,7 +45,7 @@ class Underlay:
         self.abilities = udp.probe(config.offload)
         self._config = config
         self._netlink = netlink
-        self._sockets: dict[int, tuple[socket.socket, ...]] = {}
+        self._sockets: dict[int, list[list[socket.socket]]] = {}
         self._paths: dict[int, Path] = {}  # by peer index
         self._addresses: dict[int, Address] = {}  # by peer index
 
@@ -189,10 +189,10 @@ class Underlay:
                     f"would go into the tunnel (give {address} a kernel route of its own first)"
                 )
 
-    async def open(self, family: int) -> list[int] | None:
+    async def open(self, family: int, *, workers: int) -> list[list[int]] | None:
         """
-        Opens the sockets of a family and returns their descriptors, the one that receives
-        first; None where they are open already.
+        Opens the sockets of a family and returns each worker's descriptors, the one that
+        receives first; None where they are open already.
 
         Raises:
             UnderlayError: The port is in use, or the local address is not ours.
@@ -207,15 +207,15 @@ class Underlay:
                 port=self._config.port,
                 count=self._config.source_ports,
                 gro=self.abilities.gro,
+                workers=workers,
             )
         except UnderlayError as error:
             raise await self._blame(error) from error.__cause__
-        return [sock.fileno() for sock in self._sockets[family]]
+        return [[sock.fileno() for sock in own] for own in self._sockets[family]]
 
     def close(self) -> None:
         for sockets in self._sockets.values():
-            for sock in sockets:
-                sock.close()
+            udp.close_sockets(sockets)
 
     def _carried(self) -> list[int]:
         return [

@@ -1,19 +1,26 @@
-"""Waiting for packets: one descriptor that stands for the device and all sockets."""
+"""Waiting for packets: in the event loop, or in a thread of its own."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import select
+import signal
+import threading
 from collections.abc import Callable
+from typing import Protocol
+
+
+class Mover(Protocol):
+    """What moves packets: a :class:`tunnel._native.Forwarder`."""
+
+    def move(self) -> bool: ...
+    def run(self, watch: int, stop: int, /) -> bool: ...
 
 
 class Watch:
     """
-    Whenever a descriptor is readable, calls what moves its packets, and what moves the others'.
-
-    What came in has often made the kernel answer by the time it is written (a TCP segment
-    its ACK, an ACK the next segments), so looking at all descriptors once saves a turn of
-    the loop more often than it costs an EAGAIN.
+    Has packets moved, in the running loop, whenever a descriptor is readable.
 
     The descriptors are in an epoll of their own, and the loop watches that. Since Linux 6.13
     epoll passes on that a socket's wake-up is "synchronous": the scheduler takes the waker,
@@ -21,23 +28,22 @@ class Watch:
     epoll wakes the loop as any event does. On two cores this moved 40 % more small packets.
 
     Args:
-        moved: Called after each round.
-        failed: Called with descriptor and error when a move raises; closes this.
+        lost: Called when an offload was turned off.
+        failed: Called with the error when a descriptor is of no use; nothing moves then.
     """
 
     def __init__(
-        self, *, moved: Callable[[], None], failed: Callable[[int, Exception], None]
+        self, mover: Mover, *, lost: Callable[[], None], failed: Callable[[OSError], None]
     ) -> None:
-        self._moved, self._failed = moved, failed
-        self._moves: dict[int, Callable[[], int]] = {}
+        self._mover, self._lost, self._failed = mover, lost, failed
         self._loop = asyncio.get_running_loop()
         self._epoll = select.epoll()
-        self._loop.add_reader(self._epoll.fileno(), self._ready)
 
-    def add(self, descriptor: int, move: Callable[[], int]) -> None:
-        """Has `move` called as well; moves are called in the order in which they came."""
-        self._moves[descriptor] = move
+    def add(self, descriptor: int) -> None:
         self._epoll.register(descriptor, select.EPOLLIN)
+
+    def start(self) -> None:
+        self._loop.add_reader(self._epoll.fileno(), self._ready)
 
     def close(self) -> None:
         if not self._epoll.closed:
@@ -45,10 +51,49 @@ class Watch:
             self._epoll.close()
 
     def _ready(self) -> None:
-        for descriptor, move in self._moves.items():
-            try:
-                move()
-            except Exception as error:
-                self._failed(descriptor, error)
-                return
-        self._moved()
+        try:
+            if self._mover.move():
+                self._lost()
+        except OSError as error:
+            self.close()
+            self._failed(error)
+
+
+class ThreadedWatch(Watch):
+    """
+    The same in a thread that never comes back to Python while packets move. Callbacks are
+    called in the loop.
+    """
+
+    def __init__(
+        self, mover: Mover, *, lost: Callable[[], None], failed: Callable[[OSError], None]
+    ) -> None:
+        super().__init__(mover, lost=lost, failed=failed)
+        self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._outer = select.epoll()
+        self._outer.register(self._epoll.fileno(), select.EPOLLIN)
+        self._outer.register(self._stop, select.EPOLLIN)
+        self._thread = threading.Thread(target=self._run, name="tunnel worker", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Returns when the last batch has been moved."""
+        if self._epoll.closed:
+            return
+        os.eventfd_write(self._stop, 1)
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._outer.close()
+        self._epoll.close()
+        os.close(self._stop)
+
+    def _run(self) -> None:
+        # Signals are for the thread of the loop.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            while self._mover.run(self._outer.fileno(), self._stop):
+                self._loop.call_soon_threadsafe(self._lost)
+        except OSError as error:
+            self._loop.call_soon_threadsafe(self._failed, error)

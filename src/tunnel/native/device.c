@@ -103,7 +103,7 @@ int device_write(const struct device *device, const struct iovec *pieces, unsign
     unsigned skip = device->offload_header ? 0 : 1;
     ssize_t put;
     do {
-        put = writev(device->fd, pieces + skip, (int)(count - skip));
+        put = writev(device->output, pieces + skip, (int)(count - skip));
     } while (put < 0 && errno == EINTR);
     return put < 0 ? -errno : 0;
 }

@@ -43,6 +43,7 @@ struct layout {
 
 struct device {
     int fd;
+    int output; /* to write to: of several queues' workers, one that learns no flows */
     bool offload_header;
     struct layout expected; /* of the next super-packet: most often that of the last */
     unsigned patience;

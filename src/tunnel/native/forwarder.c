@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/mman.h>
 #include <time.h>
 
@@ -132,8 +133,10 @@ static void send_refused(struct forwarder *forwarder, int fd, struct train *trai
     uint32_t mtu = train->error == EIO ? 0 : underlay_path_mtu(peer);
     bool too_big = mtu > outer + VXLAN_OVERHEAD && train->size > mtu - outer;
     bool went = send_singly(forwarder, fd, train, too_big ? mtu - outer : DATAGRAM_MAX);
-    if (went && no_trains && !too_big)
+    if (went && no_trains && !too_big) {
         peer->trains = false;
+        forwarder->lost_offload = true;
+    }
 }
 
 static void send_all(struct forwarder *forwarder, int fd, struct train *const *trains,
@@ -372,6 +375,7 @@ static void write_run(struct forwarder *forwarder, const struct run *run)
         /* Some kernels refuse valid super-packets: this one gets no more of them. */
         bool tcp = run->first.protocol == IP_TCP;
         *(tcp ? &forwarder->coalescer.tcp : &forwarder->coalescer.udp) = false;
+        forwarder->lost_offload = true;
         write_singly(forwarder, run);
         return;
     }
@@ -470,6 +474,49 @@ int forwarder_inbound(struct forwarder *forwarder, struct underlay *underlay)
     return moved;
 }
 
+/* ---- both ---- */
+
+/* What came in has often made the kernel answer by the time it is written (a TCP segment its ACK,
+ * an ACK the next segments), so one look at every descriptor saves a wake-up more often than it
+ * costs an EAGAIN. */
+int forwarder_move(struct forwarder *forwarder, int *failed)
+{
+    *failed = forwarder->device.fd;
+    int moved = forwarder_outbound(forwarder);
+    for (int family = 0; family < 2 && moved >= 0; family++) {
+        struct underlay *underlay = &forwarder->underlays[family];
+        if (!underlay->count)
+            continue;
+        *failed = underlay->receiving.fd;
+        moved = forwarder_inbound(forwarder, underlay);
+    }
+    if (moved < 0)
+        return moved;
+    bool lost_offload = forwarder->lost_offload;
+    forwarder->lost_offload = false;
+    return lost_offload;
+}
+
+int forwarder_run(struct forwarder *forwarder, int watch, int stop, int *failed)
+{
+    int result = 0;
+    while (!result) {
+        struct epoll_event events[2];
+        int ready = epoll_wait(watch, events, 2, -1);
+        if (ready < 0 && errno != EINTR) {
+            *failed = watch;
+            return -errno;
+        }
+        for (int i = 0; i < ready; i++)
+            if (events[i].data.fd == stop)
+                return 0;
+        gate_begin(&forwarder->gate);
+        result = forwarder_move(forwarder, failed);
+        gate_end(&forwarder->gate);
+    }
+    return result;
+}
+
 /* ---- life ---- */
 
 struct forwarder *forwarder_new(void)
@@ -480,7 +527,8 @@ struct forwarder *forwarder_new(void)
     if (forwarder == MAP_FAILED)
         return NULL;
     forwarder->routes = route_table_new(NULL, 0);
-    if (!forwarder->routes) {
+    if (!forwarder->routes || !gate_open(&forwarder->gate)) {
+        route_table_free(forwarder->routes);
         munmap(forwarder, sizeof *forwarder);
         return NULL;
     }
@@ -492,6 +540,7 @@ void forwarder_free(struct forwarder *forwarder)
 {
     if (!forwarder)
         return;
+    gate_close(&forwarder->gate);
     peers_free(&forwarder->peers);
     route_table_free(forwarder->routes);
     munmap(forwarder, sizeof *forwarder);

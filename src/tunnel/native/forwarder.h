@@ -15,6 +15,7 @@
 #include "coalesce.h"
 #include "decap.h"
 #include "device.h"
+#include "gate.h"
 #include "icmp.h"
 #include "peers.h"
 #include "route.h"
@@ -35,6 +36,8 @@ struct underlay {
 };
 
 struct forwarder {
+    struct gate gate;  /* between the thread that moves packets and all others */
+    bool lost_offload; /* since forwarder_move() last said so */
     struct device device;
     struct vtep vtep;
     struct peers peers;
@@ -62,5 +65,18 @@ void forwarder_free(struct forwarder *forwarder);
 /* Moves up to one budget. Both return what they moved, or -errno. */
 int forwarder_outbound(struct forwarder *forwarder);
 int forwarder_inbound(struct forwarder *forwarder, struct underlay *underlay);
+
+/*
+ * Moves up to one budget each way. Returns 1 when an offload was turned off since this last said
+ * so, else 0, or -errno with the descriptor in trouble in `failed`.
+ */
+int forwarder_move(struct forwarder *forwarder, int *failed);
+
+/*
+ * Does that in a thread of its own whenever `watch`, an epoll, is ready, until its member `stop`
+ * is, through the gate each time, so that others may use the forwarder meanwhile. Returns 0 when
+ * it was stopped, else when and what forwarder_move() did other than 0.
+ */
+int forwarder_run(struct forwarder *forwarder, int watch, int stop, int *failed);
 
 #endif

@@ -58,32 +58,55 @@ static int convert_vni(PyObject *number, void *vni)
 typedef struct {
     PyObject_HEAD
     struct forwarder *forwarder;
-    bool busy; /* a thread without the GIL is inside */
 } ForwarderObject;
 
+/* Every method goes through the gate; waiting for a batch to end must not keep Python from
+ * running. */
 static struct forwarder *enter(ForwarderObject *self)
 {
-    if (!self->forwarder || self->busy) {
-        PyErr_SetString(PyExc_RuntimeError,
-                        self->busy ? "another thread uses this forwarder" : "not initialised");
+    struct forwarder *forwarder = self->forwarder;
+    if (!forwarder) {
+        PyErr_SetString(PyExc_RuntimeError, "not initialised");
         return NULL;
     }
-    return self->forwarder;
+    if (!gate_try(&forwarder->gate)) {
+        Py_BEGIN_ALLOW_THREADS
+        gate_enter(&forwarder->gate);
+        Py_END_ALLOW_THREADS
+    }
+    return forwarder;
 }
+
+static void leave(ForwarderObject *self)
+{
+    gate_leave(&self->forwarder->gate);
+}
+
+#define METHOD(name)                                                                               \
+    static PyObject *Forwarder_##name(ForwarderObject *self, PyObject *args)                       \
+    {                                                                                              \
+        struct forwarder *forwarder = enter(self);                                                 \
+        if (!forwarder)                                                                            \
+            return NULL;                                                                           \
+        PyObject *result = name(forwarder, args);                                                  \
+        leave(self);                                                                               \
+        return result;                                                                             \
+    }
 
 static int Forwarder_init(ForwarderObject *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"device", "vnet_header", "coalesce_tcp", "coalesce_udp",
-                            "vni",    "mac",         "segments",     NULL};
-    int device, vnet_header, coalesce_tcp, coalesce_udp;
+    static char *names[] = {"device",       "output",       "vnet_header",
+                            "coalesce_tcp", "coalesce_udp", "vni",
+                            "mac",          "segments",     NULL};
+    int device, output, vnet_header, coalesce_tcp, coalesce_udp;
     unsigned long segments;
     const char *mac;
     Py_ssize_t mac_size;
     struct vtep vtep;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$ipppO&y#k", names, &device, &vnet_header,
-                                     &coalesce_tcp, &coalesce_udp, convert_vni, &vtep.vni, &mac,
-                                     &mac_size, &segments))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$iipppO&y#k", names, &device, &output,
+                                     &vnet_header, &coalesce_tcp, &coalesce_udp, convert_vni,
+                                     &vtep.vni, &mac, &mac_size, &segments))
         return -1;
     if (!parse_mac(mac, mac_size, vtep.mac))
         return -1;
@@ -101,7 +124,11 @@ static int Forwarder_init(ForwarderObject *self, PyObject *args, PyObject *kwarg
         return -1;
     }
     forwarder->vtep = vtep;
-    forwarder->device = (struct device){.fd = device, .offload_header = vnet_header};
+    forwarder->device = (struct device){
+        .fd = device,
+        .output = output,
+        .offload_header = vnet_header,
+    };
     forwarder->coalescer.tcp = vnet_header && coalesce_tcp;
     forwarder->coalescer.udp = vnet_header && coalesce_udp;
     forwarder->trains.segments = (unsigned)segments;
@@ -127,12 +154,11 @@ static struct underlay *underlay_of(struct forwarder *forwarder, int family)
     return &forwarder->underlays[family == 6];
 }
 
-static PyObject *Forwarder_set_sockets(ForwarderObject *self, PyObject *args)
+static PyObject *set_sockets(struct forwarder *forwarder, PyObject *args)
 {
     int family;
     PyObject *sockets;
-    struct forwarder *forwarder = enter(self);
-    if (!forwarder || !PyArg_ParseTuple(args, "iO", &family, &sockets))
+    if (!PyArg_ParseTuple(args, "iO", &family, &sockets))
         return NULL;
     struct underlay *underlay = underlay_of(forwarder, family);
     Py_ssize_t count = underlay ? PySequence_Size(sockets) : -1;
@@ -154,16 +180,15 @@ static PyObject *Forwarder_set_sockets(ForwarderObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
-static PyObject *Forwarder_set_peer(ForwarderObject *self, PyObject *args)
+static PyObject *set_peer(struct forwarder *forwarder, PyObject *args)
 {
     int index, port;
     const char *address_bytes, *mac_bytes;
     Py_ssize_t address_size, mac_size;
     struct address address = {0};
     uint8_t mac[MAC_SIZE];
-    struct forwarder *forwarder = enter(self);
-    if (!forwarder || !PyArg_ParseTuple(args, "iz#iy#", &index, &address_bytes, &address_size,
-                                        &port, &mac_bytes, &mac_size))
+    if (!PyArg_ParseTuple(args, "iz#iy#", &index, &address_bytes, &address_size, &port, &mac_bytes,
+                          &mac_size))
         return NULL;
     if ((address_bytes && !parse_address(address_bytes, address_size, &address)) ||
         !parse_mac(mac_bytes, mac_size, mac))
@@ -177,11 +202,10 @@ static PyObject *Forwarder_set_peer(ForwarderObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
-static PyObject *Forwarder_remove_peer(ForwarderObject *self, PyObject *args)
+static PyObject *remove_peer(struct forwarder *forwarder, PyObject *args)
 {
     int index;
-    struct forwarder *forwarder = enter(self);
-    if (!forwarder || !PyArg_ParseTuple(args, "i", &index))
+    if (!PyArg_ParseTuple(args, "i", &index))
         return NULL;
     if (index < 0 || index >= PEERS_MAX || !peers_get(&forwarder->peers, (uint16_t)index))
         return PyErr_Format(PyExc_ValueError, "there is no peer %d", index);
@@ -217,10 +241,9 @@ static bool parse_route(PyObject *item, const struct peers *peers, struct route 
     return false;
 }
 
-static PyObject *Forwarder_set_routes(ForwarderObject *self, PyObject *list)
+static PyObject *set_routes(struct forwarder *forwarder, PyObject *list)
 {
-    struct forwarder *forwarder = enter(self);
-    Py_ssize_t count = forwarder ? PySequence_Size(list) : -1;
+    Py_ssize_t count = PySequence_Size(list);
     if (count < 0)
         return NULL;
     struct route *routes = malloc(((size_t)count + 1) * sizeof *routes);
@@ -244,14 +267,12 @@ static PyObject *Forwarder_set_routes(ForwarderObject *self, PyObject *list)
     Py_RETURN_NONE;
 }
 
-static PyObject *Forwarder_lookup(ForwarderObject *self, PyObject *args)
+static PyObject *lookup(struct forwarder *forwarder, PyObject *args)
 {
     const char *bytes;
     Py_ssize_t size;
     struct address address;
-    struct forwarder *forwarder = enter(self);
-    if (!forwarder || !PyArg_ParseTuple(args, "y#", &bytes, &size) ||
-        !parse_address(bytes, size, &address))
+    if (!PyArg_ParseTuple(args, "y#", &bytes, &size) || !parse_address(bytes, size, &address))
         return NULL;
     uint16_t index = route_lookup(forwarder->routes, address.bytes, address.size);
     return PyLong_FromLong(index == ROUTE_NONE ? -1 : index);
@@ -265,35 +286,49 @@ static PyObject *moved_or_error(int moved)
     return PyErr_SetFromErrno(PyExc_OSError);
 }
 
-static PyObject *Forwarder_outbound(ForwarderObject *self, PyObject *Py_UNUSED(none))
+static PyObject *outbound(struct forwarder *forwarder, PyObject *Py_UNUSED(none))
 {
     int moved;
-    struct forwarder *forwarder = enter(self);
-    if (!forwarder)
-        return NULL;
-    self->busy = true;
     Py_BEGIN_ALLOW_THREADS
     moved = forwarder_outbound(forwarder);
     Py_END_ALLOW_THREADS
-    self->busy = false;
     return moved_or_error(moved);
 }
 
-static PyObject *Forwarder_inbound(ForwarderObject *self, PyObject *args)
+static PyObject *inbound(struct forwarder *forwarder, PyObject *args)
 {
     int family, moved;
-    struct forwarder *forwarder = enter(self);
-    if (!forwarder || !PyArg_ParseTuple(args, "i", &family))
+    if (!PyArg_ParseTuple(args, "i", &family))
         return NULL;
     struct underlay *underlay = underlay_of(forwarder, family);
     if (!underlay)
         return NULL;
-    self->busy = true;
     Py_BEGIN_ALLOW_THREADS
     moved = forwarder_inbound(forwarder, underlay);
     Py_END_ALLOW_THREADS
-    self->busy = false;
     return moved_or_error(moved);
+}
+
+/* The error names the descriptor where others name a file. */
+static PyObject *lost_or_error(int result, int failed)
+{
+    if (result >= 0)
+        return PyBool_FromLong(result);
+    errno = -result;
+    PyObject *descriptor = PyLong_FromLong(failed);
+    if (descriptor)
+        PyErr_SetFromErrnoWithFilenameObject(PyExc_OSError, descriptor);
+    Py_XDECREF(descriptor);
+    return NULL;
+}
+
+static PyObject *move(struct forwarder *forwarder, PyObject *Py_UNUSED(none))
+{
+    int result, failed;
+    Py_BEGIN_ALLOW_THREADS
+    result = forwarder_move(forwarder, &failed);
+    Py_END_ALLOW_THREADS
+    return lost_or_error(result, failed);
 }
 
 static PyObject *numbers(const uint64_t *values, size_t count)
@@ -307,11 +342,10 @@ static PyObject *numbers(const uint64_t *values, size_t count)
     return tuple;
 }
 
-static PyObject *Forwarder_counters(ForwarderObject *self, PyObject *args)
+static PyObject *counters(struct forwarder *forwarder, PyObject *args)
 {
     int index;
-    struct forwarder *forwarder = enter(self);
-    if (!forwarder || !PyArg_ParseTuple(args, "i", &index))
+    if (!PyArg_ParseTuple(args, "i", &index))
         return NULL;
     const struct counters *counters = &forwarder->peers.nobody;
     if (index != -1) {
@@ -329,21 +363,17 @@ static PyObject *Forwarder_counters(ForwarderObject *self, PyObject *args)
                          counters->inbound.packets, counters->inbound.bytes, drops);
 }
 
-static PyObject *Forwarder_work(ForwarderObject *self, PyObject *Py_UNUSED(none))
+static PyObject *work(struct forwarder *forwarder, PyObject *Py_UNUSED(none))
 {
-    struct forwarder *forwarder = enter(self);
-    if (!forwarder)
-        return NULL;
     uint64_t values[sizeof(struct work) / sizeof(uint64_t)];
     memcpy(values, &forwarder->work, sizeof values);
     return numbers(values, sizeof values / sizeof *values);
 }
 
-static PyObject *Forwarder_trains(ForwarderObject *self, PyObject *args)
+static PyObject *trains(struct forwarder *forwarder, PyObject *args)
 {
     int index;
-    struct forwarder *forwarder = enter(self);
-    if (!forwarder || !PyArg_ParseTuple(args, "i", &index))
+    if (!PyArg_ParseTuple(args, "i", &index))
         return NULL;
     struct peer *peer = index >= 0 && index < PEERS_MAX
                             ? peers_get(&forwarder->peers, (uint16_t)index)
@@ -353,13 +383,39 @@ static PyObject *Forwarder_trains(ForwarderObject *self, PyObject *args)
     return PyBool_FromLong(peer->trains && forwarder->trains.segments > 1);
 }
 
-static PyObject *Forwarder_coalescing(ForwarderObject *self, void *Py_UNUSED(closure))
+static PyObject *coalescing(struct forwarder *forwarder, PyObject *Py_UNUSED(none))
 {
-    struct forwarder *forwarder = enter(self);
-    if (!forwarder)
-        return NULL;
     return Py_BuildValue("NN", PyBool_FromLong(forwarder->coalescer.tcp),
                          PyBool_FromLong(forwarder->coalescer.udp));
+}
+
+METHOD(set_sockets)
+METHOD(set_peer)
+METHOD(remove_peer)
+METHOD(set_routes)
+METHOD(lookup)
+METHOD(outbound)
+METHOD(inbound)
+METHOD(move)
+METHOD(counters)
+METHOD(work)
+METHOD(trains)
+METHOD(coalescing)
+
+/* Through the gate in each turn, not around them all. */
+static PyObject *Forwarder_run(ForwarderObject *self, PyObject *args)
+{
+    int watch, stop, failed = -1, result;
+    if (!PyArg_ParseTuple(args, "ii", &watch, &stop))
+        return NULL;
+    if (!self->forwarder) {
+        PyErr_SetString(PyExc_RuntimeError, "not initialised");
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    result = forwarder_run(self->forwarder, watch, stop, &failed);
+    Py_END_ALLOW_THREADS
+    return lost_or_error(result, failed);
 }
 
 static PyMethodDef forwarder_methods[] = {
@@ -370,6 +426,8 @@ static PyMethodDef forwarder_methods[] = {
     {"lookup", (PyCFunction)Forwarder_lookup, METH_VARARGS, NULL},
     {"outbound", (PyCFunction)Forwarder_outbound, METH_NOARGS, NULL},
     {"inbound", (PyCFunction)Forwarder_inbound, METH_VARARGS, NULL},
+    {"move", (PyCFunction)Forwarder_move, METH_NOARGS, NULL},
+    {"run", (PyCFunction)Forwarder_run, METH_VARARGS, NULL},
     {"counters", (PyCFunction)Forwarder_counters, METH_VARARGS, NULL},
     {"work", (PyCFunction)Forwarder_work, METH_NOARGS, NULL},
     {"trains", (PyCFunction)Forwarder_trains, METH_VARARGS, NULL},

@@ -1,0 +1,101 @@
+"""
+All workers of one tunnel as one: changes go to each of them, counters are their sum.
+
+A worker is one queue of the device, one socket that receives, a forwarder between them, and
+what waits for both: the event loop if it is the only one, else a thread of its own. The kernel
+gives each flow to one worker, on the way out by the device's queue and on the way in by the
+sockets' common port.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from tunnel._native import DROP_REASONS, WORK, Forwarder
+from tunnel.linux.watch import ThreadedWatch, Watch
+from tunnel.types import Mac, PeerStats, Traffic
+
+Route = tuple[bytes, int, int]
+"""Packed network address, prefix length, peer index."""
+
+
+class Workers:
+    """
+    Args:
+        forwarders: At least one.
+        lost: Called in the loop when an offload was turned off.
+        failed: Called in the loop when a descriptor, its error's `filename`, is of no use.
+    """
+
+    def __init__(
+        self,
+        forwarders: Sequence[Forwarder],
+        *,
+        lost: Callable[[], None],
+        failed: Callable[[OSError], None],
+    ) -> None:
+        kind = Watch if len(forwarders) == 1 else ThreadedWatch
+        self._forwarders = forwarders
+        self._watches = [kind(one, lost=lost, failed=failed) for one in forwarders]
+
+    def start(self, queues: Iterable[int]) -> None:
+        """Packets begin to move: what the sockets have and what the device's `queues` give."""
+        for watch, queue in zip(self._watches, queues, strict=True):
+            watch.add(queue)
+            watch.start()
+
+    def close(self) -> None:
+        """No packet moves any more. Tables and counters can still be read."""
+        for watch in self._watches:
+            watch.close()
+
+    def listen(self, family: int, sockets: Iterable[Sequence[int]]) -> None:
+        """Takes each worker's sockets of an underlay family (4 or 6), the one that receives
+        first."""
+        for forwarder, watch, own in zip(self._forwarders, self._watches, sockets, strict=True):
+            forwarder.set_sockets(family, own)
+            watch.add(own[0])
+
+    def set_peer(self, index: int, address: bytes | None, *, port: int, mac: Mac) -> None:
+        for forwarder in self._forwarders:
+            forwarder.set_peer(index, address, port, mac.packed)
+
+    def remove_peer(self, index: int) -> None:
+        for forwarder in self._forwarders:
+            forwarder.remove_peer(index)
+
+    def set_routes(self, routes: Sequence[Route]) -> None:
+        for forwarder in self._forwarders:
+            forwarder.set_routes(routes)
+
+    def stats(self, index: int) -> PeerStats:
+        """Of one peer; -1 for what belongs to none that is known."""
+        every = [forwarder.counters(index) for forwarder in self._forwarders]
+        out_packets, out_bytes, in_packets, in_bytes = _sums([one[:4] for one in every])
+        drops = _sums([one[4] for one in every])
+        names = (name for name, _, _ in DROP_REASONS)
+        return PeerStats(
+            outbound=Traffic(out_packets, out_bytes),
+            inbound=Traffic(in_packets, in_bytes),
+            drops={name: count for name, count in zip(names, drops, strict=True) if count},
+        )
+
+    def work(self) -> dict[str, int]:
+        """How packets were moved, by name."""
+        sums = _sums([forwarder.work() for forwarder in self._forwarders])
+        return dict(zip(WORK, sums, strict=True))
+
+    def trains(self, index: int) -> bool:
+        """Whether the peer gets trains from every worker."""
+        return all(forwarder.trains(index) for forwarder in self._forwarders)
+
+    @property
+    def coalescing(self) -> tuple[bool, bool]:
+        """(TCP, UDP): whether the device still takes super-packets from every worker."""
+        both = [forwarder.coalescing for forwarder in self._forwarders]
+        return all(tcp for tcp, _ in both), all(udp for _, udp in both)
+
+
+def _sums(rows: Sequence[tuple[int, ...]]) -> list[int]:
+    """Of each column."""
+    return [sum(column) for column in zip(*rows, strict=True)]
