@@ -3,10 +3,12 @@
 import asyncio
 import errno
 import ipaddress
+import os
 import socket
 import struct
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 
 import pytest
 
@@ -29,13 +31,18 @@ def free_port() -> int:
 
 
 @contextmanager
-def opened(*, count: int = 1, gro: bool = True) -> Iterator[tuple[socket.socket, ...]]:
-    sockets = udp.open_sockets(LOCAL, port=free_port(), count=count, gro=gro)
+def opened_for(workers: int, *, count: int = 1) -> Iterator[list[list[socket.socket]]]:
+    sockets = udp.open_sockets(LOCAL, port=free_port(), count=count, gro=True, workers=workers)
     try:
         yield sockets
     finally:
-        for sock in sockets:
-            sock.close()
+        udp.close_sockets(sockets)
+
+
+@contextmanager
+def opened(*, count: int = 1) -> Iterator[list[socket.socket]]:
+    with opened_for(1, count=count) as (sockets,):
+        yield sockets
 
 
 @pytest.mark.parametrize(
@@ -90,17 +97,46 @@ def test_ipv6_sockets_leave_ipv4_alone() -> None:
     port = free_port()
     six = udp.open_sockets(ipaddress.ip_address("::"), port=port, count=1, gro=False)
     four = udp.open_sockets(ipaddress.ip_address("0.0.0.0"), port=port, count=1, gro=False)
-    for sock in six + four:
-        sock.close()
+    udp.close_sockets(six + four)
 
 
-def test_a_port_in_use_is_named_and_nothing_stays_open() -> None:
-    with opened() as (sock,):
-        port = sock.getsockname()[1]
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("holders", [1, 3])
+def test_a_port_in_use_is_named_and_nothing_stays_open(holders: int, workers: int) -> None:
+    """The sockets of one node's workers share a port, those of two nodes never."""
+    with opened_for(holders) as sockets:
+        port = sockets[0][0].getsockname()[1]
+        before = len(os.listdir("/proc/self/fd"))
         with pytest.raises(UnderlayError, match=rf"port {port} on 127.0.0.1 is in use") as caught:
-            udp.open_sockets(LOCAL, port=port, count=2, gro=False)
+            udp.open_sockets(LOCAL, port=port, count=2, gro=False, workers=workers)
         assert isinstance(caught.value.__cause__, OSError)
         assert caught.value.__cause__.errno == errno.EADDRINUSE
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_each_worker_receives_on_the_port_and_sends_from_ports_of_its_own() -> None:
+    """A flow of datagrams comes to one of them, many flows to all."""
+    with opened_for(3, count=8) as sockets, ExitStack() as senders:
+        ports = [[sock.getsockname()[1] for sock in own] for own in sockets]
+        assert len({own[0] for own in ports}) == 1
+        sending = [port for own in ports for port in own[1:]]
+        assert len(set(sending)) == len(sending) == 7
+        assert sorted(map(len, ports)) == [3, 3, 4]
+        for _ in range(64):
+            sender = senders.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            for _ in range(3):
+                sender.sendto(b"hello", sockets[0][0].getsockname())
+        arrived = [Counter(senders_of(own[0])) for own in sockets]
+        assert all(arrived)
+        assert sum(arrived, Counter()).total() == 3 * 64
+        assert all(count == 3 for counter in arrived for count in counter.values())
+
+
+def senders_of(sock: socket.socket) -> Iterator[tuple[str, int]]:
+    """Of all datagrams that wait."""
+    with suppress(BlockingIOError):
+        while True:
+            yield sock.recvfrom(100)[1]
 
 
 def test_an_address_of_somebody_else_is_named() -> None:
@@ -181,7 +217,7 @@ async def test_a_super_packet_fits_one_train(
 
 
 async def test_packets_stay_apart_and_in_order() -> None:
-    with closing(Pair()) as pair, socket.socket(fileno=socket.dup(pair.fileno())) as forwarder:
+    with closing(Pair()) as pair, socket.socket(fileno=socket.dup(pair.output)) as forwarder:
         for packet in (b"a", b"b" * 65_535, b"c"):
             await pair.send(packet)
             assert forwarder.recv(65_535) == packet
@@ -191,7 +227,7 @@ async def test_packets_stay_apart_and_in_order() -> None:
 
 
 async def test_a_full_buffer_makes_the_sender_wait() -> None:
-    with closing(Pair()) as pair, socket.socket(fileno=socket.dup(pair.fileno())) as forwarder:
+    with closing(Pair()) as pair, socket.socket(fileno=socket.dup(pair.output)) as forwarder:
         sent = 0
 
         async def flood() -> None:
@@ -215,7 +251,7 @@ async def test_a_full_buffer_makes_the_sender_wait() -> None:
 
 
 async def test_a_cancelled_receiver_loses_nothing() -> None:
-    with closing(Pair()) as pair, socket.socket(fileno=socket.dup(pair.fileno())) as forwarder:
+    with closing(Pair()) as pair, socket.socket(fileno=socket.dup(pair.output)) as forwarder:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
                 await pair.receive()
