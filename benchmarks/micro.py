@@ -1,11 +1,16 @@
 """
-The codec beside struct and scapy, in nanoseconds a frame; the C core is counted in instructions,
-by ``tests/native/test_budgets.py``.
+The C core's operations by themselves, and the codec beside struct and scapy, in nanoseconds.
 
     python -m benchmarks.micro [--keep]
+
+``tests/native/test_budgets.py`` counts the same operations in instructions, which noise does not
+reach.
 """
 
+import json
 import struct
+import subprocess
+import tempfile
 import timeit
 from array import array
 from collections.abc import Callable
@@ -15,13 +20,53 @@ import click
 
 from benchmarks import tables
 from tunnel import vxlan
+from tunnel.bench import BenchError
+from tunnel.errors import TunnelError
 from tunnel.vxlan import ANY_VTEP_MAC, FRAME, OVERHEAD
 
 FRAMES, SIZE = 64, 1400
 GOALS = {"encode_batch, beyond the copy": 100, "decode_batch": 30}
 """The most nanoseconds a frame."""
 
+ROOT = Path(__file__).parent.parent
+CORE = ROOT / "src" / "tunnel" / "native"
+OPERATIONS = ROOT / "tests" / "native" / "budgets.c"
+
 _HEADER = struct.Struct("!II6s6sH")
+
+
+def build(directory: Path) -> Path:
+    """
+    The program that calls each of the core's operations, optimised as users have it.
+
+    Raises:
+        BenchError: No gcc, or it did not like what it read.
+    """
+    program = directory / "operations"
+    sources = [OPERATIONS, *sorted({*CORE.glob("*.c")} - {CORE / "module.c"})]
+    # Operations of the same code stay two, to be told apart by name.
+    flags = ["-std=gnu11", "-O3", "-fno-ipa-icf", "-g", "-D_GNU_SOURCE", f"-I{CORE}"]
+    words = ["gcc", *flags, "-o", str(program), *map(str, sources)]
+    try:
+        subprocess.run(words, capture_output=True, text=True, check=True)
+    except FileNotFoundError as error:
+        raise BenchError("cannot run gcc: not found (apt-get install gcc)") from error
+    except subprocess.CalledProcessError as error:
+        raise BenchError(f"cannot build {OPERATIONS.name}: {error.stderr.strip()}") from error
+    return program
+
+
+def core() -> tables.Rows:
+    with tempfile.TemporaryDirectory() as directory:
+        words = [str(build(Path(directory))), "time"]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+    found = (
+        (one["name"], one["ns"], one["ns"] / one["packets"]) for one in json.loads(done.stdout)
+    )
+    return [
+        ["operation", "ns", "ns a packet"],
+        *([name, f"{whole:.1f}", f"{each:.1f}"] for name, whole, each in found),
+    ]
 
 
 def packet() -> bytes:
@@ -81,13 +126,19 @@ def codec() -> dict[str, float]:
 @click.command()
 @click.option("--keep", is_flag=True, help="Keep the result in benchmarks/results/.")
 def main(*, keep: bool) -> None:
-    """Measure the codec: 64 frames of 1,400 bytes."""
+    """Time the core's operations, and the codec with 64 frames of 1,400 bytes."""
     measured = codec()
     rows: tables.Rows = [
         ["", "ns a frame", "goal"],
         *([name, f"{ns:.0f}", GOALS.get(name, "")] for name, ns in measured.items()),
     ]
-    result = {f"Codec, {FRAMES} frames of {SIZE} bytes": rows}
+    try:
+        result = {
+            "Operations of the C core": core(),
+            f"Codec, {FRAMES} frames of {SIZE} bytes": rows,
+        }
+    except TunnelError as error:
+        raise click.ClickException(str(error)) from error
     tables.show(result)
     if keep:
         tables.keep(result, module="benchmarks.micro", directory=Path(__file__).parent / "results")

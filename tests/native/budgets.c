@@ -1,10 +1,13 @@
 /*
- * What test_budgets.py counts instructions of: each operation of the packet path, ROUNDS times.
+ * Each operation of the packet path: ROUNDS times, for test_budgets.py to count instructions of,
+ * or with the word "time" as JSON, nanoseconds a call, for benchmarks/micro.py.
  *
- * An operation is a function op_<name>; what it works on is made before it is called.
+ * An operation is a function op_<name>; what it works on is made before it is called, and is in
+ * the cache.
  */
 #include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include "checksum.h"
 #include "codec.h"
@@ -17,8 +20,10 @@
 
 enum { ROUNDS = 100, SEGMENTS = 40, PAYLOAD = 1400, ROUTES = 10000, FRAMES = 64 };
 enum { STRIDE = 2048, FRAME = PAYLOAD + 40 };
+enum { REPEATS = 7, LEAST_NS = 2000000 };
 
-#define OPERATION __attribute__((noinline)) static void
+#define OPERATION(name)                                                                            \
+    __attribute__((noinline)) static void op_##name(uint32_t place __attribute__((unused)))
 
 static volatile uint64_t sink;
 static uint8_t packets[SEGMENTS][STRIDE];
@@ -29,31 +34,50 @@ static uint32_t sizes[FRAMES], frame_sizes[FRAMES];
 static struct codec_frame found[FRAMES];
 static struct coalescer coalescer;
 static struct trains trains;
+static struct ip_packet super, parsed[SEGMENTS];
+static struct route_table *table, *ten;
 static const struct vtep vtep = {.vni = 1, .mac = {2, 0, 0x5e, 0, 0x53, 1}};
 static const struct codec_macs macs = {{2, 0, 0x5e, 0, 0x53, 2}, {2, 0, 0x5e, 0, 0x53, 1}};
+static const struct offload offload = {.flags = OFFLOAD_NEEDS_CSUM,
+                                       .gso_type = GSO_TCP4,
+                                       .gso_size = PAYLOAD,
+                                       .checksum_start = 20,
+                                       .checksum_offset = TCP_CHECK};
+static const struct vxlan_frame frame = {1, ETHERTYPE_IP4, macs.destination, macs.source};
+static const struct iovec pieces[2] = {{header, VXLAN_OVERHEAD + 40}, {super_packet, PAYLOAD}};
 
-OPERATION op_checksum(void)
+OPERATION(checksum)
 {
     sink += checksum_add(0, super_packet, PAYLOAD);
 }
 
-OPERATION op_checksum_portable(void)
+OPERATION(checksum_64)
+{
+    sink += checksum_add(0, super_packet, 64);
+}
+
+OPERATION(checksum_64k)
+{
+    sink += checksum_add(0, super_packet, sizeof super_packet);
+}
+
+OPERATION(checksum_portable)
 {
     sink += checksum_add_portable(0, super_packet, PAYLOAD);
 }
 
 /* The packet's headers as the device gave them: split reads them only. */
-OPERATION op_split(const struct ip_packet *packet, const struct offload *offload)
+OPERATION(split)
 {
     struct split split;
     uint8_t *payload;
-    if (!split_open(&split, packet, offload))
+    if (!split_open(&split, &super, &offload))
         abort();
     while (!split_done(&split))
         sink += split_next(&split, header, &payload);
 }
 
-OPERATION op_coalesce(const struct ip_packet *parsed)
+OPERATION(coalesce)
 {
     for (int i = 0; i < SEGMENTS; i++)
         coalesce_add(&coalescer, &parsed[i], 0);
@@ -62,19 +86,19 @@ OPERATION op_coalesce(const struct ip_packet *parsed)
     coalesce_reset(&coalescer);
 }
 
-OPERATION op_encap(const struct vxlan_frame *frame)
+OPERATION(encap)
 {
-    vxlan_put(header, frame);
+    vxlan_put(header, &frame);
 }
 
-OPERATION op_trains(const struct iovec *pieces)
+OPERATION(trains)
 {
     for (int i = 0; i < SEGMENTS; i++)
         trains_add(&trains, (struct ticket){.peer = 1}, pieces, 2);
     trains_reset(&trains);
 }
 
-OPERATION op_decap(void)
+OPERATION(decap)
 {
     struct ip_packet packet;
     if (decap(&vtep, frames, FRAME + VXLAN_OVERHEAD, 0, &packet) != DROP_NONE)
@@ -82,46 +106,48 @@ OPERATION op_decap(void)
     sink += packet.length;
 }
 
-OPERATION op_parse(void)
+OPERATION(parse)
 {
     struct ip_packet packet;
     sink += ip_parse(packets[0], FRAME, &packet);
 }
 
-OPERATION op_flow_hash(const struct ip_packet *packet)
+OPERATION(flow_hash)
 {
-    sink += ip_flow_hash(packet);
+    sink += ip_flow_hash(&parsed[0]);
 }
 
-OPERATION op_route(const struct route_table *table, uint32_t i)
+OPERATION(route)
 {
     uint8_t address[16];
-    put32(address, 10u << 24 | i << 8 | 1);
+    put32(address, 10u << 24 | place << 8 | 1);
     sink += route_lookup(table, address, 4);
 }
 
-OPERATION op_route6(const struct route_table *table, uint32_t i)
+OPERATION(route6)
 {
     uint8_t address[16] = {0xfd};
-    put32(address + 4, i);
+    put32(address + 4, place);
     sink += route_lookup(table, address, 16);
 }
 
-OPERATION op_route_of_ten(const struct route_table *table, uint32_t i)
+OPERATION(route_of_ten)
 {
+    place -= place % (ROUTES / 10);
     uint8_t address[16];
-    put32(address, 10u << 24 | i << 8 | 1);
-    sink += route_lookup(table, address, 4);
+    put32(address, 10u << 24 | place << 8 | 1);
+    sink += route_lookup(ten, address, 4);
 }
 
-OPERATION op_route6_of_ten(const struct route_table *table, uint32_t i)
+OPERATION(route6_of_ten)
 {
+    place -= place % (ROUTES / 10);
     uint8_t address[16] = {0xfd};
-    put32(address + 4, i);
-    sink += route_lookup(table, address, 16);
+    put32(address + 4, place);
+    sink += route_lookup(ten, address, 16);
 }
 
-OPERATION op_encode(void)
+OPERATION(encode)
 {
     struct codec_result result = codec_encode_batch(plain, sizeof plain, (const uint8_t *)sizes,
                                                     sizeof sizes, frames, sizeof frames, 1, &macs);
@@ -129,7 +155,7 @@ OPERATION op_encode(void)
         abort();
 }
 
-OPERATION op_decode(void)
+OPERATION(decode)
 {
     struct codec_result result = codec_decode_batch(
         frames, sizeof frames, (const uint8_t *)frame_sizes, sizeof frame_sizes, (uint8_t *)found,
@@ -151,11 +177,11 @@ static struct route_table *make_routes(uint32_t count)
         routes[count + i] = (struct route){.network = {0xfd}, .length = 64, .version = 6};
         put32(routes[count + i].network + 4, place);
     }
-    struct route_table *table = route_table_new(routes, 2 * count);
+    struct route_table *made = route_table_new(routes, 2 * count);
     free(routes);
-    if (!table)
+    if (!made)
         abort();
-    return table;
+    return made;
 }
 
 static struct ip_packet parse(uint8_t *data, size_t length)
@@ -175,46 +201,96 @@ static void fill(void)
         sizes[i] = FRAME;
         frame_sizes[i] = FRAME + VXLAN_OVERHEAD;
     }
-}
-
-int main(void)
-{
-    fill();
-    struct route_table *table = make_routes(ROUTES), *ten = make_routes(10);
-    size_t length = words_put(super_packet, &(struct words){.payload = SEGMENTS * PAYLOAD});
-    struct ip_packet super = parse(super_packet, length);
-    struct offload offload = {.flags = OFFLOAD_NEEDS_CSUM,
-                              .gso_type = GSO_TCP4,
-                              .gso_size = PAYLOAD,
-                              .checksum_start = 20,
-                              .checksum_offset = TCP_CHECK};
-    struct ip_packet parsed[SEGMENTS];
+    super = parse(super_packet,
+                  words_put(super_packet, &(struct words){.payload = SEGMENTS * PAYLOAD}));
     for (int i = 0; i < SEGMENTS; i++)
         parsed[i] = parse(packets[i], FRAME);
-    struct vxlan_frame frame = {1, ETHERTYPE_IP4, macs.destination, macs.source};
-    struct iovec pieces[2] = {{header, VXLAN_OVERHEAD + 40}, {super_packet, PAYLOAD}};
-
+    table = make_routes(ROUTES);
+    ten = make_routes(10);
     coalescer.tcp = true;
     trains.segments = TRAIN_SEGMENTS_MAX;
-    for (uint32_t i = 0; i < ROUNDS; i++) {
-        op_checksum();
-        op_checksum_portable();
-        op_split(&super, &offload);
-        op_coalesce(parsed);
-        op_encap(&frame);
-        op_trains(pieces);
-        op_encode();
-        op_decode();
-        op_decap();
-        op_parse();
-        op_flow_hash(parsed);
-        op_route(table, i * 97 % ROUTES);
-        op_route6(table, i * 97 % ROUTES);
-        op_route_of_ten(ten, i % 10 * (ROUTES / 10));
-        op_route6_of_ten(ten, i % 10 * (ROUTES / 10));
+}
+
+/* Encode comes first: it makes the frames that decap and decode take apart. */
+static const struct operation {
+    const char *name; /* for people */
+    void (*call)(uint32_t place);
+    uint32_t packets; /* that one call moves */
+} operations[] = {
+    {"encode_batch, 64 frames", op_encode, FRAMES},
+    {"decode_batch, 64 frames", op_decode, FRAMES},
+    {"checksum, 64 B", op_checksum_64, 1},
+    {"checksum, 1,400 B", op_checksum, 1},
+    {"checksum, 1,400 B, portable", op_checksum_portable, 1},
+    {"checksum, 64 KiB", op_checksum_64k, 1},
+    {"split, a TCP super-packet of 40 x 1,400 B", op_split, SEGMENTS},
+    {"coalesce, 40 TCP segments of 1,400 B", op_coalesce, SEGMENTS},
+    {"encap: one header", op_encap, 1},
+    {"trains: 40 datagrams to one peer", op_trains, SEGMENTS},
+    {"decap, a frame of 1,400 B", op_decap, 1},
+    {"parse an inner packet", op_parse, 1},
+    {"flow hash", op_flow_hash, 1},
+    {"route look-up, IPv4, 10 prefixes", op_route_of_ten, 1},
+    {"route look-up, IPv4, 10,000 prefixes", op_route, 1},
+    {"route look-up, IPv6, 10 prefixes", op_route6_of_ten, 1},
+    {"route look-up, IPv6, 10,000 prefixes", op_route6, 1},
+};
+
+enum { OPERATIONS = sizeof operations / sizeof *operations };
+
+/* Calls it for one place of the route table after the other, far apart. */
+static void repeat(const struct operation *operation, uint32_t count)
+{
+    for (uint32_t i = 0, place = 0; i < count; i++) {
+        operation->call(place);
+        place = place + 97 < ROUTES ? place + 97 : place + 97 - ROUTES;
+    }
+}
+
+static uint64_t nanoseconds(const struct operation *operation, uint32_t count)
+{
+    struct timespec start, end;
+    clock_gettime(CLOCK_MONOTONIC, &start);
+    repeat(operation, count);
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    return (uint64_t)(end.tv_sec - start.tv_sec) * 1000000000 + (uint64_t)end.tv_nsec -
+           (uint64_t)start.tv_nsec;
+}
+
+/* Of one call, the least of some repeats: what disturbs only ever adds. */
+static double least_time(const struct operation *operation)
+{
+    uint32_t count = ROUNDS;
+    while (nanoseconds(operation, count) < LEAST_NS)
+        count *= 2;
+    uint64_t least = UINT64_MAX;
+    for (int i = 0; i < REPEATS; i++) {
+        uint64_t took = nanoseconds(operation, count);
+        if (took < least)
+            least = took;
+    }
+    return (double)least / count;
+}
+
+static void print_times(void)
+{
+    for (int i = 0; i < OPERATIONS; i++)
+        printf("%s{\"name\": \"%s\", \"packets\": %u, \"ns\": %.2f}", i ? ",\n " : "[",
+               operations[i].name, operations[i].packets, least_time(&operations[i]));
+    puts("]");
+}
+
+int main(int argc, char **argv)
+{
+    fill();
+    if (argc == 2 && strcmp(argv[1], "time") == 0) {
+        print_times();
+    } else {
+        for (int i = 0; i < OPERATIONS; i++)
+            repeat(&operations[i], ROUNDS);
+        printf("%s\n", checksum_backend());
     }
     route_table_free(table);
     route_table_free(ten);
-    printf("%s\n", checksum_backend());
     return 0;
 }

@@ -3,7 +3,7 @@ Instructions per operation, by callgrind: what a noisy machine cannot blur.
 
 A budget is what was measured (gcc 12, x86-64) and 15 % more. An operation that needs more than
 its budget got slower: make it faster, or raise the budget and say why in the commit. Times are
-not measured here.
+not measured here; ``benchmarks.micro`` takes those of the same program.
 """
 
 import platform
@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
-CORE = HERE.parent.parent / "src" / "tunnel" / "native"
+from benchmarks.micro import build
+
 ROUNDS, SEGMENTS, FRAMES = 100, 40, 64
 
 BUDGETS = {
@@ -46,15 +46,13 @@ def instructions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     if platform.machine() != "x86_64":
         pytest.skip("budgets are for x86-64: other CPUs count otherwise")
     here = tmp_path_factory.mktemp("budgets")
-    sources = sorted(source for source in CORE.glob("*.c") if source.name != "module.c")
-    flags = ["-std=gnu11", "-O3", "-fno-ipa-icf", "-g", "-D_GNU_SOURCE", f"-I{CORE}"]
-    run(["gcc", *flags, "-o", str(here / "budgets"), str(HERE / "budgets.c"), *map(str, sources)])
+    program = build(here)
     profile = here / "profile"
     words = [
         "valgrind",
         "--tool=callgrind",
         f"--callgrind-out-file={profile}",
-        str(here / "budgets"),
+        str(program),
     ]
     if "avx2" not in run(words):
         pytest.skip("this CPU has no AVX2, which the budgets are for")
