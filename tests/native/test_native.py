@@ -1,5 +1,6 @@
 """
-The C core tested in C, every test by its name, under ASan, UBSan and LeakSanitizer.
+The C core tested in C, every test by its name, under ASan, UBSan and LeakSanitizer; what has
+threads under ThreadSanitizer as well.
 
 All of it is built by gcc; where clang is, it builds it too: its vector code is not gcc's.
 """
@@ -22,17 +23,18 @@ def names_in(program: Path) -> list[str]:
 
 
 @cache
-def build(compiler: str) -> Path:
+def build(compiler: str, *, sanitize: str) -> Path:
     """Where the programs are. Failing, it fails every test with what the compiler said."""
+    goal = "threads" if sanitize == "thread" else "all"
     made = subprocess.run(
-        ["make", "-s", "-j2", "-C", HERE, f"CC={compiler}"],
+        ["make", "-s", "-j2", "-C", HERE, goal, f"CC={compiler}", f"SANITIZE={sanitize}"],
         check=False,
         capture_output=True,
         text=True,
     )
     if made.returncode:
         pytest.fail(made.stderr, pytrace=False)
-    return BUILD / f"native-{compiler}"
+    return BUILD / f"native-{compiler}-{sanitize.partition(',')[0]}"
 
 
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
@@ -45,10 +47,19 @@ def build(compiler: str) -> Path:
     ],
 )
 def test_native(compiler: str, program: str, test: str) -> None:
+    run(compiler, program, test, sanitize="address,undefined")
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+@pytest.mark.parametrize("test", names_in(HERE / "test_gate.c"))
+def test_threads(compiler: str, test: str) -> None:
+    run(compiler, "test_gate", test, sanitize="thread")
+
+
+def run(compiler: str, program: str, test: str, *, sanitize: str) -> None:
     if not shutil.which(compiler):
         pytest.skip(f"{compiler} is not installed (Debian package {compiler})")
-    run = subprocess.run(
-        [build(compiler) / program, test], check=False, capture_output=True, text=True, timeout=120
-    )
-    if run.returncode:
-        pytest.fail(run.stdout + run.stderr, pytrace=False)
+    path = build(compiler, sanitize=sanitize) / program
+    done = subprocess.run([path, test], check=False, capture_output=True, text=True, timeout=120)
+    if done.returncode:
+        pytest.fail(done.stdout + done.stderr, pytrace=False)

@@ -12,7 +12,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -363,10 +363,10 @@ def test_one_thread_at_a_time_and_the_gil_is_free() -> None:
     with Rig() as rig, ThreadPoolExecutor(12) as pool:
         peer = rig.add_peer()
         rig.device.setblocking(True)
-        inside = pool.submit(rig.forwarder.outbound)
+        inside: Future[Any] = pool.submit(rig.forwarder.outbound)
         while not wait([pool.submit(rig.forwarder.work)], timeout=0.05).not_done:
             pass
-        waiting = [
+        waiting: list[Future[Any]] = [
             pool.submit(call)
             for call in (
                 rig.forwarder.work,
