@@ -5,6 +5,7 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #define HAVE_AVX2_TWIN 1
 #include <immintrin.h>
+enum { AVX2_MAX = 64 << 13 }; /* bytes: 2^13 pairs for each of two lanes, which become one */
 #endif
 
 uint64_t checksum_add_portable(uint64_t sum, const uint8_t *data, size_t length)
@@ -18,14 +19,25 @@ uint64_t checksum_add_portable(uint64_t sum, const uint8_t *data, size_t length)
         data += 16;
         length -= 16;
     }
-    while (length >= 2) {
+    if (length & 8) {
+        uint32_t word[2];
+        memcpy(word, data, sizeof word);
+        sum += (uint64_t)word[0] + word[1];
+        data += 8;
+    }
+    if (length & 4) {
+        uint32_t word;
+        memcpy(&word, data, sizeof word);
+        sum += word;
+        data += 4;
+    }
+    if (length & 2) {
         uint16_t word;
         memcpy(&word, data, sizeof word);
         sum += word;
         data += 2;
-        length -= 2;
     }
-    if (length) {
+    if (length & 1) {
         uint8_t last[2] = {data[0], 0};
         uint16_t word;
         memcpy(&word, last, sizeof word);
@@ -35,27 +47,39 @@ uint64_t checksum_add_portable(uint64_t sum, const uint8_t *data, size_t length)
 }
 
 #ifdef HAVE_AVX2_TWIN
+/*
+ * Adds 16 words to 8 lanes. With its highest bit flipped an unsigned word is a signed one, less
+ * 32768: then one instruction adds them in pairs. A lane holds 2^15 pairs.
+ */
+__attribute__((target("avx2"), always_inline)) static inline __m256i
+add_words(__m256i lanes, const uint8_t *data, __m256i flip, __m256i ones)
+{
+    __m256i words = _mm256_loadu_si256((const __m256i *)data);
+    return _mm256_add_epi32(lanes, _mm256_madd_epi16(_mm256_xor_si256(words, flip), ones));
+}
+
 __attribute__((target("avx2"))) static uint64_t checksum_add_avx2(uint64_t sum, const uint8_t *data,
                                                                   size_t length)
 {
-    const __m256i low = _mm256_set1_epi64x(0xffffffff);
-    __m256i even[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-    __m256i odd[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    const __m256i flip = _mm256_set1_epi16((short)0x8000), ones = _mm256_set1_epi16(1);
+    __m256i total[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    uint64_t flipped = (uint64_t)(length / 32) * 16 * 32768;
 
-    while (length >= 64) {
-        for (int half = 0; half < 2; half++) {
-            __m256i words = _mm256_loadu_si256((const __m256i *)(data + 32 * half));
-            even[half] = _mm256_add_epi64(even[half], _mm256_and_si256(words, low));
-            odd[half] = _mm256_add_epi64(odd[half], _mm256_srli_epi64(words, 32));
-        }
-        data += 64;
-        length -= 64;
+    for (size_t blocks = length / 64; blocks; blocks--, data += 64) {
+        total[0] = add_words(total[0], data, flip, ones);
+        total[1] = add_words(total[1], data + 32, flip, ones);
     }
-    uint64_t lane[4];
-    __m256i total = _mm256_add_epi64(_mm256_add_epi64(even[0], even[1]),
-                                     _mm256_add_epi64(odd[0], odd[1]));
-    _mm256_storeu_si256((__m256i *)lane, total);
-    return checksum_add_portable(sum + lane[0] + lane[1] + lane[2] + lane[3], data, length);
+    if (length & 32) {
+        total[0] = add_words(total[0], data, flip, ones);
+        data += 32;
+    }
+    __m256i lanes = _mm256_add_epi32(total[0], total[1]);
+    __m256i wide = _mm256_add_epi64(_mm256_cvtepi32_epi64(_mm256_castsi256_si128(lanes)),
+                                    _mm256_cvtepi32_epi64(_mm256_extracti128_si256(lanes, 1)));
+    int64_t lane[4];
+    _mm256_storeu_si256((__m256i *)lane, wide);
+    sum += flipped + (uint64_t)(lane[0] + lane[1] + lane[2] + lane[3]);
+    return checksum_add_portable(sum, data, length % 32);
 }
 #endif
 
@@ -63,7 +87,7 @@ uint64_t checksum_add(uint64_t sum, const uint8_t *data, size_t length)
 {
 #ifdef HAVE_AVX2_TWIN
     /* A load and a test: cheaper than a pointer that would have to live somewhere. */
-    if (length >= 128 && __builtin_cpu_supports("avx2"))
+    if (length >= 128 && length <= AVX2_MAX && __builtin_cpu_supports("avx2"))
         return checksum_add_avx2(sum, data, length);
 #endif
     return checksum_add_portable(sum, data, length);

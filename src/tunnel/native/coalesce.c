@@ -93,14 +93,21 @@ static bool may_join(const struct run *run, const struct ip_packet *packet, uint
     return packet->protocol == IP_UDP || same_tcp_fields(run, packet, header);
 }
 
-static bool checksums_right(struct run *run, const struct ip_packet *packet)
+static bool checksums_right(struct run *run, struct ip_packet *packet)
 {
-    run->checked = run->checked || ip_checksums_right(&run->first);
-    return run->checked && ip_checksums_right(packet);
+    if (!run->checked) {
+        run->flow_sum = ip_flow_sum(&run->first);
+        run->checked = ip_checksums_right(&run->first, run->flow_sum);
+    }
+    /* An unfinished one is rare, and looks wrong first. */
+    return run->checked &&
+           (ip_checksums_right(packet, run->flow_sum) ||
+            (ip_finish_checksum(packet) && ip_checksums_right(packet, run->flow_sum)));
 }
 
-static struct run *begin(struct coalescer *coalescer, const struct ip_packet *packet, uint16_t peer)
+static struct run *begin(struct coalescer *coalescer, struct ip_packet *packet, uint16_t peer)
 {
+    ip_finish_checksum(packet);
     struct run *run = &coalescer->runs[coalescer->count++];
     run->first = *packet;
     run->bytes = run->length = packet->length;
@@ -125,7 +132,7 @@ static void join(struct run *run, const struct ip_packet *packet, uint16_t heade
     run->sequence += payload;
 }
 
-void coalesce_add(struct coalescer *coalescer, const struct ip_packet *packet, uint16_t peer)
+void coalesce_add(struct coalescer *coalescer, struct ip_packet *packet, uint16_t peer)
 {
     uint16_t header = 0;
     enum role role = role_of(coalescer, packet, &header);

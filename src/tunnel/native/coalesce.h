@@ -30,6 +30,7 @@ struct run {
     struct iovec pieces[1 + RUN_SEGMENTS_MAX]; /* 0: offload header, and own headers if joined */
     uint8_t header_bytes[OFFLOAD_HEADER + RUN_HEADER_MAX];
     struct ip_packet first;
+    uint64_t flow_sum; /* once `checked` */
     uint32_t bytes;    /* of all packets in it, as they came */
     uint32_t length;   /* of the packet to write */
     uint32_t sequence; /* TCP: that comes next */
@@ -49,8 +50,9 @@ struct coalescer {
     struct run runs[RUNS_MAX];
 };
 
-/* Takes a packet from `peer` into the batch. Not to be called when coalesce_full(). */
-void coalesce_add(struct coalescer *coalescer, const struct ip_packet *packet, uint16_t peer);
+/* Takes a packet from `peer` into the batch, and finishes a checksum that its sender left to a
+ * network card (ip_finish_checksum). Not to be called when coalesce_full(). */
+void coalesce_add(struct coalescer *coalescer, struct ip_packet *packet, uint16_t peer);
 
 static inline bool coalesce_full(const struct coalescer *coalescer)
 {

@@ -402,22 +402,42 @@ static uint16_t owner_of(const struct forwarder *forwarder, const struct ip_pack
     return index;
 }
 
+/* What the datagrams of one arrival have in common: who sent them, and most often whose packets
+ * are inside. */
+struct origin {
+    uint16_t sender;
+    uint16_t owner; /* of `source` */
+    uint8_t size;   /* of `source`, 0 as long as there is none */
+    const uint8_t *source;
+};
+
+static uint16_t known_owner(const struct forwarder *forwarder, struct origin *origin,
+                            const struct ip_packet *packet, const struct address *from)
+{
+    if (origin->size != packet->address_size ||
+        memcmp(origin->source, packet->source, packet->address_size) != 0) {
+        origin->owner = owner_of(forwarder, packet, from);
+        origin->size = packet->address_size;
+        origin->source = packet->source;
+    }
+    return origin->owner;
+}
+
 static void unpack_datagram(struct forwarder *forwarder, uint8_t *data, size_t length,
-                            const struct arrival *arrival, uint16_t sender)
+                            const struct arrival *arrival, struct origin *origin)
 {
     struct ip_packet packet;
     enum drop reason = decap(&forwarder->vtep, data, length, arrival->ecn, &packet);
     uint16_t owner = PEER_NONE;
     if (reason == DROP_NONE) {
-        owner = owner_of(forwarder, &packet, &arrival->from);
+        owner = known_owner(forwarder, origin, &packet, &arrival->from);
         if (owner == PEER_NONE)
             reason = DROP_spoofed;
     }
     if (reason != DROP_NONE) {
-        count_drops(counters_of(forwarder, sender), reason, 1);
+        count_drops(counters_of(forwarder, origin->sender), reason, 1);
         return;
     }
-    ip_finish_checksum(&packet);
     if (coalesce_full(&forwarder->coalescer))
         flush_runs(forwarder);
     coalesce_add(&forwarder->coalescer, &packet, owner);
@@ -427,19 +447,19 @@ static void unpack(struct forwarder *forwarder, const struct arrival *arrival)
 {
     struct work *work = &forwarder->work;
     size_t datagrams = arrival->length ? (arrival->length - 1) / arrival->size + 1 : 1;
-    uint16_t sender = peers_find(&forwarder->peers, &arrival->from);
+    struct origin origin = {.sender = peers_find(&forwarder->peers, &arrival->from)};
     work->datagrams_received += datagrams;
     work->trains_received += datagrams > 1;
-    if (sender == PEER_NONE || arrival->cut) {
+    if (origin.sender == PEER_NONE || arrival->cut) {
         enum drop reason = arrival->cut ? DROP_short_frame : DROP_unknown_source;
-        count_drops(counters_of(forwarder, sender), reason, datagrams);
+        count_drops(counters_of(forwarder, origin.sender), reason, datagrams);
         return;
     }
     for (size_t i = 0; i < datagrams; i++) {
         size_t offset = i * arrival->size;
         size_t left = arrival->length - offset;
         unpack_datagram(forwarder, arrival->data + offset,
-                        left < arrival->size ? left : arrival->size, arrival, sender);
+                        left < arrival->size ? left : arrival->size, arrival, &origin);
     }
 }
 

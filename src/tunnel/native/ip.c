@@ -102,38 +102,39 @@ uint32_t ip_flow_hash(const struct ip_packet *packet)
     return hash;
 }
 
-bool ip_checksums_right(const struct ip_packet *packet)
+uint64_t ip_flow_sum(const struct ip_packet *packet)
+{
+    return checksum_pseudo(packet->source, packet->destination, packet->address_size,
+                           packet->protocol, 0);
+}
+
+bool ip_checksums_right(const struct ip_packet *packet, uint64_t flow_sum)
 {
     if (packet->version == 4 &&
         checksum_fold(checksum_add_portable(0, packet->data, packet->header)) != 0xffff)
         return false;
     uint32_t length = packet->length - packet->header;
-    uint64_t sum = checksum_pseudo(packet->source, packet->destination, packet->address_size,
-                                   packet->protocol, length);
+    uint64_t sum = flow_sum + checksum_word((uint16_t)length);
     return checksum_fold(checksum_add(sum, packet->data + packet->header, length)) == 0xffff;
 }
 
-void ip_finish_checksum(struct ip_packet *packet)
+bool ip_finish_checksum(struct ip_packet *packet)
 {
     bool tcp = packet->protocol == IP_TCP;
     uint32_t field = packet->header + (tcp ? (uint32_t)TCP_CHECK : (uint32_t)UDP_CHECK);
     uint32_t length = packet->length - packet->header;
     if (!packet->plain || (!tcp && packet->protocol != IP_UDP) || packet->length < field + 2)
-        return;
+        return false;
     uint64_t pseudo = checksum_pseudo(packet->source, packet->destination, packet->address_size,
                                       packet->protocol, length);
     uint8_t unfinished[2];
     checksum_store(unfinished, checksum_fold(pseudo));
     if (memcmp(packet->data + field, unfinished, sizeof unfinished) != 0)
-        return;
+        return false;
     uint64_t sum = checksum_add(0, packet->data + packet->header, length);
     uint16_t check = (uint16_t)~checksum_fold(sum);
     checksum_store(packet->data + field, check ? check : 0xffff);
-}
-
-bool ip_same_hosts(const struct ip_packet *a, const struct ip_packet *b)
-{
-    return a->version == b->version && memcmp(a->source, b->source, 2u * a->address_size) == 0;
+    return true;
 }
 
 bool ip_is_multicast(const struct ip_packet *packet)

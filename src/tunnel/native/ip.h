@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 enum {
     IP_MAX = 65535, /* IPv4 total length; we move no jumbograms */
@@ -50,18 +51,30 @@ size_t ip_tcp_header(const struct ip_packet *packet, size_t offset);
  * addresses, as with the kernel's flow dissector. */
 uint32_t ip_flow_hash(const struct ip_packet *packet);
 
-/* Both checksums, IPv4's and TCP's or UDP's, of a plain packet whose protocol is one of them. */
-bool ip_checksums_right(const struct ip_packet *packet);
+/* The sum of addresses and protocol, which all packets of a flow have in common. */
+uint64_t ip_flow_sum(const struct ip_packet *packet);
+
+/* Both checksums, IPv4's and TCP's or UDP's, of a plain packet whose protocol is one of them and
+ * whose flow has that sum. */
+bool ip_checksums_right(const struct ip_packet *packet, uint64_t flow_sum);
 
 /*
  * Finishes a TCP or UDP checksum that its sender left to a network card, if this packet has one:
  * the field then holds the sum of the pseudo-header alone. A kernel vxlan device does so, and on a
  * veth pair no card ever comes. A finished checksum that happens to look so is only made again.
+ * Returns whether the packet had one.
  */
-void ip_finish_checksum(struct ip_packet *packet);
+bool ip_finish_checksum(struct ip_packet *packet);
 
 /* Whether two packets have the same source and destination addresses. */
-bool ip_same_hosts(const struct ip_packet *a, const struct ip_packet *b);
+static inline bool ip_same_hosts(const struct ip_packet *a, const struct ip_packet *b)
+{
+    if (a->version != b->version)
+        return false;
+    /* Lengths that the compiler knows. */
+    return a->version == 4 ? memcmp(a->source, b->source, 8) == 0
+                           : memcmp(a->source, b->source, 32) == 0;
+}
 
 bool ip_is_multicast(const struct ip_packet *packet);
 

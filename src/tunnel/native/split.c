@@ -6,6 +6,7 @@
 #include "checksum.h"
 
 enum { TCP_SEQUENCE = 4, TCP_FLAGS = 13, UDP_LENGTH = 4 };
+enum { IP4_LENGTH = 2, IP4_ID = 4, IP4_CHECK = 10, IP6_LENGTH = 4 };
 
 /* Whether the transport header may stand behind extension headers, where only the offload header
  * says what and where it is. */
@@ -29,6 +30,34 @@ static bool kind_agrees(const struct ip_packet *packet, uint8_t type)
     }
 }
 
+/* Takes out of a header what each segment has its own of, and sums up what is left. */
+static void take_ip(struct split *split, uint8_t *header)
+{
+    if (split->packet.version == 6)
+        return; /* has no checksum; its length is written anew */
+    split->id = get16(header + IP4_ID);
+    memset(header + IP4_LENGTH, 0, 4); /* the id is right behind */
+    memset(header + IP4_CHECK, 0, 2);
+    split->ip_sum = checksum_add_portable(0, header, split->packet.header);
+}
+
+static void take_transport(struct split *split, uint8_t *header)
+{
+    const struct ip_packet *packet = &split->packet;
+    uint64_t pseudo = checksum_pseudo(packet->source, packet->destination, packet->address_size,
+                                      split->tcp ? IP_TCP : IP_UDP, 0);
+    if (split->tcp) {
+        split->sequence = get32(header + TCP_SEQUENCE);
+        split->flags = header[TCP_FLAGS];
+        memset(header + TCP_SEQUENCE, 0, 4);
+        header[TCP_FLAGS] = 0;
+        memset(header + TCP_CHECK, 0, 2);
+    } else {
+        memset(header + UDP_LENGTH, 0, 4); /* the checksum is right behind */
+    }
+    split->sum = checksum_add_portable(pseudo, header, split->header - split->transport);
+}
+
 bool split_open(struct split *split, const struct ip_packet *packet, const struct offload *offload)
 {
     uint8_t type = offload->gso_type & (uint8_t)~GSO_ECN;
@@ -46,62 +75,67 @@ bool split_open(struct split *split, const struct ip_packet *packet, const struc
     if (!transport_header || header > SPLIT_HEADER_MAX || header >= packet->length)
         return false;
 
-    uint8_t protocol = tcp ? IP_TCP : IP_UDP;
     split->packet = *packet;
-    split->pseudo = checksum_pseudo(packet->source, packet->destination, packet->address_size,
-                                    protocol, 0);
     split->transport = transport;
     split->header = (uint32_t)header;
     split->size = split->stride = offload->gso_size;
     split->offset = split->index = 0;
     split->tcp = tcp;
     memcpy(split->original, packet->data, header);
+    take_ip(split, split->original);
+    take_transport(split, split->original + transport);
     return true;
 }
 
 static void put_ip(const struct split *split, uint8_t *header, size_t length)
 {
     if (split->packet.version == 6) {
-        put16(header + 4, (uint16_t)(length - 40));
+        put16(header + IP6_LENGTH, (uint16_t)(length - 40));
         return;
     }
-    put16(header + 2, (uint16_t)length);
-    put16(header + 4, (uint16_t)(get16(header + 4) + split->index));
-    ip_finish_header(header, split->packet.header);
+    uint16_t id = (uint16_t)(split->id + split->index);
+    put16(header + IP4_LENGTH, (uint16_t)length);
+    put16(header + IP4_ID, id);
+    uint64_t sum = split->ip_sum + checksum_word((uint16_t)length) + checksum_word(id);
+    checksum_store(header + IP4_CHECK, (uint16_t)~checksum_fold(sum));
 }
 
-static void put_tcp(const struct split *split, uint8_t *tcp, bool last)
+/* Returns the sum of what was put. */
+static uint64_t put_tcp(const struct split *split, uint8_t *tcp, bool last)
 {
-    put32(tcp + TCP_SEQUENCE, get32(tcp + TCP_SEQUENCE) + split->offset);
+    uint32_t sequence = split->sequence + split->offset;
+    uint8_t flags = split->flags;
     if (!last)
-        tcp[TCP_FLAGS] &= (uint8_t) ~(TCP_FIN | TCP_PSH);
+        flags &= (uint8_t) ~(TCP_FIN | TCP_PSH);
     if (split->index)
-        tcp[TCP_FLAGS] &= (uint8_t)~TCP_CWR;
+        flags &= (uint8_t)~TCP_CWR;
+    put32(tcp + TCP_SEQUENCE, sequence);
+    tcp[TCP_FLAGS] = flags;
+    return checksum_word((uint16_t)(sequence >> 16)) + checksum_word((uint16_t)sequence) +
+           checksum_word(flags);
 }
 
 size_t split_next(struct split *split, uint8_t *header, uint8_t **payload)
 {
-    const struct ip_packet *packet = &split->packet;
-    uint32_t left = packet->length - split->header - split->offset;
+    uint32_t left = split->packet.length - split->header - split->offset;
     uint32_t length = left < split->size ? left : split->size;
     uint8_t *transport = header + split->transport;
-    uint8_t *field = transport + (split->tcp ? TCP_CHECK : UDP_CHECK);
-    size_t behind_ip = split->header - split->transport + length;
+    uint16_t behind_ip = (uint16_t)(split->header - split->transport + length);
 
     *payload = split_payload(split);
     memcpy(header, split->original, split->header);
     put_ip(split, header, split->header + length);
-    if (split->tcp)
-        put_tcp(split, transport, length == left);
-    else
-        put16(transport + UDP_LENGTH, (uint16_t)behind_ip);
-
-    memset(field, 0, 2);
-    uint64_t sum = split->pseudo + checksum_word((uint16_t)behind_ip);
-    sum = checksum_add_portable(sum, transport, split->header - split->transport);
+    uint64_t sum = split->sum + checksum_word(behind_ip);
+    if (split->tcp) {
+        sum += put_tcp(split, transport, length == left);
+    } else {
+        put16(transport + UDP_LENGTH, behind_ip);
+        sum += checksum_word(behind_ip);
+    }
     uint16_t check = (uint16_t)~checksum_fold(checksum_add(sum, *payload, length));
     /* Zero would say that a UDP datagram has no checksum. */
-    checksum_store(field, !split->tcp && !check ? 0xffff : check);
+    checksum_store(transport + (split->tcp ? TCP_CHECK : UDP_CHECK),
+                   !split->tcp && !check ? 0xffff : check);
 
     split->offset += length;
     split->index++;

@@ -21,15 +21,21 @@ enum { SPLIT_HEADER_MAX = 256 };
 
 struct split {
     struct ip_packet packet;
-    uint64_t pseudo;    /* sum of addresses and protocol */
+    uint64_t ip_sum;    /* of what the IPv4 headers of all segments have in common */
+    uint64_t sum;       /* of what all have in common from there: pseudo-header, TCP or UDP */
     uint32_t transport; /* where TCP or UDP starts */
     uint32_t header;    /* all header bytes */
     uint32_t size;      /* payload bytes of each segment but the last */
     uint32_t stride;    /* from one segment's payload to the next's; `size` unless they lie apart */
     uint32_t offset;    /* payload bytes already given out */
     uint16_t index;     /* segments already given out */
+    uint16_t id;        /* of the first, IPv4 */
+    uint32_t sequence;  /* of the first, TCP */
+    uint8_t flags;      /* TCP */
     bool tcp;
-    uint8_t original[SPLIT_HEADER_MAX]; /* headers; those in the packet may be written over */
+    /* Headers, those in the packet may be written over; what each segment has its own of is zero.
+     */
+    uint8_t original[SPLIT_HEADER_MAX];
 };
 
 /*
