@@ -27,6 +27,11 @@ class Node:
         self.ready = ""
         self._process: subprocess.Popen[str] | None = None
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def at(self, family: int, *, mac: str = "") -> str:
         """This node as a peer: its underlay address of a family and what it owns."""
         address = self.host.ipv4 if family == 4 else self.host.ipv6

@@ -25,7 +25,7 @@ SMALL = 4 << 20
 
 # Lets a peer in and out again as fast as it can, until told to stop.
 CHURN = """
-import asyncio, json, signal
+import asyncio, json, signal, sys
 from tunnel import Peer, Tunnel
 
 async def main():
@@ -34,6 +34,7 @@ async def main():
     async with Tunnel(
         subnets=["10.244.1.0/24", "fd00:244:1::/64"],
         peers=["192.0.2.2=10.244.2.0/24,fd00:244:2::/64"],
+        workers=sys.argv[1],
     ) as tunnel:
         print(tunnel.describe(), flush=True)
         third = Peer("192.0.2.3", ["10.244.3.0/24", "fd00:244:3::/64"])
@@ -172,10 +173,11 @@ def test_three_nodes_fully_meshed(lab: Lab) -> None:
     assert [node.down() for node in nodes] == [{}, {}, {}]
 
 
-def test_a_peer_comes_and_goes_under_load(lab: Lab) -> None:
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_peer_comes_and_goes_under_load(lab: Lab, workers: str) -> None:
     """The others lose nothing: not one datagram of the streams both ways, and no byte."""
     a, b, c = mesh(lab)
-    churn = a.host.popen([sys.executable, "-c", CHURN])
+    churn = a.host.popen([sys.executable, "-c", CHURN, workers])
     assert churn.stdout is not None
     assert churn.stdout.readline()
     b.up(peers=[a.at(4)])
