@@ -312,13 +312,12 @@ class Tunnel:
             log.warning("%s: %s", self.config.name, reason)
 
     async def _open_device(self) -> Device | Pair:
+        workers = self._count_workers()
         if not self._with_tun:
             pair = Pair()
             self._undo.callback(pair.close)
             return pair
-        device = open_device(
-            self.config.name, offloads=self.config.offload, queues=self._count_workers()
-        )
+        device = open_device(self.config.name, offloads=self.config.offload, queues=workers)
         self._undo.callback(device.close)
         if device.persistent:
             # Left by a node that was killed, or made by an admin; it outlives us as well.
