@@ -317,6 +317,8 @@ class Tunnel:
             pair = Pair()
             self._undo.callback(pair.close)
             return pair
+        if workers > 1:
+            await self._netlink.check_idle(self.config.name)
         device = open_device(self.config.name, offloads=self.config.offload, queues=workers)
         self._undo.callback(device.close)
         if device.persistent:

@@ -96,6 +96,8 @@ BAD_WORDS = [
     (["--offload", "tsp"], "did you mean 'tso'"),
     (["--loop", "twisted"], "known: uvloop, asyncio"),
     (["--source-ports", "65"], "out of range"),
+    (["--workers", "0"], "workers 0 is out of range (1 to 64)"),
+    (["--workers", "1.5"], "workers '1.5' is neither auto nor a number (1 to 64)"),
     (["--config", "/nowhere/tunnel.toml"], "no such file"),
     (["--config", "/"], "is a directory"),
 ]

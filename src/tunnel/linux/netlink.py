@@ -99,6 +99,23 @@ class Netlink:
     ) -> None:
         self._route.close()
 
+    async def check_idle(self, name: str) -> None:
+        """
+        Sees that nobody has the TUN device `name` open: it has a carrier just then.
+
+        Raises:
+            DeviceError: Somebody has. Of a device with several queues the kernel would give
+                us more, and with them his packets.
+        """
+        try:
+            (link,) = await self._route.link("get", ifname=name)
+        except NetlinkError:
+            return
+        if link.get(("linkinfo", "kind")) == "tun" and link.get("carrier"):
+            raise DeviceError(
+                f"device {name} is in use by another process (stop it, or choose another --name)"
+            )
+
     async def set_mtu(self, index: int, mtu: int, *, gso_max_size: int) -> None:
         """Sets the MTU and the largest super-packet, both in bytes."""
         with _explained(f"set mtu {mtu} on device {_name(index)}"):

@@ -94,6 +94,11 @@ class ThreadedWatch(Watch):
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             while self._mover.run(self._outer.fileno(), self._stop):
-                self._loop.call_soon_threadsafe(self._lost)
+                self._loop.call_soon_threadsafe(self._tell, self._lost)
         except OSError as error:
-            self._loop.call_soon_threadsafe(self._failed, error)
+            self._loop.call_soon_threadsafe(self._tell, self._failed, error)
+
+    def _tell(self, callback: Callable[..., None], *what: OSError) -> None:
+        """In the loop; closed in the meantime, nobody wants to know any more."""
+        if not self._epoll.closed:
+            callback(*what)
