@@ -215,12 +215,39 @@ def test_flags_override_the_environment_and_both_the_file(
     monkeypatch.setenv("TUNNEL_PORT", "3")
     monkeypatch.setenv("TUNNEL_VNI", "3")
     monkeypatch.setenv("TUNNEL_SOURCE_PORTS", "3")
+    monkeypatch.setenv("TUNNEL_WORKERS", "3")
     monkeypatch.setenv("TUNNEL_PEER", "192.0.2.2=10.8.0.0/16 192.0.2.3=10.9.0.0/16")
     assert main(["up", "--config", str(file), "--vni", "4", "--subnet", "10.3.0.0/16"]) == 0
     (config,) = fake.opened
-    assert (config.vni, config.port, config.mtu, config.source_ports) == (4, 3, 1400, 3)
+    assert (config.vni, config.port, config.mtu) == (4, 3, 1400)
+    assert (config.source_ports, config.workers) == (3, 3)
     assert [str(subnet) for subnet in config.subnets] == ["10.3.0.0/16"]
     assert len(config.peers) == 2
+
+
+@pytest.mark.parametrize("written", ["0", "-1", "65", "1.5", "x"])
+def test_workers_that_cannot_be_wherever_they_stand(
+    written: str,
+    fake: type[FakeTunnel],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "tunnel.toml"
+    file.write_text(f"workers = {'true' if written == 'x' else written}\n")
+    commands = [
+        ["up", "--workers", written],
+        ["up", "--config", str(file)],
+        ["config", "check", str(file)],
+        ["up"],
+    ]
+    for command in commands:
+        if command == ["up"]:
+            monkeypatch.setenv("TUNNEL_WORKERS", written)
+        assert main(command) == 2
+        out, err = capsys.readouterr()
+        assert re.search(r"workers \S+ is .*\(1 to 64\)\n$", out + err)
+    assert not fake.opened
 
 
 def test_a_mistake_is_placed_in_the_file_only_if_it_stands_there(
@@ -310,7 +337,7 @@ def test_config_check_says_line_and_key_of_every_mistake(
 
 def test_config_check_of_a_good_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "tunnel.toml"
-    file.write_text(GOOD)
+    file.write_text('workers = "auto"\n' + GOOD)
     assert main(["config", "check", str(file)]) == 0
     assert capsys.readouterr().out == f"{file}: ok: tunnel9, vni 9, peers: 1\n"
 
