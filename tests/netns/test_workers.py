@@ -28,8 +28,8 @@ SMALL = 4 << 20
 _ETH_P_ALL = 3
 _SO_RCVBUFFORCE = 33
 
-Flow = tuple[bytes, bytes, int, bytes]
-"""Inner source, destination, protocol, ports."""
+Flow = tuple[int, bytes, bytes]
+"""Inner protocol, addresses, ports."""
 
 
 def linked(lab: Lab) -> tuple[Host, Host]:
@@ -66,10 +66,12 @@ def ports_seen(host: Host) -> Iterator[dict[Flow, set[int]]]:
                 if stop.is_set():
                     return
                 continue
-            # IPv4 and UDP to 8472 outside, IPv4 with TCP or UDP inside: 64 bytes before it.
+            # IPv4 and UDP to 8472 outside; the inner packet begins at byte 64.
             if kind == socket.PACKET_OUTGOING and frame[36:38] == (8472).to_bytes(2):
-                flow = frame[76:80], frame[80:84], frame[73], frame[84:88]
-                if frame[62:64] == b"\x08\x00" and flow[2] in (6, 17):
+                four = frame[62:64] == b"\x08\x00"
+                protocol, at, size = (frame[73], 76, 4) if four else (frame[70], 72, 16)
+                flow = protocol, frame[at : at + 2 * size], frame[at + 2 * size :][:4]
+                if protocol in (6, 17):
                     seen.setdefault(flow, set()).add(int.from_bytes(frame[34:36]))
 
     with tap, ThreadPoolExecutor(1) as pool:
@@ -94,14 +96,15 @@ def test_every_flow_keeps_its_port_and_its_order(lab: Lab, workers: int, against
                 streams.enter_context(numbered(near.host, far.host, far.ipv4, pause=0.002))
         with ThreadPoolExecutor(4) as pool:
             for done in [
-                pool.submit(exchange, near.host, far.host, far.ipv4, size=SMALL)
+                pool.submit(exchange, near.host, far.host, address, size=SMALL)
                 for near, far in itertools.islice(itertools.cycle(((a, b), (b, a))), FLOWS)
+                for address in (far.ipv4, far.ipv6)
             ]:
                 done.result()
             pool.submit(echo, a.host, b.host, b.ipv4).result()
     for seen in (ours, theirs) if against else (ours,):
-        assert len([flow for flow in seen if flow[2] == 6]) >= FLOWS
-        assert len([flow for flow in seen if flow[2] == 17]) >= FLOWS // 2
+        assert len([flow for flow in seen if flow[0] == 6]) >= 2 * FLOWS
+        assert len([flow for flow in seen if flow[0] == 17]) >= FLOWS // 2
         assert {len(ports) for ports in seen.values()} == {1}
         assert len(set().union(*seen.values())) > 2
     assert a.down() == {}
