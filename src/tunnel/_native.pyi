@@ -99,6 +99,20 @@ class Forwarder:
     def trains(self, index: int) -> bool:
         """Whether trains are still in use towards this peer."""
 
+    def set_trains(self, index: int, on: bool) -> None:
+        """Turns trains towards a peer on or off; they also turn off by themselves."""
+
+    def set_mtu(self, index: int, mtu: int) -> None:
+        """Largest inner packet that the path to a peer takes, 0 to forget it. Senders of
+        larger ones are told by ICMP."""
+
+    def take_letters(self) -> list[tuple[int, bytes, bytes]]:
+        """Control frames that came since: ``(index of a peer at that address, packed outer
+        source address, body)``. :meth:`move` and :meth:`run` return True when there are any."""
+
+    def count_bad_control(self, index: int) -> None:
+        """Counts a control frame that could not be read as a drop of that peer's."""
+
     @property
     def coalescing(self) -> tuple[bool, bool]:
         """(TCP, UDP): whether the device still takes super-packets."""

@@ -8,6 +8,7 @@ The one place where the planes meet: descriptors are opened, tables kept true, a
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import os
 from collections import Counter
@@ -19,6 +20,10 @@ from typing import Any, Literal, Self
 
 from tunnel._native import Forwarder
 from tunnel.config import MOST_WORKERS, Config
+from tunnel.contact import Contact, Place
+from tunnel.control import frames
+from tunnel.control.frames import Message
+from tunnel.control.liveness import Changed
 from tunnel.control.membership import (
     Action,
     AddKernelRoute,
@@ -29,7 +34,8 @@ from tunnel.control.membership import (
     RemoveKernelRoute,
     Resolve,
 )
-from tunnel.errors import ConfigError, DeviceError, TunnelError, UnderlayError
+from tunnel.control.path import Fits
+from tunnel.errors import CodecError, ConfigError, DeviceError, TunnelError, UnderlayError
 from tunnel.linux.netlink import Netlink
 from tunnel.linux.pair import Pair
 from tunnel.linux.tun import Device, open_device
@@ -294,6 +300,9 @@ class Tunnel:
         await self._underlay.choose_locals(address for address in found if address is not None)
         self._workers = self._make_workers()
         self._membership = Membership(subnets=self.config.subnets, local=self._underlay.endpoints)
+        self._contact = Contact(
+            port=self.config.port, send=self._speak, sent=self._count_sent, news=self._hear
+        )
         self._undo.callback(self._stop)
         self._undo.push_async_callback(self._settle)
         for family in tuple(self._underlay.locals):
@@ -351,7 +360,7 @@ class Tunnel:
             )
             for queue in self._device.queues
         ]
-        return Workers(forwarders, lost=self._look, failed=self._fail)
+        return Workers(forwarders, attend=self._attend, failed=self._fail)
 
     async def _listen(self, family: int) -> None:
         """Opens the sockets of a family unless they are."""
@@ -419,7 +428,9 @@ class Tunnel:
                         await self._underlay.reach(index, peer.endpoint, address)
                         await self._listen(address.version)
                         await self._fit()
-                case ForgetPeer(index):
+                        self._meet(index, peer.endpoint, address)
+                case ForgetPeer(index, endpoint):
+                    self._contact.remove(endpoint)
                     self._workers.remove_peer(index)
                     self._underlay.forget(index)
                     await self._fit()
@@ -444,6 +455,62 @@ class Tunnel:
                 self._device.index, mtu, gso_max_size=self._underlay.gso_max_size
             )
             self._fitted = mtu
+
+    # In contact with peers.
+
+    def _meet(self, index: int, endpoint: Endpoint, address: Address) -> None:
+        limit = min(self._underlay.carried(index) or self.mtu, self.mtu)
+        self._contact.add(endpoint, Place(index, address.version, limit))
+
+    def _speak(
+        self, endpoint: Endpoint, message: Message, *, size: int = 0, whole: bool = False
+    ) -> None:
+        peer, address = self._membership.peer(endpoint), self._membership.address(endpoint)
+        if address is None:
+            return
+        datagram = frames.encode(
+            message,
+            vni=self.config.vni,
+            source=self._underlay.mac,
+            destination=peer.mac or ANY_VTEP_MAC,
+            size=size,
+        )
+        self._underlay.send(datagram, address, endpoint.port, whole=whole)
+
+    def _count_sent(self) -> dict[Endpoint, int]:
+        return {
+            endpoint: self._workers.stats(index).outbound.packets
+            for endpoint, index in self._membership.peers.items()
+        }
+
+    def _hear(self, news: Changed | Fits) -> None:
+        match news:
+            case Changed(endpoint, state):
+                log.info("%s: peer %s is %s", self.config.name, endpoint, state.value)
+            case Fits(endpoint, size):
+                index = self._membership.peers[endpoint]
+                limit = self._underlay.carried(index)
+                # At the first hop's own MTU the kernel knows as much, and the device has it.
+                narrow = size if size and limit and size < limit else 0
+                self._workers.set_mtu(index, narrow)
+                if narrow:
+                    log.info("%s: path to %s takes %d bytes", self.config.name, endpoint, narrow)
+
+    def _attend(self) -> None:
+        """Something other than packets wants to be seen: an offload was lost, letters came."""
+        for index, source, body in self._workers.take_letters():
+            try:
+                message = frames.decode(body)
+            except CodecError as error:
+                self._workers.count_bad_control(index)
+                log.debug("%s: %s", self.config.name, error)
+                continue
+            if message is not None:
+                address = ipaddress.ip_address(source)
+                sender = self._membership.at(address, message.port)
+                if sender is not None:
+                    self._contact.receive(sender, message, size=len(body))
+        self._look()
 
     def _schedule(self) -> None:
         """Sleeps until membership wants to look again, for ever if it never does."""
@@ -486,6 +553,7 @@ class Tunnel:
 
     def _stop(self) -> None:
         self._workers.close()
+        self._contact.close()
         if self._timer is not None:
             self._timer.cancel()
 

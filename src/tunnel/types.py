@@ -6,6 +6,7 @@ import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 
 from tunnel.errors import ConfigError
 
@@ -187,6 +188,14 @@ class Peer:
             raise ConfigError(f"peer {text!r} has more than one mac=")
         prefixes = [word for word in words if not word.startswith("mac=")]
         return cls(endpoint, prefixes, mac=macs[0] if macs else None)
+
+
+class PeerState(Enum):
+    """What echoes say of a peer; one that never answered is unknown."""
+
+    UNKNOWN = "unknown"
+    UP = "up"
+    SILENT = "silent"
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ class Workers:
     """
     Args:
         forwarders: At least one.
-        lost: Called in the loop when an offload was turned off.
+        attend: Called in the loop when an offload was turned off or letters came.
         failed: Called in the loop when a descriptor, its error's `filename`, is of no use.
     """
 
@@ -31,12 +31,12 @@ class Workers:
         self,
         forwarders: Sequence[Forwarder],
         *,
-        lost: Callable[[], None],
+        attend: Callable[[], None],
         failed: Callable[[OSError], None],
     ) -> None:
         kind = Watch if len(forwarders) == 1 else ThreadedWatch
         self._forwarders = forwarders
-        self._watches = [kind(one, lost=lost, failed=failed) for one in forwarders]
+        self._watches = [kind(one, attend=attend, failed=failed) for one in forwarders]
 
     def start(self, queues: Iterable[int]) -> None:
         """Packets begin to move: what the sockets have and what the device's `queues` give."""
@@ -63,6 +63,23 @@ class Workers:
     def remove_peer(self, index: int) -> None:
         for forwarder in self._forwarders:
             forwarder.remove_peer(index)
+
+    def set_mtu(self, index: int, mtu: int) -> None:
+        """Largest inner packet that the path to a peer takes, in bytes; 0 where not known."""
+        for forwarder in self._forwarders:
+            forwarder.set_mtu(index, mtu)
+
+    def set_trains(self, index: int, on: bool) -> None:
+        for forwarder in self._forwarders:
+            forwarder.set_trains(index, on)
+
+    def take_letters(self) -> list[tuple[int, bytes, bytes]]:
+        """Control frames that came: index of a peer at that address, packed outer source, body."""
+        return [letter for forwarder in self._forwarders for letter in forwarder.take_letters()]
+
+    def count_bad_control(self, index: int) -> None:
+        """Counts a letter that could not be read."""
+        self._forwarders[0].count_bad_control(index)
 
     def set_routes(self, routes: Sequence[Route]) -> None:
         for forwarder in self._forwarders:

@@ -39,6 +39,7 @@ class PutPeer:
 @dataclass(frozen=True)
 class ForgetPeer:
     index: int
+    endpoint: Endpoint
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,18 @@ class Membership:
         """The index of each peer."""
         return {endpoint: member.index for endpoint, member in self._members.items()}
 
+    def peer(self, endpoint: Endpoint) -> Peer:
+        """Raises ConfigError if there is none at `endpoint`."""
+        return self._member(endpoint).peer
+
+    def address(self, endpoint: Endpoint) -> Address | None:
+        """Where it is now, None as long as its name is not resolved. Raises ConfigError."""
+        return self._member(endpoint).address
+
+    def at(self, address: Address, port: int) -> Endpoint | None:
+        """Who is there now."""
+        return self._places.get((address, port))
+
     def add(self, peers: Iterable[Peer], *, now: float) -> list[Action]:
         """Takes in all of `peers`, or none and raises ConfigError."""
         new = list(peers)
@@ -132,15 +145,14 @@ class Membership:
 
     def remove(self, endpoint: Endpoint, *, now: float) -> list[Action]:
         """Lets one peer go. Raises ConfigError if there is none at `endpoint`."""
-        member = self._members.pop(endpoint, None)
-        if member is None:
-            raise ConfigError(f"peer {endpoint} is not there (it may have another port)")
+        member = self._member(endpoint)
+        del self._members[endpoint]
         heapq.heappush(self._free, member.index)
         self._places.pop(member.place, None)
         return [
             *(RemoveKernelRoute(prefix) for prefix in member.peer.prefixes),
             self._routes(),
-            ForgetPeer(member.index),
+            ForgetPeer(member.index, endpoint),
         ]
 
     def resolved(self, endpoint: Endpoint, address: Address | None, *, now: float) -> list[Action]:
@@ -186,6 +198,12 @@ class Membership:
         so that a node whose peers all have addresses sleeps."""
         due = [member.due for member in self._members.values() if member.due is not None]
         return max(now, min(due)) if due else None
+
+    def _member(self, endpoint: Endpoint) -> _Member:
+        member = self._members.get(endpoint)
+        if member is None:
+            raise ConfigError(f"peer {endpoint} is not there (it may have another port)")
+        return member
 
     def _admit(self, peer: Peer) -> _Member:
         # Used and free indices together are always 0 ... n-1.

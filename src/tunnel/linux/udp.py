@@ -17,7 +17,7 @@ from tunnel.types import Address
 
 _UDP_SEGMENT, _UDP_GRO = 103, 104
 _SO_ATTACH_FILTER, _SO_SNDBUFFORCE, _SO_RCVBUFFORCE, _SO_RXQ_OVFL = 26, 32, 33, 40
-_IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT = 10, 23, 0
+_IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT, _PMTUDISC_PROBE = 10, 23, 0, 3
 _BUFFER = 8 << 20  # bytes: some 5 ms of 10 Gbit/s, as much as one slow wake-up
 _TTL = 64
 
@@ -97,6 +97,29 @@ def open_sockets(
         close_sockets(opened)
         raise UnderlayError(_reason(local, port, error)) from error
     return opened
+
+
+def open_probe_socket(local: Address) -> socket.socket:
+    """
+    A socket whose datagrams no router may fragment, and that no learned path MTU holds back:
+    they arrive whole or not at all. It has a port of its own and only sends.
+
+    Raises:
+        OSError
+    """
+    sock = _open_socket(local)
+    try:
+        if local.version == 4:
+            sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
+        else:
+            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_DONTFRAG, 1)
+        _drop_input(sock)
+        sock.bind((str(local), 0))
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def close_sockets(opened: Iterable[Iterable[socket.socket]]) -> None:

@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path as FilePath
 
 from tunnel.config import Config
@@ -46,6 +47,7 @@ class Underlay:
         self._config = config
         self._netlink = netlink
         self._sockets: dict[int, list[list[socket.socket]]] = {}
+        self._probes: dict[int, socket.socket] = {}
         self._paths: dict[int, Path] = {}  # by peer index
         self._addresses: dict[int, Address] = {}  # by peer index
 
@@ -213,7 +215,28 @@ class Underlay:
             raise await self._blame(error) from error.__cause__
         return [[sock.fileno() for sock in own] for own in self._sockets[family]]
 
+    def carried(self, index: int) -> int | None:
+        """Largest inner packet, in bytes, that the first hop towards a peer takes; None where no
+        route leads to it."""
+        path = self._paths.get(index)
+        return None if path is None else min(path.mtu, _TRAIN_BYTES) - OVERHEAD[path.source.version]
+
+    def send(self, datagram: bytes, address: Address, port: int, *, whole: bool) -> None:
+        """Sends from the port that receives, or, where it must arrive whole or not at all, from
+        one for that. What cannot be sent is lost."""
+        with suppress(OSError):
+            sock = self._sockets[address.version][0][0]
+            if whole:
+                sock = self._probe(address.version)
+            sock.sendto(datagram, (str(address), port))
+
+    def _probe(self, family: int) -> socket.socket:
+        if family not in self._probes:
+            self._probes[family] = udp.open_probe_socket(self.locals[family])
+        return self._probes[family]
+
     def close(self) -> None:
+        udp.close_sockets([self._probes.values()])
         for sockets in self._sockets.values():
             udp.close_sockets(sockets)
 

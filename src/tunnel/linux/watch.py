@@ -28,14 +28,14 @@ class Watch:
     epoll wakes the loop as any event does. On two cores this moved 40 % more small packets.
 
     Args:
-        lost: Called when an offload was turned off.
+        attend: Called when something other than packets is to be seen to.
         failed: Called with the error when a descriptor is of no use; nothing moves then.
     """
 
     def __init__(
-        self, mover: Mover, *, lost: Callable[[], None], failed: Callable[[OSError], None]
+        self, mover: Mover, *, attend: Callable[[], None], failed: Callable[[OSError], None]
     ) -> None:
-        self._mover, self._lost, self._failed = mover, lost, failed
+        self._mover, self._attend, self._failed = mover, attend, failed
         self._loop = asyncio.get_running_loop()
         self._epoll = select.epoll()
 
@@ -53,7 +53,7 @@ class Watch:
     def _ready(self) -> None:
         try:
             if self._mover.move():
-                self._lost()
+                self._attend()
         except OSError as error:
             self.close()
             self._failed(error)
@@ -66,9 +66,9 @@ class ThreadedWatch(Watch):
     """
 
     def __init__(
-        self, mover: Mover, *, lost: Callable[[], None], failed: Callable[[OSError], None]
+        self, mover: Mover, *, attend: Callable[[], None], failed: Callable[[OSError], None]
     ) -> None:
-        super().__init__(mover, lost=lost, failed=failed)
+        super().__init__(mover, attend=attend, failed=failed)
         self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._outer = select.epoll()
         self._outer.register(self._epoll.fileno(), select.EPOLLIN)
@@ -94,7 +94,7 @@ class ThreadedWatch(Watch):
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             while self._mover.run(self._outer.fileno(), self._stop):
-                self._loop.call_soon_threadsafe(self._tell, self._lost)
+                self._loop.call_soon_threadsafe(self._tell, self._attend)
         except OSError as error:
             self._loop.call_soon_threadsafe(self._tell, self._failed, error)
 

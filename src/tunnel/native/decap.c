@@ -14,7 +14,7 @@ static int ecn_combined(uint8_t inner, uint8_t outer)
     return outer == ECT1 ? ECT1 : inner;
 }
 
-static bool is_for(const struct vtep *vtep, const uint8_t *mac)
+bool vtep_accepts(const struct vtep *vtep, const uint8_t *mac)
 {
     return memcmp(mac, vtep->mac, MAC_SIZE) == 0 || memcmp(mac, any_vtep_mac, MAC_SIZE) == 0;
 }
@@ -30,7 +30,7 @@ enum drop decap(const struct vtep *vtep, uint8_t *datagram, size_t length, uint8
         return DROP_other_vni;
     if (frame.ethertype != ETHERTYPE_IP4 && frame.ethertype != ETHERTYPE_IP6)
         return DROP_ethertype;
-    if (!is_for(vtep, frame.destination))
+    if (!vtep_accepts(vtep, frame.destination))
         return DROP_other_mac;
 
     struct ip_packet inner;

@@ -2,6 +2,7 @@
 #ifndef TUNNEL_DECAP_H
 #define TUNNEL_DECAP_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -22,5 +23,8 @@ struct vtep {
  */
 enum drop decap(const struct vtep *vtep, uint8_t *datagram, size_t length, uint8_t outer_ecn,
                 struct ip_packet *packet);
+
+/* Whether frames for this MAC are for us. */
+bool vtep_accepts(const struct vtep *vtep, const uint8_t *mac);
 
 #endif

@@ -39,6 +39,17 @@ static bool may_fragment(const struct ip_packet *packet)
     return packet->version == 4 && !(packet->data[6] & 0x40);
 }
 
+/* Packets longer than the path to a peer takes: dropped where their sender can be told, and left
+ * to the underlay to fragment where not. */
+static bool too_big(struct forwarder *forwarder, struct peer *peer, const struct ip_packet *packet,
+                    size_t longest, size_t available)
+{
+    if (!peer->mtu || longest <= peer->mtu || may_fragment(packet))
+        return false;
+    tell_sender(forwarder, packet, available, ICMP_TOO_BIG, peer->mtu);
+    return true;
+}
+
 static uint64_t inner_bytes(const struct train *train)
 {
     return train->bytes - (uint64_t)train->segments * VXLAN_OVERHEAD;
@@ -273,14 +284,19 @@ static void forward_to(struct forwarder *forwarder, uint16_t index, struct ip_pa
     };
     struct split split;
     if (read->offload.gso_type != GSO_NONE) {
-        if (open_split(forwarder, &split, packet, read))
-            forward_super(forwarder, &split, ticket, &frame);
-        else
+        size_t leading = device_leading(read);
+        if (!open_split(forwarder, &split, packet, read))
             count_drops(&peer->counters, DROP_bad_offload, 1);
+        else if (too_big(forwarder, peer, packet, split.header + split.size, leading))
+            count_drops(&peer->counters, DROP_too_big, split_segments(&split));
+        else
+            forward_super(forwarder, &split, ticket, &frame);
         return;
     }
     if (read->offload.flags & OFFLOAD_NEEDS_CSUM && !split_checksum(packet, &read->offload)) {
         count_drops(&peer->counters, DROP_bad_offload, 1);
+    } else if (too_big(forwarder, peer, packet, packet->length, packet->length)) {
+        count_drops(&peer->counters, DROP_too_big, 1);
     } else if (packet->length + VXLAN_OVERHEAD <= DATAGRAM_MAX) {
         forward_single(forwarder, packet, ticket, &frame);
     } else {
@@ -423,12 +439,31 @@ static uint16_t known_owner(const struct forwarder *forwarder, struct origin *or
     return origin->owner;
 }
 
+/* A frame that is not IP: for us all the same if it is a control frame. */
+static enum drop take_control(struct forwarder *forwarder, const uint8_t *data, size_t length,
+                              const struct arrival *arrival, uint16_t sender)
+{
+    struct vxlan_frame frame;
+    if (vxlan_parse(data, length, &frame) != VXLAN_OK || frame.ethertype != ETHERTYPE_CONTROL)
+        return DROP_ethertype;
+    if (!vtep_accepts(&forwarder->vtep, frame.destination))
+        return DROP_other_mac;
+    bool taken = inbox_put(&forwarder->inbox, sender, &arrival->from, data + VXLAN_OVERHEAD,
+                           length - VXLAN_OVERHEAD);
+    return taken ? DROP_NONE : DROP_control_full;
+}
+
 static void unpack_datagram(struct forwarder *forwarder, uint8_t *data, size_t length,
                             const struct arrival *arrival, struct origin *origin)
 {
     struct ip_packet packet;
     enum drop reason = decap(&forwarder->vtep, data, length, arrival->ecn, &packet);
     uint16_t owner = PEER_NONE;
+    if (reason == DROP_ethertype) {
+        reason = take_control(forwarder, data, length, arrival, origin->sender);
+        if (reason == DROP_NONE)
+            return;
+    }
     if (reason == DROP_NONE) {
         owner = known_owner(forwarder, origin, &packet, &arrival->from);
         if (owner == PEER_NONE)
@@ -514,7 +549,7 @@ int forwarder_move(struct forwarder *forwarder, int *failed)
         return moved;
     bool lost_offload = forwarder->lost_offload;
     forwarder->lost_offload = false;
-    return lost_offload;
+    return lost_offload || forwarder->inbox.count;
 }
 
 int forwarder_run(struct forwarder *forwarder, int watch, int stop, int *failed)

@@ -17,6 +17,7 @@
 #include "device.h"
 #include "gate.h"
 #include "icmp.h"
+#include "inbox.h"
 #include "peers.h"
 #include "route.h"
 #include "stats.h"
@@ -54,6 +55,7 @@ struct forwarder {
     unsigned receive_most; /* messages for the next receive, by what the last one gave */
     struct coalescer coalescer;
     struct receiver receiver;
+    struct inbox inbox;
 };
 
 /* A forwarder with no peer and no route, all else zero; NULL if memory ran out. Its buffers take

@@ -370,7 +370,63 @@ static PyObject *work(struct forwarder *forwarder, PyObject *Py_UNUSED(none))
     return numbers(values, sizeof values / sizeof *values);
 }
 
-static PyObject *trains(struct forwarder *forwarder, PyObject *args)
+static struct peer *parse_peer(struct forwarder *forwarder, int index)
+{
+    struct peer *peer = index >= 0 && index < PEERS_MAX
+                            ? peers_get(&forwarder->peers, (uint16_t)index)
+                            : NULL;
+    if (!peer)
+        PyErr_Format(PyExc_ValueError, "there is no peer %d", index);
+    return peer;
+}
+
+static PyObject *set_mtu(struct forwarder *forwarder, PyObject *args)
+{
+    int index, mtu;
+    if (!PyArg_ParseTuple(args, "ii", &index, &mtu))
+        return NULL;
+    struct peer *peer = parse_peer(forwarder, index);
+    if (!peer)
+        return NULL;
+    if (mtu < 0 || mtu > IP_MAX)
+        return PyErr_Format(PyExc_ValueError, "mtu %d is out of range", mtu);
+    peer->mtu = (uint16_t)mtu;
+    Py_RETURN_NONE;
+}
+
+static PyObject *set_trains(struct forwarder *forwarder, PyObject *args)
+{
+    int index, on;
+    if (!PyArg_ParseTuple(args, "ip", &index, &on))
+        return NULL;
+    struct peer *peer = parse_peer(forwarder, index);
+    if (!peer)
+        return NULL;
+    peer->trains = on;
+    Py_RETURN_NONE;
+}
+
+static PyObject *letter(const struct inbox *inbox, const struct letter *one)
+{
+    return Py_BuildValue("iy#y#", one->sender, (const char *)one->from.bytes,
+                         (Py_ssize_t)one->from.size, (const char *)inbox->room + one->offset,
+                         (Py_ssize_t)one->length);
+}
+
+static PyObject *take_letters(struct forwarder *forwarder, PyObject *Py_UNUSED(none))
+{
+    struct inbox *inbox = &forwarder->inbox;
+    PyObject *list = PyList_New(inbox->count);
+    for (unsigned i = 0; list && i < inbox->count; i++) {
+        PyObject *item = letter(inbox, &inbox->letters[i]);
+        if (!item || PyList_SetItem(list, (Py_ssize_t)i, item) < 0)
+            Py_CLEAR(list);
+    }
+    inbox_clear(inbox);
+    return list;
+}
+
+static PyObject *count_bad_control(struct forwarder *forwarder, PyObject *args)
 {
     int index;
     if (!PyArg_ParseTuple(args, "i", &index))
@@ -378,8 +434,18 @@ static PyObject *trains(struct forwarder *forwarder, PyObject *args)
     struct peer *peer = index >= 0 && index < PEERS_MAX
                             ? peers_get(&forwarder->peers, (uint16_t)index)
                             : NULL;
+    count_drops(peer ? &peer->counters : &forwarder->peers.nobody, DROP_bad_control, 1);
+    Py_RETURN_NONE;
+}
+
+static PyObject *trains(struct forwarder *forwarder, PyObject *args)
+{
+    int index;
+    if (!PyArg_ParseTuple(args, "i", &index))
+        return NULL;
+    struct peer *peer = parse_peer(forwarder, index);
     if (!peer)
-        return PyErr_Format(PyExc_ValueError, "there is no peer %d", index);
+        return NULL;
     return PyBool_FromLong(peer->trains && forwarder->trains.segments > 1);
 }
 
@@ -400,6 +466,10 @@ METHOD(move)
 METHOD(counters)
 METHOD(work)
 METHOD(trains)
+METHOD(set_mtu)
+METHOD(set_trains)
+METHOD(take_letters)
+METHOD(count_bad_control)
 METHOD(coalescing)
 
 /* Through the gate in each turn, not around them all. */
@@ -431,6 +501,10 @@ static PyMethodDef forwarder_methods[] = {
     {"counters", (PyCFunction)Forwarder_counters, METH_VARARGS, NULL},
     {"work", (PyCFunction)Forwarder_work, METH_NOARGS, NULL},
     {"trains", (PyCFunction)Forwarder_trains, METH_VARARGS, NULL},
+    {"set_trains", (PyCFunction)Forwarder_set_trains, METH_VARARGS, NULL},
+    {"set_mtu", (PyCFunction)Forwarder_set_mtu, METH_VARARGS, NULL},
+    {"take_letters", (PyCFunction)Forwarder_take_letters, METH_NOARGS, NULL},
+    {"count_bad_control", (PyCFunction)Forwarder_count_bad_control, METH_VARARGS, NULL},
     {0},
 };
 

@@ -78,8 +78,10 @@ bool peers_put(struct peers *peers, uint16_t index, const struct address *addres
         return false;
     delist(peers, index);
     struct peer *peer = &peers->at[index];
-    if (!peer->used || !address_equal(&peer->address, address))
+    if (!peer->used || !address_equal(&peer->address, address)) {
         peer->trains = true;
+        peer->mtu = 0;
+    }
     peer->used = true;
     peer->address = *address;
     memcpy(peer->mac, mac, MAC_SIZE);

@@ -33,6 +33,7 @@ struct peer {
     } to;
     socklen_t to_size;
     uint8_t mac[MAC_SIZE];
+    uint16_t mtu;  /* largest inner packet that its path takes, 0 where that is not known */
     uint16_t next; /* in its bucket, PEER_NONE at the end */
     bool used;
     bool trains; /* false once its path refused a train */

@@ -49,6 +49,12 @@ static inline bool split_done(const struct split *split)
     return split->offset >= split->packet.length - split->header;
 }
 
+/* How many segments it is. */
+static inline uint32_t split_segments(const struct split *split)
+{
+    return (split->packet.length - split->header + split->size - 1) / split->size;
+}
+
 /* Where the next segment's payload lies; its header may be written right before it. */
 static inline uint8_t *split_payload(const struct split *split)
 {

@@ -26,6 +26,8 @@
     X(other_vni, "inbound", "another overlay's VNI: compare --vni on both nodes")                  \
     X(other_mac, "inbound", "for another VTEP's MAC: compare --mac here and mac= there")           \
     X(ethertype, "inbound", "not IP inside: ARP and others mean nothing to a routed overlay")      \
+    X(bad_control, "inbound", "a control frame that cannot be read: compare versions")             \
+    X(control_full, "inbound", "control frames came faster than they could be read")               \
     X(bad_inner, "inbound", "the inner packet's version or lengths are wrong")                     \
     X(spoofed, "inbound", "the inner source is not in a prefix of the peer that sent it")          \
     X(bad_ecn, "inbound", "congestion marked on a packet whose sender cannot know (RFC 6040)")     \

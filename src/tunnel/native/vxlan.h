@@ -16,6 +16,7 @@ enum {
     VNI_MAX = (1 << 24) - 1,
     ETHERTYPE_IP4 = 0x0800,
     ETHERTYPE_IP6 = 0x86dd,
+    ETHERTYPE_CONTROL = 0x88b5 /* IEEE 802 local experimental */,
     MAC_SIZE = 6,
 };
 

@@ -1,0 +1,127 @@
+"""
+Control frames: what nodes say to each other through the data path.
+
+A VXLAN frame like any other, with EtherType 0x88B5 (IEEE 802 local experimental) where IP packets
+have theirs, so it takes the way that packets take and any other implementation drops it. Behind
+the Ethernet header stands a msgpack map and, up to the size that a path is probed with, zeros::
+
+    {"v": 1, "kind": "echo", "id": 7, "port": 8472}
+
+``v`` is the version: 1, or the map is not for us. Keys that are not known are ignored, so that a
+kind may grow; kinds that are not known are answered by nobody. ``port`` is the sender's own, for
+an address alone does not tell nodes apart.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import msgpack
+
+from tunnel.errors import CodecError
+from tunnel.types import Mac
+
+ETHERTYPE = 0x88B5
+VERSION = 1
+HEADERS = struct.Struct("!BxxxI6s6sH")
+"""VXLAN and inner Ethernet: flags, VNI << 8, destination, source, EtherType."""
+
+_MOST = 65_507 - HEADERS.size  # UDP over IPv4
+_LIMITS: Mapping[str, Any] = {
+    "strict_map_key": True,
+    "max_map_len": 16,
+    "max_array_len": 0,
+    "max_ext_len": 0,
+    "max_str_len": 64,
+    "max_bin_len": _MOST,
+    "max_buffer_size": _MOST,
+}
+
+
+@dataclass(frozen=True)
+class Echo:
+    """Asks for a :class:`Reply`. `id` is the asker's."""
+
+    id: int
+    port: int
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Answers an :class:`Echo`; `size` is how many bytes arrived behind the Ethernet header."""
+
+    id: int
+    port: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Patterned bytes, one of `of` that are sent as one train; answered by a :class:`Verdict`."""
+
+    id: int
+    port: int
+    number: int
+    of: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Answers a :class:`Sample` with the CRC-32 of its data as they arrived."""
+
+    id: int
+    port: int
+    number: int
+    crc: int
+
+
+Message = Echo | Reply | Sample | Verdict
+
+_KINDS: Mapping[str, type[Message]] = {
+    "echo": Echo,
+    "reply": Reply,
+    "sample": Sample,
+    "verdict": Verdict,
+}
+_NAMES = {kind: name for name, kind in _KINDS.items()}
+
+
+def encode(message: Message, *, vni: int, source: Mac, destination: Mac, size: int = 0) -> bytes:
+    """The UDP payload; `size` is the least number of bytes behind the Ethernet header."""
+    headers = HEADERS.pack(0x08, vni << 8, destination.packed, source.packed, ETHERTYPE)
+    body: bytes = msgpack.packb({"v": VERSION, "kind": _NAMES[type(message)], **asdict(message)})
+    return headers + body.ljust(size, b"\0")
+
+
+def decode(body: bytes) -> Message | None:
+    """
+    What stands behind the Ethernet header; None for a kind that is not known here.
+
+    Raises:
+        CodecError: It is not such a map, has another version, or a value that cannot be.
+    """
+    unpacker = msgpack.Unpacker(**_LIMITS)
+    try:
+        unpacker.feed(body)
+        words = unpacker.unpack()
+    except (ValueError, msgpack.UnpackException) as error:
+        raise CodecError(f"a control frame is no msgpack map: {error}") from error
+    if not isinstance(words, dict) or words.get("v") != VERSION:
+        raise CodecError(f"a control frame is not of version {VERSION}")
+    kind = _KINDS.get(words.get("kind", ""))
+    return None if kind is None else kind(**_values(kind, words))
+
+
+def _values(kind: type[Message], words: Mapping[str, object]) -> dict[str, Any]:
+    values = {}
+    for field in fields(kind):
+        value = words.get(field.name)
+        wanted = bytes if field.type == "bytes" else int
+        if type(value) is not wanted or (wanted is int and not 0 <= value < 1 << 64):  # type: ignore[operator]
+            raise CodecError(f"a control frame's {field.name} is {value!r}")
+        values[field.name] = value
+    return values

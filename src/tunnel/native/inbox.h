@@ -1,0 +1,38 @@
+/*
+ * The inbox: control frames from peers, kept until Python takes them.
+ *
+ * Bounded, because anybody who can send from a peer's address can fill it.
+ */
+#ifndef TUNNEL_INBOX_H
+#define TUNNEL_INBOX_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "peers.h"
+
+enum { INBOX_LETTERS = 256, INBOX_ROOM = 1 << 17 };
+
+struct letter {
+    struct address from;
+    uint16_t sender; /* some peer with that address */
+    uint32_t offset; /* of the body, in the inbox's room */
+    uint32_t length;
+};
+
+struct inbox {
+    unsigned count;
+    size_t used;
+    struct letter letters[INBOX_LETTERS];
+    uint8_t room[INBOX_ROOM];
+};
+
+/* Copies a letter in. Returns false, nothing changed, if there is no room for it. */
+bool inbox_put(struct inbox *inbox, uint16_t sender, const struct address *from,
+               const uint8_t *body, size_t length);
+
+/* Empties it. */
+void inbox_clear(struct inbox *inbox);
+
+#endif
