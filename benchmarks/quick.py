@@ -23,7 +23,7 @@ from tunnel import bench
 from tunnel.errors import TunnelError
 from tunnel.lab import need_privilege
 
-QUICK = ("veth", "kernel", "tunnel", "none", "openvpn")
+QUICK = ("veth", "kernel", "tunnel", "workers", "none", "openvpn")
 QUICK_MEASURES = ("tcp1", "tcp4", "udp64", "ping")
 
 GOALS: Sequence[tuple[str, str, float]] = (
@@ -78,7 +78,8 @@ def main(
     """Measure contestants in turns on one veth pair; medians, spread and ratios."""
     try:
         need_privilege([sys.executable, "-m", "benchmarks.quick", *sys.argv[1:]])
-        with rounds.field(only, mtu=mtu, veth_offloads=veth_offloads) as field:
+        contestants = {name: CONTESTANTS[name] for name in only}
+        with rounds.field(contestants, mtu=mtu, veth_offloads=veth_offloads) as field:
             if field.absent:
                 raise click.ClickException("; ".join(field.absent.values()))
             results = rounds.run(field, measure, rounds=count, seconds=seconds)
@@ -93,6 +94,8 @@ def main(
         link = {"mtu": mtu, "offloads": veth_offloads}
         result = {"passport": passport, "link": link, "samples": results}
         file.write_text(json.dumps(result, indent=1) + "\n")
+    if field.absent:
+        raise click.ClickException("; ".join(field.absent.values()))
 
 
 def goals(results: Results) -> list[str]:
