@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.contestants import CONTESTANTS
-from benchmarks.rounds import BASELINE, Results, median
+from benchmarks.rounds import BASELINE, Results, median, ratio
 from benchmarks.tables import Cell, Rows, short, text
 from tunnel import bench
 
@@ -56,8 +56,10 @@ def cell(results: Results, name: str, key: str) -> str:
     middle = median(results, name, key)
     if middle is None:
         return "-"
-    base = median(results, BASELINE, key)
-    return f"{short(middle)} ({middle / base:.2f})" if base and name != BASELINE else short(middle)
+    times = ratio(results, name, key)
+    if times is None or name == BASELINE:
+        return short(middle)
+    return f"{short(middle)} ({times:.2f})"
 
 
 def markdown(results: Results, keys: Sequence[str]) -> str:
@@ -153,7 +155,8 @@ def svg(title: str, parts: Sequence[str], *, width: int, height: int) -> str:
 def newest(root: Path, kind: str) -> dict[str, Any]:
     """Results of a kind by their name without the date, each the last of its name."""
     files = sorted((root / "benchmarks" / "results").glob(f"*-{kind}-*.json"))
-    return {file.stem[11:]: json.loads(file.read_text()) for file in files}
+    last = {file.stem[11:]: file for file in files}
+    return {name: json.loads(file.read_text()) for name, file in last.items()}
 
 
 @click.command()

@@ -170,11 +170,17 @@ def median(results: Results, name: str, key: str) -> float | None:
     return statistics.median(values) if values else None
 
 
+def ratio(results: Results, name: str, key: str) -> float | None:
+    """Of medians, to the kernel's vxlan; none for a loss, which has no scale."""
+    middle, base = median(results, name, key), median(results, BASELINE, key)
+    return middle / base if middle is not None and base and not key.endswith("_loss") else None
+
+
 def _cell(results: Results, name: str, key: str) -> str:
     middle = median(results, name, key)
     if middle is None:
         return ""
-    base = median(results, BASELINE, key)
-    ratio = f" x {middle / base:.2f}" if base else ""
+    times = ratio(results, name, key)
+    ending = f" x {times:.2f}" if times is not None else ""
     values = results[name][key]
-    return f"{short(middle)}{ratio}\n{short(min(values))} - {short(max(values))}"
+    return f"{short(middle)}{ending}\n{short(min(values))} - {short(max(values))}"
