@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
+from math import ceil
 from pathlib import Path
 
 import click
@@ -48,7 +49,9 @@ def main(
     try:
         need_privilege([sys.executable, "-m", "benchmarks.full", *sys.argv[1:]])
         for i, (mtu, offloads) in enumerate(links):
-            click.echo(f"link {i + 1} of {len(links)}: about {sum(minutes[i:]):.0f} minutes to go")
+            click.echo(
+                f"link {i + 1} of {len(links)}: about {ceil(sum(minutes[i:]))} minutes to go"
+            )
             with rounds.field(_taking(only, mtu=mtu), mtu=mtu, veth_offloads=offloads) as field:
                 title = f"MTU {mtu}, {'with' if offloads else 'without'} offloads"
                 results = rounds.run(field, measure, rounds=count, seconds=seconds, title=title)
