@@ -45,7 +45,7 @@ bench: .venv/installed
 	@$(BIN)/python -m benchmarks.report
 
 bench-quick: .venv/installed
-	@.ci/packages iproute2 iputils-ping iperf3 ethtool openvpn
+	@.ci/packages iproute2 iputils-ping iperf3 ethtool openvpn socat
 	@$(BIN)/python -m benchmarks.quick
 
 clean:

@@ -21,14 +21,14 @@ from rich.progress import track
 from benchmarks import rounds, tables
 from benchmarks.contestant import OVERHEAD, Contestant
 from benchmarks.contestants import CONTESTANTS
-from benchmarks.contestants.tunnel import TUNNEL, TUNNEL_AUTO, TUNNEL_WORKERS, contestant
+from benchmarks.contestants.tunnel import TUNNEL_LOOP, TUNNEL_WORKERS, contestant
 from benchmarks.micro import nanoseconds
 from tunnel import Peer, Tunnel, TunnelError, bench
 from tunnel._native import Forwarder
 from tunnel.lab import Host, Lab, LabError, need_privilege
 
-BESIDE = {name: CONTESTANTS[name] for name in ("kernel", "tunnel", "workers")}
-WORKERS = {"1": TUNNEL, "2": TUNNEL_WORKERS, "auto": TUNNEL_AUTO}
+BESIDE = {name: CONTESTANTS[name] for name in ("kernel", "tunnel", "loop")}
+WORKERS = {"1": TUNNEL_LOOP, "2": TUNNEL_WORKERS, "4": contestant("tunnel, 4 workers", workers="4")}
 STREAMS = (1, 2, 4, 8, 16, 32, 64)
 SIZES = (64, 128, 256, 512, 1024, 1400, 1450)
 ROUTES = (10, 100, 1_000, 10_000, 100_000)

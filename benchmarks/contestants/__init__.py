@@ -13,9 +13,9 @@ from benchmarks.contestants.tinc import TINC
 from benchmarks.contestants.tunnel import (
     TUNNEL,
     TUNNEL_DEVICE,
+    TUNNEL_LOOP,
     TUNNEL_NONE,
     TUNNEL_TRAINS,
-    TUNNEL_WORKERS,
 )
 from benchmarks.contestants.veth import VETH
 from benchmarks.contestants.vtun import VTUN
@@ -25,7 +25,7 @@ CONTESTANTS: Mapping[str, Contestant] = {
     "veth": VETH,
     "kernel": KERNEL,
     "tunnel": TUNNEL,
-    "workers": TUNNEL_WORKERS,
+    "loop": TUNNEL_LOOP,
     "device": TUNNEL_DEVICE,
     "trains": TUNNEL_TRAINS,
     "none": TUNNEL_NONE,

@@ -14,7 +14,7 @@ the place of the first prefix: those of one host must differ."""
 
 
 def start(
-    site: Site, *, offload: str = "auto", workers: str = "1", crowd: Crowd = (0, 0, 0)
+    site: Site, *, offload: str = "auto", workers: str = "auto", crowd: Crowd = (0, 0, 0)
 ) -> Running:
     daemons, said, port = [], "", 8472 + site.number
     for end in site.ends:
@@ -54,8 +54,8 @@ def contestant(name: str, **options: Any) -> Contestant:
 
 
 TUNNEL = contestant("tunnel")
+TUNNEL_LOOP = contestant("tunnel, one worker", workers="1")
 TUNNEL_WORKERS = contestant("tunnel, 2 workers", workers="2")
-TUNNEL_AUTO = contestant("tunnel, auto workers", workers="auto")
 TUNNEL_DEVICE = contestant("tunnel, device only", offload="tso,uso")
 TUNNEL_TRAINS = contestant("tunnel, trains only", offload="trains,gro")
 TUNNEL_NONE = contestant("tunnel, none", offload="none")
