@@ -136,7 +136,8 @@ class Contestant:
                 break
             except LabError as error:
                 if any(daemon.poll() for daemon in running.daemons) or time.monotonic() > deadline:
-                    raise LabError(f"{self.name}: {error} {_last_words(running)}") from error
+                    said = f"{self.name}: {error} / {_last_words(running)}"
+                    raise LabError(" ".join(said.split())) from error
         self._check_way(site, running.target)
         processes = [daemon.pid for daemon in running.daemons]
         return bench.Path(self.name, running.target, site.a.popen, processes), running.said
@@ -151,4 +152,4 @@ class Contestant:
 def _last_words(running: Running) -> str:
     for daemon in running.daemons:
         daemon.terminate()
-    return " / ".join("".join(daemon.communicate()).strip() for daemon in running.daemons)
+    return " / ".join("".join(daemon.communicate()) for daemon in running.daemons)

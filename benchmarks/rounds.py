@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import track
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from benchmarks.contestant import OVERHEAD, Site
+from benchmarks.contestant import OVERHEAD, Contestant, Site
 from benchmarks.contestants import CONTESTANTS
+from benchmarks.tables import short
 from tunnel import bench
+from tunnel.errors import TunnelError
 from tunnel.lab import Host, Lab, LabError
 
 Samples = dict[str, list[float]]
@@ -32,27 +34,30 @@ BASELINE = "kernel"
 
 @dataclass(frozen=True)
 class Field:
-    """The contestants that came up, what they said of themselves, and who did not, and why."""
+    """The contestants that came up, what they said of themselves, and who did not, or broke
+    since, and why."""
 
     near: Host
-    paths: Mapping[str, bench.Path]
-    said: Mapping[str, str]
-    absent: Mapping[str, str]
+    paths: dict[str, bench.Path]
+    said: dict[str, str]
+    absent: dict[str, str]
 
 
 @contextmanager
-def field(names: Sequence[str], *, mtu: int, veth_offloads: bool) -> Iterator[Field]:
+def field(
+    contestants: Mapping[str, Contestant], *, mtu: int = 1500, veth_offloads: bool = True
+) -> Iterator[Field]:
     """Two hosts, a server on the second, and all contestants side by side."""
-    paths, said, absent = {}, {}, {}
+    paths: dict[str, bench.Path] = {}
+    said: dict[str, str] = {}
+    absent: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as directory, Lab() as lab:
         a, b = lab.host("a"), lab.host("b")
         lab.link(a, b, mtu=mtu, offloads=veth_offloads)
         serve(b)
-        for name in names:
-            contestant = CONTESTANTS[name]
+        for number, (name, contestant) in enumerate(contestants.items(), start=1):
             own = Path(directory) / name
             own.mkdir()
-            number = list(CONTESTANTS).index(name) + 1
             site = Site(a, b, number, min(mtu - OVERHEAD, contestant.most_mtu), own)
             try:
                 paths[name], words = contestant.bring_up(site)
@@ -89,17 +94,63 @@ MEASURES: Mapping[str, Callable[..., dict[str, float]]] = {
 }
 
 
-def run(field: Field, measures: Sequence[str], *, rounds: int, seconds: int) -> Results:
-    """Every other round goes backwards, so that nobody always follows the same one."""
-    results: Results = {name: {} for name in field.paths}
-    order = list(field.paths)
-    for _ in track(range(rounds), "rounds", console=Console(stderr=True), transient=True):
+RUNS = {"tcp1": 2, "tcp4": 2, "rates": len(bench.RATES)}
+"""How many runs a measure takes, where it is not one."""
+
+SELDOM = {"rates"}
+"""In every third round only: many runs, of which none is a goal."""
+
+RUN_SECONDS = 0.15
+"""What a run takes beside its seconds: programs that start and end."""
+
+
+def turns(
+    names: Sequence[str], measures: Sequence[str], *, rounds: int
+) -> Iterator[tuple[str, str]]:
+    """(measure, contestant), one after the other. Every other round goes backwards, so that
+    nobody always follows the same one."""
+    for i in range(rounds):
         for measure in measures:
-            for name in order:
-                for key, value in MEASURES[measure](field, name, seconds=seconds).items():
-                    results[name].setdefault(key, []).append(value)
-        order.reverse()
+            if i % 3 == 0 or measure not in SELDOM:
+                yield from ((measure, name) for name in (names if i % 2 == 0 else names[::-1]))
+
+
+def cost(measure: str, *, seconds: int) -> float:
+    """Seconds that a turn takes, about."""
+    return RUNS.get(measure, 1) * (seconds + RUN_SECONDS)
+
+
+def run(
+    field: Field, measures: Sequence[str], *, rounds: int, seconds: int, title: str = "rounds"
+) -> Results:
+    """All turns. Who breaks is absent from then on, and keeps what was measured."""
+    results: Results = {name: {} for name in field.paths}
+    plan = list(turns(list(field.paths), measures, rounds=rounds))
+    with progress() as bar:
+        whole = sum(cost(measure, seconds=seconds) for measure, _ in plan)
+        task = bar.add_task(title, total=whole)
+        for measure, name in plan:
+            if name not in field.absent:
+                try:
+                    found = MEASURES[measure](field, name, seconds=seconds)
+                except TunnelError as error:
+                    field.absent[name] = f"broke: {error}"
+                else:
+                    for key, value in found.items():
+                        results[name].setdefault(key, []).append(value)
+            bar.advance(task, cost(measure, seconds=seconds))
     return results
+
+
+def progress() -> Progress:
+    """A bar with the time left, on stderr, gone at the end."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 def print_table(results: Results, *, title: str = "") -> None:
@@ -119,15 +170,17 @@ def median(results: Results, name: str, key: str) -> float | None:
     return statistics.median(values) if values else None
 
 
-def short(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+def ratio(results: Results, name: str, key: str) -> float | None:
+    """Of medians, to the kernel's vxlan; none for a loss, which has no scale."""
+    middle, base = median(results, name, key), median(results, BASELINE, key)
+    return middle / base if middle is not None and base and not key.endswith("_loss") else None
 
 
 def _cell(results: Results, name: str, key: str) -> str:
     middle = median(results, name, key)
     if middle is None:
         return ""
-    base = median(results, BASELINE, key)
-    ratio = f" x {middle / base:.2f}" if base else ""
+    times = ratio(results, name, key)
+    ending = f" x {times:.2f}" if times is not None else ""
     values = results[name][key]
-    return f"{short(middle)}{ratio}\n{short(min(values))} - {short(max(values))}"
+    return f"{short(middle)}{ending}\n{short(min(values))} - {short(max(values))}"

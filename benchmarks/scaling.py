@@ -1,65 +1,115 @@
 """
-How the cost grows: with streams, packet sizes, peers, routes and nodes.
+How the cost grows: with streams, packet sizes, workers, nodes, peers and routes.
 
     python -m benchmarks.scaling [--keep]
 """
 
 import asyncio
-import statistics
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import click
+from rich.console import Console
+from rich.progress import track
 
 from benchmarks import rounds, tables
+from benchmarks.contestant import OVERHEAD, Contestant
+from benchmarks.contestants import CONTESTANTS
+from benchmarks.contestants.tunnel import TUNNEL_LOOP, TUNNEL_WORKERS, contestant
 from benchmarks.micro import nanoseconds
 from tunnel import Peer, Tunnel, TunnelError, bench
 from tunnel._native import Forwarder
 from tunnel.lab import Host, Lab, LabError, need_privilege
 
-CONTESTANTS = ("kernel", "tunnel")
+BESIDE = {name: CONTESTANTS[name] for name in ("kernel", "tunnel", "loop")}
+WORKERS = {"1": TUNNEL_LOOP, "2": TUNNEL_WORKERS, "4": contestant("tunnel, 4 workers", workers="4")}
 STREAMS = (1, 2, 4, 8, 16, 32, 64)
-SIZES = (64, 128, 256, 512, 1024, 1400)
+SIZES = (64, 128, 256, 512, 1024, 1400, 1450)
 ROUTES = (10, 100, 1_000, 10_000, 100_000)
 PEERS = (1, 10, 100, 1_000)
 NODES = (2, 3, 5)
+SIZES_MTU = max(SIZES) + 28 + OVERHEAD
+"""Of the link where sizes are varied: the largest, with its headers, needs no fragments."""
 
 
-def by_streams(field: rounds.Field, *, seconds: int) -> tables.Rows:
-    """Median of three rounds; streams one after the other, contestants in turns."""
-    rows: list[list[str | int | float]] = [
-        ["streams", *(f"{name}, Gbit/s" for name in CONTESTANTS)]
-    ]
-    for streams in STREAMS:
-        found: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
-        for name in CONTESTANTS * 3:
-            run = bench.tcp(field.paths[name], streams=streams, seconds=seconds)
-            found[name].append(run.gbit_s)
-        rows.append([streams, *(f"{statistics.median(one):.2f}" for one in found.values())])
+@dataclass(frozen=True)
+class Effort:
+    rounds: int
+    seconds: int
+
+
+Load = Callable[..., float]
+"""Takes a path and ``seconds``; gives what the far end got."""
+
+
+def stream_load(streams: int) -> Load:
+    return lambda path, *, seconds: bench.tcp(path, streams=streams, seconds=seconds).gbit_s
+
+
+def packet_load(size: int) -> Load:
+    def load(path: bench.Path, *, seconds: int) -> float:
+        run = bench.udp(path, size=size, seconds=seconds)
+        return run.bytes / size / run.seconds / 1000
+
+    return load
+
+
+def measure(
+    contestants: Mapping[str, Contestant], loads: Mapping[str, Load], *, effort: Effort, mtu: int
+) -> dict[str, dict[str, list[float]]]:
+    """Contestant -> load -> what each round found. Contestants take turns, loads one after the
+    other."""
+    found: dict[str, dict[str, list[float]]] = {
+        name: {load: [] for load in loads} for name in contestants
+    }
+    with rounds.field(contestants, mtu=mtu) as field:
+        if field.absent:
+            raise LabError("; ".join(field.absent.values()))
+        plan = rounds.turns(list(contestants), list(loads), rounds=effort.rounds)
+        for load, name in track(list(plan), console=Console(stderr=True), transient=True):
+            value = loads[load](field.paths[name], seconds=effort.seconds)
+            found[name][load].append(value)
+    return found
+
+
+def by_load(
+    loads: Mapping[str, Load], *, head: str, unit: str, effort: Effort, mtu: int = 1500
+) -> tables.Rows:
+    """A load in each row, ours beside the kernel's vxlan."""
+    found = measure(BESIDE, loads, effort=effort, mtu=mtu)
+    rows: list[list[tables.Cell]] = [[head, *(f"{one.name}, {unit}" for one in BESIDE.values())]]
+    rows += [[load, *(found[name][load] for name in BESIDE)] for load in loads]
     return rows
 
 
-def by_size(field: rounds.Field, *, seconds: int) -> tables.Rows:
-    rows: list[list[str | int | float]] = [
-        ["payload, bytes", *(f"{name}, kpps" for name in CONTESTANTS)]
-    ]
-    for size in SIZES:
-        runs = [bench.udp(field.paths[name], size=size, seconds=seconds) for name in CONTESTANTS]
-        rows.append([size, *(f"{run.bytes / size / run.seconds / 1000:.0f}" for run in runs)])
+def by_contestant(
+    contestants: Mapping[str, Contestant], loads: Mapping[str, Load], *, head: str, effort: Effort
+) -> tables.Rows:
+    """One of ours in each row."""
+    found = measure(contestants, loads, effort=effort, mtu=1500)
+    rows: list[list[tables.Cell]] = [[head, *loads]]
+    rows += [[name, *row.values()] for name, row in found.items()]
     return rows
+
+
+def crowd(peers: int, prefixes: int, *, first: int) -> Contestant:
+    """Ours, where the first host has these beside the peer that is measured."""
+    return contestant("tunnel", crowd=(peers, prefixes, first))
 
 
 def by_routes() -> tables.Rows:
     """The table's own cost: replacing all routes, and one look-up through the binding."""
-    rows = [["routes", "replace all, ms", "look-up, ns"]]
+    rows: list[list[tables.Cell]] = [["routes", "replace all, ms", "look-up, ns"]]
     return [*rows, *(_with_routes(count) for count in ROUTES)]
 
 
-def _with_routes(count: int) -> list[str]:
+def _with_routes(count: int) -> list[tables.Cell]:
     first = int(IPv4Address("10.0.0.0"))
     routes = [((first + (i << 7)).to_bytes(4, "big"), 25, 0) for i in range(count)]
     some = [network for network, _, _ in routes[:: max(1, count // 997)]]
@@ -79,7 +129,7 @@ def _with_routes(count: int) -> list[str]:
         forwarder.set_routes(routes)
         took = time.perf_counter() - start
         each = nanoseconds(lambda: [forwarder.lookup(one) for one in some], items=len(some))
-    return [str(count), f"{took * 1e3:.2f}", f"{each:.0f}"]
+    return [count, [took * 1e3], [each]]
 
 
 async def _open(count: int) -> tuple[float, float]:
@@ -96,16 +146,16 @@ async def _open(count: int) -> tuple[float, float]:
 
 
 def by_peers() -> tables.Rows:
-    rows: list[list[str | int | float]] = [["peers", "open, ms", "one more, ms"]]
+    rows: list[list[tables.Cell]] = [["peers", "open, ms", "one more, ms"]]
     for count in PEERS:
         opened, added = asyncio.run(_open(count))
-        rows.append([count, f"{opened * 1e3:.1f}", f"{added * 1e3:.2f}"])
+        rows.append([count, [opened * 1e3], [added * 1e3]])
     return rows
 
 
-def by_nodes(*, seconds: int) -> tables.Rows:
+def by_nodes(*, effort: Effort) -> tables.Rows:
     """All send to the next one at once, one TCP stream each."""
-    rows: list[list[str | int | float]] = [["nodes", "sum, Gbit/s", "least, Gbit/s"]]
+    rows: list[list[tables.Cell]] = [["nodes", "sum, Gbit/s", "least, Gbit/s"]]
     for count in NODES:
         with Lab() as lab:
             hosts = [lab.host(str(i)) for i in range(count)]
@@ -117,11 +167,14 @@ def by_nodes(*, seconds: int) -> tables.Rows:
                 bench.Path(host.name, f"10.244.{(i + 1) % count}.0", host.popen)
                 for i, host in enumerate(hosts)
             ]
-            with ThreadPoolExecutor(count) as together:
-                runs = together.map(partial(bench.tcp, streams=1, seconds=seconds), paths)
-                found = [run.gbit_s for run in runs]
-            rows.append([count, f"{sum(found):.2f}", f"{min(found):.2f}"])
+            found = [_all_at_once(paths, seconds=effort.seconds) for _ in range(effort.rounds)]
+            rows.append([count, [sum(one) for one in found], [min(one) for one in found]])
     return rows
+
+
+def _all_at_once(paths: Sequence[bench.Path], *, seconds: int) -> list[float]:
+    with ThreadPoolExecutor(len(paths)) as together:
+        return list(together.map(partial(stream_load(1), seconds=seconds), paths))
 
 
 def _join(host: Host, number: int, hosts: list[Host]) -> None:
@@ -136,27 +189,56 @@ def _join(host: Host, number: int, hosts: list[Host]) -> None:
         raise LabError(f"tunnel up failed: {node.communicate()[1].strip()}")
 
 
+def measure_all(effort: Effort) -> Iterator[tuple[str, tables.Rows]]:
+    """Title and rows, one table after the other."""
+    streams = {str(count): stream_load(count) for count in STREAMS}
+    yield (
+        "TCP by streams",
+        by_load(streams, head="streams", unit="Gbit/s", effort=effort),
+    )
+    sizes = {str(size): packet_load(size) for size in SIZES}
+    yield (
+        "UDP as fast as it goes, by payload",
+        by_load(sizes, head="bytes", unit="kpps", effort=effort, mtu=SIZES_MTU),
+    )
+    one, small = {"TCP 1 stream, Gbit/s": stream_load(1)}, {"UDP 64 B, kpps": packet_load(64)}
+    many = {f"TCP {count} streams, Gbit/s": stream_load(count) for count in (4, 16)}
+    yield (
+        "Workers",
+        by_contestant(WORKERS, one | many | small, head="workers", effort=effort),
+    )
+    yield "Nodes, each sending to the next", by_nodes(effort=effort)
+    peers = {str(count): crowd(count - 1, count - 1, first=count) for count in PEERS}
+    yield (
+        "Through a node with many peers",
+        by_contestant(peers, one | small, head="peers", effort=effort),
+    )
+    routes = {str(count): crowd(1, count - 1, first=count) for count in ROUTES}
+    yield (
+        "Through a node with many routes",
+        by_contestant(routes, one | small, head="routes", effort=effort),
+    )
+    yield "Peers of one node", by_peers()
+    yield "Routes", by_routes()
+
+
 @click.command()
+@click.option("--rounds", "count", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--seconds", type=click.IntRange(1), default=2, show_default=True, help="Per run.")
 @click.option("--keep", is_flag=True, help="Keep the result in benchmarks/results/.")
-def main(*, seconds: int, keep: bool) -> None:
+@click.option("--directory", type=click.Path(path_type=Path), default=tables.RESULTS)
+def main(*, count: int, seconds: int, keep: bool, directory: Path) -> None:
     """Measure how the cost grows."""
     result: dict[str, tables.Rows] = {}
     try:
         need_privilege([sys.executable, "-m", "benchmarks.scaling", *sys.argv[1:]])
-        with rounds.field(CONTESTANTS, mtu=1500, veth_offloads=True) as field:
-            result["TCP by streams"] = by_streams(field, seconds=seconds)
-            result["UDP as fast as it goes, by payload"] = by_size(field, seconds=seconds)
-        result["Nodes, each sending to the next"] = by_nodes(seconds=seconds)
+        for title, rows in measure_all(Effort(rounds=count, seconds=seconds)):
+            result[title] = rows
+            tables.show({title: rows})
+            if keep:
+                tables.keep(result, module="benchmarks.scaling", directory=directory)
     except TunnelError as error:
         raise click.ClickException(str(error)) from error
-    result["Peers of one node"] = by_peers()
-    result["Routes"] = by_routes()
-    tables.show(result)
-    if keep:
-        tables.keep(
-            result, module="benchmarks.scaling", directory=Path(__file__).parent / "results"
-        )
 
 
 if __name__ == "__main__":

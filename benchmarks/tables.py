@@ -1,8 +1,9 @@
 """Tables of results that are not rounds: shown, and kept with their passport."""
 
 import json
+import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -10,20 +11,38 @@ from rich.table import Table
 
 from benchmarks.passport import make_passport
 
-Rows = Sequence[Sequence[str | int | float]]
+RESULTS = Path(__file__).parent / "results"
+
+Cell = str | int | Sequence[float]
+"""A word, or what was measured, once for each time it was."""
+
+Rows = Sequence[Sequence[Cell]]
 """The first row is the head."""
 
 
-def show(tables: dict[str, Rows]) -> None:
+def text(cell: Cell) -> str:
+    """For people: the median, and the spread where there is one."""
+    if isinstance(cell, str | int):
+        return str(cell)
+    middle = short(statistics.median(cell))
+    return f"{middle} ({short(min(cell))} - {short(max(cell))})" if len(cell) > 1 else middle
+
+
+def short(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def show(tables: Mapping[str, Rows]) -> None:
     for title, (head, *rows) in tables.items():
-        table = Table(*(str(word) for word in head), title=title)
+        table = Table(*map(text, head), title=title)
         for row in rows:
-            table.add_row(*(str(word) for word in row))
-        Console(highlight=False).print(table)
+            table.add_row(*map(text, row))
+        Console(highlight=False, soft_wrap=True).print(table)
 
 
-def keep(tables: dict[str, Rows], *, module: str, directory: Path) -> None:
-    directory.mkdir(exist_ok=True)
+def keep(tables: Mapping[str, Rows], *, module: str, directory: Path) -> None:
+    """Beside those of other days."""
+    directory.mkdir(parents=True, exist_ok=True)
     name = f"{time.strftime('%Y-%m-%d')}-tables-{module.rpartition('.')[2]}.json"
     result = {"passport": make_passport(module), "tables": tables}
     (directory / name).write_text(json.dumps(result, indent=1) + "\n")

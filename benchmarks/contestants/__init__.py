@@ -10,7 +10,13 @@ from benchmarks.contestants.nebula import NEBULA
 from benchmarks.contestants.openvpn import OPENVPN
 from benchmarks.contestants.socat import SOCAT
 from benchmarks.contestants.tinc import TINC
-from benchmarks.contestants.tunnel import TUNNEL, TUNNEL_DEVICE, TUNNEL_NONE, TUNNEL_TRAINS
+from benchmarks.contestants.tunnel import (
+    TUNNEL,
+    TUNNEL_DEVICE,
+    TUNNEL_LOOP,
+    TUNNEL_NONE,
+    TUNNEL_TRAINS,
+)
 from benchmarks.contestants.veth import VETH
 from benchmarks.contestants.vtun import VTUN
 from benchmarks.contestants.wireguard_go import WIREGUARD_GO
@@ -19,6 +25,7 @@ CONTESTANTS: Mapping[str, Contestant] = {
     "veth": VETH,
     "kernel": KERNEL,
     "tunnel": TUNNEL,
+    "loop": TUNNEL_LOOP,
     "device": TUNNEL_DEVICE,
     "trains": TUNNEL_TRAINS,
     "none": TUNNEL_NONE,

@@ -5,6 +5,8 @@ from benchmarks.contestant import Contestant, Running, Site
 
 def start(site: Site) -> Running:
     supernode = site.a.popen("supernode -l 7654")
+    # An edge that registers before it listens tries again after a long time only.
+    site.a.run(["sh", "-c", "until ss -Hlun sport = :7654 | grep -q .; do sleep 0.05; done"])
     edges = [
         end.host.popen(
             f"edge -d n2n -a {end.address} -s 255.255.255.0 -c bench -k bench "

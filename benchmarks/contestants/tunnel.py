@@ -1,19 +1,34 @@
-"""This project, with each set of offloads."""
+"""This project, with each set of offloads, and with several workers."""
 
 import sys
 from functools import partial
+from ipaddress import IPv4Address
+from typing import Any
 
 from benchmarks.contestant import Contestant, Running, Site
 from tunnel.lab import LabError
 
+Crowd = tuple[int, int, int]
+"""Peers that a node has beside the one that is measured, prefixes of all of them together, and
+the place of the first prefix: those of one host must differ."""
 
-def start(site: Site, *, offload: str) -> Running:
+
+def start(
+    site: Site, *, offload: str = "auto", workers: str = "auto", crowd: Crowd = (0, 0, 0)
+) -> Running:
     daemons, said, port = [], "", 8472 + site.number
     for end in site.ends:
+        # The crowd is the first host's: it is what sends.
+        others = _others(end.peer.ipv4, *crowd) if end.letter == "a" else ""
+        config = site.file(
+            f"{end.letter}.toml",
+            f'[[peer]]\nendpoint = "{end.peer.ipv4}:{port}"\nprefix = "{end.peer_address}/32"\n'
+            f"{others}",
+        )
         daemon = end.host.popen(
             f"{sys.executable} -m tunnel up --name tunnel{site.number} --local {end.host.ipv4} "
-            f"--port {port} --mtu {site.mtu} --offload {offload} --subnet {end.address}/32 "
-            f"--peer {end.peer.ipv4}:{port}={end.peer_address}/32"
+            f"--port {port} --mtu {site.mtu} --offload {offload} --workers {workers} "
+            f"--subnet {end.address}/32 --config {config}"
         )
         assert daemon.stdout is not None
         said = daemon.stdout.readline().strip()
@@ -23,11 +38,24 @@ def start(site: Site, *, offload: str) -> Running:
     return Running(site.far, daemons, said)
 
 
-def contestant(name: str, offload: str) -> Contestant:
-    return Contestant(name, partial(start, offload=offload))
+def _others(address: str, peers: int, prefixes: int, first: int) -> str:
+    """Peers on ports of `address` where nobody listens, as TOML."""
+    text = []
+    for peer in range(peers):
+        own = range(first + peer, first + prefixes, peers)
+        listed = ",\n".join(f'"{IPv4Address("10.128.0.0") + 32 * place}/27"' for place in own)
+        text.append(f'[[peer]]\nendpoint = "{address}:{20_000 + peer}"\nprefix = [\n{listed}]\n')
+    return "".join(text)
 
 
-TUNNEL = contestant("tunnel", "auto")
-TUNNEL_DEVICE = contestant("tunnel, device only", "tso,uso")
-TUNNEL_TRAINS = contestant("tunnel, trains only", "trains,gro")
-TUNNEL_NONE = contestant("tunnel, none", "none")
+def contestant(name: str, **options: Any) -> Contestant:
+    """Ours, with options of :func:`start`."""
+    return Contestant(name, partial(start, **options))
+
+
+TUNNEL = contestant("tunnel")
+TUNNEL_LOOP = contestant("tunnel, one worker", workers="1")
+TUNNEL_WORKERS = contestant("tunnel, 2 workers", workers="2")
+TUNNEL_DEVICE = contestant("tunnel, device only", offload="tso,uso")
+TUNNEL_TRAINS = contestant("tunnel, trains only", offload="trains,gro")
+TUNNEL_NONE = contestant("tunnel, none", offload="none")

@@ -45,6 +45,9 @@ Start = Callable[[list[str]], "subprocess.Popen[str]"]
 _PATIENCE = 5.0
 """Seconds to go on asking a server that only just starts, or still ends its last run."""
 
+_CONNECT_MS = 5000
+"""Where nothing at all comes back, TCP would try for two minutes."""
+
 
 class BenchError(TunnelError):
     """No iperf3, no server, or a path that broke while it was measured."""
@@ -117,7 +120,8 @@ def udp(path: Path, *, size: int, seconds: int, mbit_s: int = 0) -> Received:
 
 
 def _iperf3(path: Path, words: list[str], *, seconds: int) -> Any:
-    command = ["iperf3", "-J", "-c", path.target, "-p", str(path.port), "-t", str(seconds), *words]
+    where = ["-c", path.target, "-p", str(path.port), "--connect-timeout", str(_CONNECT_MS)]
+    command = ["iperf3", "-J", *where, "-t", str(seconds), *words]
     deadline = time.monotonic() + _PATIENCE
     while True:
         report = _json(_finish(path.start(command), seconds=seconds))

@@ -37,6 +37,9 @@ LOOPS = ("uvloop", "asyncio")
 
 MOST_WORKERS = 64
 
+AUTO_WORKERS = 4
+"""As many as ``"auto"`` takes at most. More are for who has measured that they help."""
+
 
 @dataclass(frozen=True, init=False)
 class Config:
@@ -60,7 +63,7 @@ class Config:
         source_ports: Over how many UDP source ports flows are spread; 1 sends from `port`,
             as a NAT on the way may want it.
         workers: How many threads move packets; 1 leaves that to the event loop, ``"auto"`` is
-            one for each CPU.
+            one for each CPU, up to :data:`AUTO_WORKERS`.
 
     Raises:
         ConfigError: The first value that cannot be; :func:`faults` finds them all.
@@ -95,7 +98,7 @@ class Config:
         offload: str | Iterable[str] = "auto",
         loop: str = "uvloop",
         source_ports: int = 8,
-        workers: int | str = 1,
+        workers: int | str = "auto",
     ) -> None:
         self._hold(
             {
@@ -300,7 +303,7 @@ _WORDS = {
     "offload": _Word("offload", _read_offload, frozenset(OFFLOADS)),
     "loop": _Word("loop", _read_loop, "uvloop"),
     "source-ports": _Word("source_ports", _read_number("source-ports", low=1, high=64), 8),
-    "workers": _Word("workers", _read_workers, 1),
+    "workers": _Word("workers", _read_workers, "auto"),
 }
 
 

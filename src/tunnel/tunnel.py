@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from tunnel._native import Forwarder
-from tunnel.config import MOST_WORKERS, Config
+from tunnel.config import AUTO_WORKERS, Config
 from tunnel.contact import Contact, Place
 from tunnel.control import frames
 from tunnel.control.frames import Message
@@ -94,7 +94,7 @@ class Tunnel:
         peers: Iterable[str | Peer] = (),
         offload: str | Iterable[str] = "auto",
         source_ports: int = 8,
-        workers: int | str = 1,
+        workers: int | str = "auto",
     ) -> None:
         self.config = Config(
             name=name,
@@ -328,7 +328,7 @@ class Tunnel:
             return pair
         if workers > 1:
             await self._netlink.check_idle(self.config.name)
-        device = open_device(self.config.name, offloads=self.config.offload, queues=workers)
+        device = self._open_queues(workers)
         self._undo.callback(device.close)
         if device.persistent:
             # Left by a node that was killed, or made by an admin; it outlives us as well.
@@ -336,9 +336,18 @@ class Tunnel:
             self._undo.push_async_callback(self._netlink.clear, device.index)
         return device
 
+    def _open_queues(self, count: int) -> Device:
+        try:
+            return open_device(self.config.name, offloads=self.config.offload, queues=count)
+        except DeviceError:
+            if count == 1 or self.config.workers != "auto":
+                raise
+            # A persistent device may have been made with one queue.
+            return open_device(self.config.name, offloads=self.config.offload)
+
     def _count_workers(self) -> int:
         if self.config.workers == "auto":
-            return min(len(os.sched_getaffinity(0)), MOST_WORKERS) if self._with_tun else 1
+            return min(len(os.sched_getaffinity(0)), AUTO_WORKERS) if self._with_tun else 1
         if self.config.workers > 1 and not self._with_tun:
             raise ConfigError(
                 f"workers {self.config.workers} need a device (without one there is one worker)",

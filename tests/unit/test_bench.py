@@ -77,3 +77,21 @@ def test_server_takes_no_peer() -> None:
     result = CliRunner().invoke(command, ["--server", "10.244.2.0"])
     assert result.exit_code == 2
     assert "--server takes no PEER (10.244.2.0)" in result.output
+
+
+def test_peer_is_an_address() -> None:
+    result = CliRunner().invoke(command, ["node4.example"])
+    assert result.exit_code == 2
+    assert "PEER node4.example: no IP address" in result.output
+
+
+def test_who_never_answers_is_not_waited_for() -> None:
+    said: list[list[str]] = []
+
+    def start(words: list[str]) -> "subprocess.Popen[str]":
+        said.append(words)
+        return bench.start_here(["true"])
+
+    with pytest.raises(bench.BenchError):
+        bench.tcp(bench.Path("path", "192.0.2.2", start), streams=1, seconds=1)
+    assert "--connect-timeout" in said[0]

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from ipaddress import ip_address
 
 import click
 from rich.console import Console
@@ -56,10 +57,20 @@ def bench(peer: str | None, server: bool, port: int, seconds: int, as_json: bool
             raise click.UsageError(f"--server takes no PEER ({peer}): it listens on all addresses")
         measures.serve(port, ready=lambda: _say_ready(port))
     elif peer:
+        if not _is_address(peer):
+            raise click.UsageError(f"PEER {peer}: no IP address (the other node's in the overlay)")
         path = measures.Path("overlay", peer, measures.start_here, _movers_to(peer), port)
         _print(_measure([path], seconds=seconds), as_json=as_json)
     else:
         _print(_between_two_hosts(port, seconds=seconds), as_json=as_json)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _say_ready(port: int) -> None:

@@ -77,8 +77,8 @@ from tunnel.errors import ConfigError, TunnelError
 @click.option(
     "--workers",
     metavar="auto|N",
-    help="Move packets in so many threads, each with a queue of the device and a socket; auto is "
-    "one for each CPU.  [default: 1, in the event loop]",
+    help="Move packets in so many threads, each with a queue of the device and a socket; 1 leaves "
+    "it to the event loop.  [default: auto, one for each CPU up to 4]",
 )
 @click.option(
     "--config",
