@@ -15,7 +15,7 @@ LAYERS = [
     {"tunnel.cli"},
     {"tunnel"},
     {"tunnel.tunnel"},
-    {"tunnel.bench", "tunnel.contact", "tunnel.workers"},
+    {"tunnel.bench", "tunnel.contact", "tunnel.events", "tunnel.workers"},
     {"tunnel.control", "tunnel.linux", "tunnel.vxlan", "tunnel.lab"},
     {"tunnel._native"},
     {"tunnel.config"},

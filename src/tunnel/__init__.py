@@ -11,7 +11,25 @@ from importlib.metadata import version
 from tunnel.config import Config
 from tunnel.errors import CodecError, ConfigError, DeviceError, TunnelError, UnderlayError
 from tunnel.tunnel import Tunnel
-from tunnel.types import Endpoint, Mac, Peer, PeerStats, Stats, Traffic
+from tunnel.types import (
+    Endpoint,
+    Event,
+    EventsLost,
+    Mac,
+    OffloadLost,
+    PathChanged,
+    Peer,
+    PeerAdded,
+    PeerRemoved,
+    PeerSilent,
+    PeerState,
+    PeerStats,
+    PeerStatus,
+    PeerUp,
+    Stats,
+    Status,
+    Traffic,
+)
 
 __version__ = version("tunnel")
 
@@ -21,10 +39,21 @@ __all__ = [
     "ConfigError",
     "DeviceError",
     "Endpoint",
+    "Event",
+    "EventsLost",
     "Mac",
+    "OffloadLost",
+    "PathChanged",
     "Peer",
+    "PeerAdded",
+    "PeerRemoved",
+    "PeerSilent",
+    "PeerState",
     "PeerStats",
+    "PeerStatus",
+    "PeerUp",
     "Stats",
+    "Status",
     "Traffic",
     "Tunnel",
     "TunnelError",

@@ -89,9 +89,10 @@ class Forwarder:
         True as that does; False once its member `stop` is readable. For a thread of its own;
         others use the forwarder between two moves."""
 
-    def counters(self, index: int) -> tuple[int, int, int, int, tuple[int, ...]]:
-        """``(outbound packets, outbound bytes, inbound packets, inbound bytes, drops)`` of
-        one peer, bytes of inner packets; -1 for what belongs to no known peer."""
+    def counters(self, index: int) -> tuple[int, int, int, int, tuple[int, ...], int]:
+        """``(outbound packets, outbound bytes, inbound packets, inbound bytes, drops, reason of
+        the last drop or -1)`` of one peer, bytes of inner packets; -1 for what belongs to no
+        known peer."""
 
     def work(self) -> tuple[int, ...]:
         """How the packets were moved: see :data:`WORK`."""

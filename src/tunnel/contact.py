@@ -9,21 +9,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
+from tunnel.control import frames
 from tunnel.control.frames import Echo, Message, Reply, Sample, Verdict
 from tunnel.control.liveness import PATIENCE, Ask, Changed, Health, Liveness
+from tunnel.control.membership import Membership
 from tunnel.control.path import Fits, Paths, Probe
-from tunnel.types import Endpoint
+from tunnel.linux.underlay import Underlay
+from tunnel.types import ANY_VTEP_MAC, Endpoint, PeerState
 
 log = logging.getLogger(__name__)
 
 LOOK = 3.0
 """Seconds that one look at the peers' health makes echoes more frequent."""
+
+
+SAMPLES = 16
+"""Messages in one train of a self-test."""
+
+_SAMPLE_WORDS = 80  # bytes that a sample has beside its data, at most
 
 
 @dataclass(frozen=True)
@@ -36,20 +45,42 @@ class Place:
     limit: int
 
 
-class Outlet(Protocol):
-    """Sends one message to a peer; `size` pads it, `whole` forbids to fragment it. What cannot
-    be sent is lost."""
+class Voice:
+    """Sends messages to peers. What cannot be sent is lost."""
 
-    def __call__(
+    def __init__(self, underlay: Underlay, membership: Membership, *, vni: int) -> None:
+        self._underlay, self._membership, self._vni = underlay, membership, vni
+
+    def say(
         self, endpoint: Endpoint, message: Message, *, size: int = 0, whole: bool = False
-    ) -> None: ...
+    ) -> None:
+        """`size` pads it, `whole` forbids to fragment it."""
+        address = self._membership.address(endpoint)
+        if address is not None:
+            datagram = self._encode(endpoint, message, size=size)
+            self._underlay.send(datagram, address, endpoint.port, whole=whole)
+
+    def say_together(self, endpoint: Endpoint, messages: Iterable[Message]) -> None:
+        """Messages of equal length, as one train."""
+        address = self._membership.address(endpoint)
+        if address is not None:
+            datagrams = [self._encode(endpoint, message, size=0) for message in messages]
+            self._underlay.send_train(datagrams, address, endpoint.port)
+
+    def _encode(self, endpoint: Endpoint, message: Message, *, size: int) -> bytes:
+        return frames.encode(
+            message,
+            vni=self._vni,
+            source=self._underlay.mac,
+            destination=self._membership.peer(endpoint).mac or ANY_VTEP_MAC,
+            size=size,
+        )
 
 
 class Contact:
     """
     Args:
         port: Ours, which tells peers who we are beside our address.
-        send: See :class:`Outlet`.
         sent: Packets sent to each peer so far.
         news: Called with what changed.
     """
@@ -58,11 +89,11 @@ class Contact:
         self,
         *,
         port: int,
-        send: Outlet,
+        voice: Voice,
         sent: Callable[[], Mapping[Endpoint, int]],
         news: Callable[[Changed | Fits], None],
     ) -> None:
-        self._port, self._send, self._sent, self._news = port, send, sent, news
+        self._port, self._voice, self._sent, self._news = port, voice, sent, news
         self._loop = asyncio.get_running_loop()
         self._liveness, self._paths = Liveness(), Paths()
         self._timer: asyncio.TimerHandle | None = None
@@ -104,9 +135,9 @@ class Contact:
         now = time.monotonic()
         match message:
             case Echo(number):
-                self._send(endpoint, Reply(number, self._port, size))
+                self._voice.say(endpoint, Reply(number, self._port, size))
             case Sample(number, _, nth, _, data):
-                self._send(endpoint, Verdict(number, self._port, nth, zlib.crc32(data)))
+                self._voice.say(endpoint, Verdict(number, self._port, nth, zlib.crc32(data)))
             case Reply(number) as reply:
                 self._tell(self._liveness.replied(endpoint, number, now=now))
                 self._tell(self._paths.arrived(endpoint, number, now=now))
@@ -127,11 +158,43 @@ class Contact:
         async with asyncio.timeout(PATIENCE):
             waiting = self._expect(Reply, number)
             try:
-                self._send(endpoint, Echo(number, self._port), size=size, whole=bool(size))
+                self._voice.say(endpoint, Echo(number, self._port), size=size, whole=bool(size))
                 await waiting
             finally:
                 del self._waiting[Reply, number]
         return time.monotonic() - begun
+
+    async def try_train(self, endpoint: Endpoint, *, size: int) -> tuple[int, int]:
+        """
+        Sends patterned messages of `size` bytes, first one by one, then as one train, and has
+        them compared. Returns how many of :data:`SAMPLES` arrived as they were, each way.
+        """
+        singly = await self._sample(endpoint, size, together=False)
+        return singly, await self._sample(endpoint, size, together=True)
+
+    async def _sample(self, endpoint: Endpoint, size: int, *, together: bool) -> int:
+        first = self._take_ids(SAMPLES)
+        data = [random.randbytes(size - _SAMPLE_WORDS) for _ in range(SAMPLES)]
+        messages = [
+            Sample(first, self._port, number, SAMPLES, one) for number, one in enumerate(data)
+        ]
+        waiting = [self._expect(Verdict, first + number) for number in range(SAMPLES)]
+        try:
+            if together:
+                self._voice.say_together(endpoint, messages)
+            else:
+                for message in messages:
+                    self._voice.say(endpoint, message)
+            await asyncio.wait(waiting, timeout=PATIENCE)
+            verdicts = [one.result() for one in waiting if one.done()]
+        finally:
+            for number in range(SAMPLES):
+                del self._waiting[Verdict, first + number]
+        sums = {number: zlib.crc32(one) for number, one in enumerate(data)}
+        return sum(
+            isinstance(verdict, Verdict) and verdict.crc == sums[verdict.number]
+            for verdict in verdicts
+        )
 
     def _take_ids(self, count: int) -> int:
         first = self._next_id
@@ -152,7 +215,7 @@ class Contact:
         now = time.monotonic()
         for action in actions:
             if isinstance(action, Changed):
-                if action.state.value == "up":
+                if action.state is PeerState.UP:
                     self._paths.heard(action.endpoint, now=now)
                 else:
                     self._paths.silent(action.endpoint)
@@ -164,9 +227,9 @@ class Contact:
         for action in [*self._liveness.tick(now=now), *self._paths.tick(now=now)]:
             match action:
                 case Ask(endpoint, number):
-                    self._send(endpoint, Echo(number, self._port))
+                    self._voice.say(endpoint, Echo(number, self._port))
                 case Probe(endpoint, number, size):
-                    self._send(endpoint, Echo(number, self._port), size=size, whole=True)
+                    self._voice.say(endpoint, Echo(number, self._port), size=size, whole=True)
                 case Changed():
                     self._tell([action])
                 case Fits():

@@ -11,8 +11,9 @@ import asyncio
 import ipaddress
 import logging
 import os
+import time
 from collections import Counter
-from collections.abc import Coroutine, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import fields
 from types import TracebackType
@@ -20,9 +21,8 @@ from typing import Any, Literal, Self
 
 from tunnel._native import Forwarder
 from tunnel.config import AUTO_WORKERS, Config
-from tunnel.contact import Contact, Place
+from tunnel.contact import SAMPLES, Contact, Place, Voice
 from tunnel.control import frames
-from tunnel.control.frames import Message
 from tunnel.control.liveness import Changed
 from tunnel.control.membership import (
     Action,
@@ -36,6 +36,7 @@ from tunnel.control.membership import (
 )
 from tunnel.control.path import Fits
 from tunnel.errors import CodecError, ConfigError, DeviceError, TunnelError, UnderlayError
+from tunnel.events import Events
 from tunnel.linux.netlink import Netlink
 from tunnel.linux.pair import Pair
 from tunnel.linux.tun import Device, open_device
@@ -45,11 +46,21 @@ from tunnel.types import (
     DEFAULT_PORT,
     Address,
     Endpoint,
+    Event,
     Interface,
     Mac,
+    OffloadLost,
+    PathChanged,
     Peer,
+    PeerAdded,
+    PeerRemoved,
+    PeerSilent,
+    PeerState,
+    PeerStatus,
+    PeerUp,
     Prefix,
     Stats,
+    Status,
     Traffic,
 )
 from tunnel.workers import Workers
@@ -118,6 +129,7 @@ class Tunnel:
         self._timer: asyncio.TimerHandle | None = None
         self._closing: asyncio.Task[None] | None = None
         self._closed = asyncio.Event()
+        self._events = Events()
         self._failure: BaseException | None = None
         self._offloads_seen: frozenset[str] = frozenset()
         self._fitted = 0
@@ -267,6 +279,109 @@ class Tunnel:
             offloads=self.offloads,
         )
 
+    def status(self) -> Status:
+        """
+        All that is known now. Whoever asks again and again gets fresher answers: echoes go out
+        every second for a while.
+        """
+        now = time.monotonic()
+        health, path_mtus = self._contact.health, self._contact.path_mtus
+        peers = []
+        for endpoint, index in self._membership.peers.items():
+            peer, own = self._membership.peer(endpoint), self._workers.stats(index)
+            pulse = health.get(endpoint)
+            peers.append(
+                PeerStatus(
+                    endpoint=endpoint,
+                    address=self._membership.address(endpoint),
+                    mac=peer.mac,
+                    prefixes=peer.prefixes,
+                    state=pulse.state if pulse else PeerState.UNKNOWN,
+                    seconds=now - pulse.since if pulse else self._loop.time() - self._opened,
+                    rtt=pulse.rtt if pulse else None,
+                    loss=pulse.loss if pulse else None,
+                    path_mtu=path_mtus.get(endpoint),
+                    trains=self._workers.trains(index),
+                    outbound=own.outbound,
+                    inbound=own.inbound,
+                    drops=own.drops,
+                    last_drop=self._workers.last_drop(index),
+                )
+            )
+        return Status(
+            name=self.config.name,
+            device=self._device.name if isinstance(self._device, Device) else None,
+            vni=self.config.vni,
+            endpoints=tuple(self._underlay.describe()),
+            mac=self._underlay.mac,
+            mtu=self.mtu,
+            offloads=self.offloads,
+            workers=len(self._workers),
+            seconds=self._loop.time() - self._opened,
+            peers=tuple(peers),
+            drops=self.stats.drops,
+        )
+
+    def events(self) -> AsyncIterator[Event]:
+        """What happens from now on, for ``async for``; ends when the tunnel is closed."""
+        return self._events.listen()
+
+    async def ping(self, peer: str | Endpoint, *, size: int = 0) -> float:
+        """
+        Seconds until a peer has answered one echo through the data path, of `size` bytes behind
+        the Ethernet header, which must arrive whole. Cancelled, nothing changes.
+
+        Raises:
+            ConfigError: There is no such peer.
+            TimeoutError: No answer within a second: it is not there, is no node of ours (a
+                kernel vxlan device answers nothing), or `size` does not fit the path.
+        """
+        endpoint = self._known(peer)
+        return await self._contact.ping(endpoint, size=size)
+
+    async def try_trains(self, peer: str | Endpoint) -> bool:
+        """
+        Whether trains of datagrams reach a peer as they were sent. Where they do not, though
+        single datagrams do, it gets none any more. Cancelled, nothing changes.
+
+        Raises:
+            ConfigError: There is no such peer.
+            TimeoutError: Single datagrams get no answer either.
+        """
+        endpoint = self._known(peer)
+        size = self._contact.path_mtus.get(endpoint) or self.mtu
+        singly, together = await self._contact.try_train(endpoint, size=min(size, self.mtu))
+        if not singly:
+            raise TimeoutError
+        if together < SAMPLES // 2 <= singly:
+            self._workers.set_trains(self._membership.peers[endpoint], False)
+            self._look()
+            return False
+        return True
+
+    async def reload(self, config: Config) -> None:
+        """
+        Applies what differs in `config`: peers that came, went, or have other prefixes or another
+        MAC. Packets of all others go on. Cancelled, it is still done.
+
+        Raises:
+            ConfigError: Something else differs, which takes a restart, or peers contradict each
+                other; nothing has changed then.
+        """
+        for field in fields(Config):
+            if field.name not in ("peers", "loop") and getattr(config, field.name) != getattr(
+                self.config, field.name
+            ):
+                raise ConfigError(
+                    f"{field.name.replace('_', '-')} cannot change while it runs (restart it)",
+                    key=(field.name,),
+                )
+        await self._change(self._reload(config.peers))
+
+    def _known(self, peer: str | Endpoint) -> Endpoint:
+        endpoint = Endpoint.parse(peer) if isinstance(peer, str) else peer
+        return self._membership.peer(endpoint).endpoint
+
     def describe(self) -> str:
         """``tunnel1: vni 1, 192.0.2.1:8472, mtu 1450, 2 peers, device tso+uso, trains 127,
         gro``: one line for people."""
@@ -290,6 +405,8 @@ class Tunnel:
     async def _open(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._undo.callback(self._closed.set)
+        self._undo.callback(self._events.close)
+        self._opened = self._loop.time()
         self._netlink = await self._undo.enter_async_context(Netlink())
         self._device = await self._open_device()
         self._underlay = Underlay(self.config, netlink=self._netlink)
@@ -301,7 +418,10 @@ class Tunnel:
         self._workers = self._make_workers()
         self._membership = Membership(subnets=self.config.subnets, local=self._underlay.endpoints)
         self._contact = Contact(
-            port=self.config.port, send=self._speak, sent=self._count_sent, news=self._hear
+            port=self.config.port,
+            voice=Voice(self._underlay, self._membership, vni=self.config.vni),
+            sent=self._count_sent,
+            news=self._hear,
         )
         self._undo.callback(self._stop)
         self._undo.push_async_callback(self._settle)
@@ -402,13 +522,25 @@ class Tunnel:
                 await self._apply(self._membership.remove(peer.endpoint, now=self._loop.time()))
                 raise
         log.info("%s: peer %s comes", self.config.name, peer.endpoint)
+        self._events.tell(PeerAdded(peer.endpoint))
         self._schedule()
 
     async def _remove(self, endpoint: Endpoint) -> None:
         async with self._changing:
             await self._apply(self._membership.remove(endpoint, now=self._loop.time()))
         log.info("%s: peer %s goes", self.config.name, endpoint)
+        self._events.tell(PeerRemoved(endpoint))
         self._schedule()
+
+    async def _reload(self, wanted: Iterable[Peer]) -> None:
+        before = {endpoint: self._membership.peer(endpoint) for endpoint in self.peers}
+        after = {peer.endpoint: peer for peer in wanted}
+        for endpoint, peer in before.items():
+            if after.get(endpoint) != peer:
+                await self._remove(endpoint)
+        for endpoint, peer in after.items():
+            if before.get(endpoint) != peer:
+                await self._add(peer)
 
     async def _resolve(self, endpoint: Endpoint) -> None:
         address = await self._underlay.resolve(endpoint)
@@ -471,21 +603,6 @@ class Tunnel:
         limit = min(self._underlay.carried(index) or self.mtu, self.mtu)
         self._contact.add(endpoint, Place(index, address.version, limit))
 
-    def _speak(
-        self, endpoint: Endpoint, message: Message, *, size: int = 0, whole: bool = False
-    ) -> None:
-        peer, address = self._membership.peer(endpoint), self._membership.address(endpoint)
-        if address is None:
-            return
-        datagram = frames.encode(
-            message,
-            vni=self.config.vni,
-            source=self._underlay.mac,
-            destination=peer.mac or ANY_VTEP_MAC,
-            size=size,
-        )
-        self._underlay.send(datagram, address, endpoint.port, whole=whole)
-
     def _count_sent(self) -> dict[Endpoint, int]:
         return {
             endpoint: self._workers.stats(index).outbound.packets
@@ -496,12 +613,15 @@ class Tunnel:
         match news:
             case Changed(endpoint, state):
                 log.info("%s: peer %s is %s", self.config.name, endpoint, state.value)
+                up = state is PeerState.UP
+                self._events.tell(PeerUp(endpoint) if up else PeerSilent(endpoint))
             case Fits(endpoint, size):
                 index = self._membership.peers[endpoint]
                 limit = self._underlay.carried(index)
                 # At the first hop's own MTU the kernel knows as much, and the device has it.
                 narrow = size if size and limit and size < limit else 0
                 self._workers.set_mtu(index, narrow)
+                self._events.tell(PathChanged(endpoint, size))
                 if narrow:
                     log.info("%s: path to %s takes %d bytes", self.config.name, endpoint, narrow)
 
@@ -543,6 +663,8 @@ class Tunnel:
     def _look(self) -> None:
         """Says once when an offload was turned off."""
         lost, self._offloads_seen = self._offloads_seen - self.offloads, self.offloads
+        for offload in lost:
+            self._events.tell(OffloadLost(offload))
         if lost:
             log.warning("%s: turned off at run time: %s", self.config.name, ", ".join(sorted(lost)))
 

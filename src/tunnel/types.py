@@ -237,3 +237,109 @@ class Stats:
     peers: Mapping[Endpoint, PeerStats]
     work: Mapping[str, int]
     offloads: frozenset[str]
+
+
+@dataclass(frozen=True)
+class PeerStatus:
+    """
+    What is known of a peer now.
+
+    Attributes:
+        address: Where it is, None as long as its name is not resolved.
+        mac: Its VTEP's, None where any node's is used.
+        seconds: How long it has been in `state`.
+        rtt: Smoothed round trip of echoes in seconds, None before the first answer.
+        loss: Share of the last echoes that got no answer, 0 to 1; None before the first.
+        path_mtu: Largest inner packet that reaches it, in bytes, None where it tells nothing.
+        trains: Whether it gets them.
+        last_drop: Reason of the last packet of its that was dropped.
+    """
+
+    endpoint: Endpoint
+    address: Address | None
+    mac: Mac | None
+    prefixes: tuple[Prefix, ...]
+    state: PeerState
+    seconds: float
+    rtt: float | None
+    loss: float | None
+    path_mtu: int | None
+    trains: bool
+    outbound: Traffic
+    inbound: Traffic
+    drops: Mapping[str, int]
+    last_drop: str | None
+
+
+@dataclass(frozen=True)
+class Status:
+    """
+    A running tunnel.
+
+    Attributes:
+        device: None for one without.
+        endpoints: Where it listens.
+        seconds: Since it opened.
+        drops: Reason -> packets, over everything.
+    """
+
+    name: str
+    device: str | None
+    vni: int
+    endpoints: tuple[str, ...]
+    mac: Mac
+    mtu: int
+    offloads: frozenset[str]
+    workers: int
+    seconds: float
+    peers: tuple[PeerStatus, ...]
+    drops: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class PeerAdded:
+    endpoint: Endpoint
+
+
+@dataclass(frozen=True)
+class PeerRemoved:
+    endpoint: Endpoint
+
+
+@dataclass(frozen=True)
+class PeerUp:
+    """It answered, for the first time or again."""
+
+    endpoint: Endpoint
+
+
+@dataclass(frozen=True)
+class PeerSilent:
+    """It answered before, and does not now."""
+
+    endpoint: Endpoint
+
+
+@dataclass(frozen=True)
+class PathChanged:
+    """`mtu` is the largest inner packet that reaches the peer, in bytes."""
+
+    endpoint: Endpoint
+    mtu: int | None
+
+
+@dataclass(frozen=True)
+class OffloadLost:
+    """Turned off at run time, for it did not work."""
+
+    offload: str
+
+
+@dataclass(frozen=True)
+class EventsLost:
+    """Who listens did not keep up, and missed so many before the next one."""
+
+    count: int
+
+
+Event = PeerAdded | PeerRemoved | PeerUp | PeerSilent | PathChanged | OffloadLost | EventsLost

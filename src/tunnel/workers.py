@@ -97,6 +97,17 @@ class Workers:
             drops={name: count for name, count in zip(names, drops, strict=True) if count},
         )
 
+    def last_drop(self, index: int) -> str | None:
+        """Reason of a peer's last drop, by the first worker that had one."""
+        for forwarder in self._forwarders:
+            reason = forwarder.counters(index)[5]
+            if reason >= 0:
+                return DROP_REASONS[reason][0]
+        return None
+
+    def __len__(self) -> int:
+        return len(self._forwarders)
+
     def work(self) -> dict[str, int]:
         """How packets were moved, by name."""
         sums = _sums([forwarder.work() for forwarder in self._forwarders])

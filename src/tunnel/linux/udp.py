@@ -122,6 +122,12 @@ def open_probe_socket(local: Address) -> socket.socket:
     return sock
 
 
+def send_train(sock: socket.socket, train: bytes, size: int, to: tuple[str, int]) -> None:
+    """Sends `train` as datagrams of `size` bytes, the last may be shorter, in one call."""
+    segment = (socket.IPPROTO_UDP, _UDP_SEGMENT, struct.pack("H", size))
+    sock.sendmsg([train], [segment], 0, to)
+
+
 def close_sockets(opened: Iterable[Iterable[socket.socket]]) -> None:
     for sock in chain.from_iterable(opened):
         sock.close()

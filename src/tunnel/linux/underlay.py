@@ -9,7 +9,7 @@ import ipaddress
 import logging
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path as FilePath
 
@@ -229,6 +229,12 @@ class Underlay:
             if whole:
                 sock = self._probe(address.version)
             sock.sendto(datagram, (str(address), port))
+
+    def send_train(self, datagrams: Sequence[bytes], address: Address, port: int) -> None:
+        """Sends datagrams of one size as one train, or not at all."""
+        with suppress(OSError):
+            sock = self._sockets[address.version][0][0]
+            udp.send_train(sock, b"".join(datagrams), len(datagrams[0]), (str(address), port))
 
     def _probe(self, family: int) -> socket.socket:
         if family not in self._probes:

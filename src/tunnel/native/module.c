@@ -359,8 +359,9 @@ static PyObject *counters(struct forwarder *forwarder, PyObject *args)
     PyObject *drops = numbers(counters->drops, DROP_REASONS);
     if (!drops)
         return NULL;
-    return Py_BuildValue("KKKKN", counters->outbound.packets, counters->outbound.bytes,
-                         counters->inbound.packets, counters->inbound.bytes, drops);
+    return Py_BuildValue("KKKKNi", counters->outbound.packets, counters->outbound.bytes,
+                         counters->inbound.packets, counters->inbound.bytes, drops,
+                         (int)counters->last_drop - 1);
 }
 
 static PyObject *work(struct forwarder *forwarder, PyObject *Py_UNUSED(none))

@@ -71,6 +71,7 @@ struct counters {
     struct traffic outbound;
     struct traffic inbound;
     uint64_t drops[DROP_REASONS];
+    uint32_t last_drop; /* 1 + reason, 0 for none */
 };
 
 static inline void count_traffic(struct traffic *traffic, uint64_t packets, uint64_t bytes)
@@ -82,6 +83,7 @@ static inline void count_traffic(struct traffic *traffic, uint64_t packets, uint
 static inline void count_drops(struct counters *counters, enum drop reason, uint64_t packets)
 {
     counters->drops[reason] += packets;
+    counters->last_drop = 1 + (uint32_t)reason;
 }
 
 /* Adds `from` to `to`, as when a peer goes and the sums must not go back. */
