@@ -32,7 +32,17 @@ LOOK = 3.0
 SAMPLES = 16
 """Messages in one train of a self-test."""
 
+_TRAIN_BYTES = 65_000  # most that one send carries
 _SAMPLE_WORDS = 80  # bytes that a sample has beside its data, at most
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What became of :data:`SAMPLES` messages: how many arrived as they were sent, and how many
+    otherwise. Of the rest nothing was heard."""
+
+    intact: int
+    damaged: int
 
 
 @dataclass(frozen=True)
@@ -117,12 +127,15 @@ class Contact:
         for waiter in self._waiting.values():
             waiter.cancel()
 
-    @property
-    def health(self) -> Mapping[Endpoint, Health]:
-        """Of each peer. Who looks makes us look closer for a while."""
+    def look(self) -> None:
+        """Somebody wants to know: makes us look closer for a while."""
         now = time.monotonic()
         self._liveness.watch(until=now + LOOK, now=now)
         self._schedule()
+
+    @property
+    def health(self) -> Mapping[Endpoint, Health]:
+        """Of each peer."""
         return self._liveness.health
 
     @property
@@ -164,15 +177,16 @@ class Contact:
                 del self._waiting[Reply, number]
         return time.monotonic() - begun
 
-    async def try_train(self, endpoint: Endpoint, *, size: int) -> tuple[int, int]:
+    async def try_train(self, endpoint: Endpoint, *, size: int) -> tuple[Samples, Samples]:
         """
-        Sends patterned messages of `size` bytes, first one by one, then as one train, and has
-        them compared. Returns how many of :data:`SAMPLES` arrived as they were, each way.
+        Sends random messages of `size` bytes, or what a train of them can hold, first one by one,
+        then as one train, and has them compared. Returns what became of those and of these.
         """
+        size = min(size, _TRAIN_BYTES // SAMPLES - frames.HEADERS.size)
         singly = await self._sample(endpoint, size, together=False)
         return singly, await self._sample(endpoint, size, together=True)
 
-    async def _sample(self, endpoint: Endpoint, size: int, *, together: bool) -> int:
+    async def _sample(self, endpoint: Endpoint, size: int, *, together: bool) -> Samples:
         first = self._take_ids(SAMPLES)
         data = [random.randbytes(size - _SAMPLE_WORDS) for _ in range(SAMPLES)]
         messages = [
@@ -186,15 +200,13 @@ class Contact:
                 for message in messages:
                     self._voice.say(endpoint, message)
             await asyncio.wait(waiting, timeout=PATIENCE)
-            verdicts = [one.result() for one in waiting if one.done()]
+            verdicts = [one.result() for one in waiting if one.done() and not one.cancelled()]
         finally:
             for number in range(SAMPLES):
                 del self._waiting[Verdict, first + number]
-        sums = {number: zlib.crc32(one) for number, one in enumerate(data)}
-        return sum(
-            isinstance(verdict, Verdict) and verdict.crc == sums[verdict.number]
-            for verdict in verdicts
-        )
+        told = {one.number: one.crc for one in verdicts if isinstance(one, Verdict)}
+        intact = sum(told.get(number) == zlib.crc32(one) for number, one in enumerate(data))
+        return Samples(intact, damaged=len(verdicts) - intact)
 
     def _take_ids(self, count: int) -> int:
         first = self._next_id

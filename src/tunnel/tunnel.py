@@ -63,7 +63,7 @@ from tunnel.types import (
     Status,
     Traffic,
 )
-from tunnel.workers import Workers
+from tunnel.workers import GONE, NOBODY, Workers
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +128,7 @@ class Tunnel:
         self._lookups: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._closing: asyncio.Task[None] | None = None
+        self._started = False
         self._closed = asyncio.Event()
         self._events = Events()
         self._failure: BaseException | None = None
@@ -266,7 +267,8 @@ class Tunnel:
             endpoint: self._workers.stats(index)
             for endpoint, index in self._membership.peers.items()
         }
-        everyone = [*peers.values(), self._workers.stats(-1)]
+        nobody, gone = self._workers.stats(NOBODY), self._workers.stats(GONE)
+        everyone = [*peers.values(), nobody, gone]
         drops: Counter[str] = Counter()
         for one in everyone:
             drops.update(one.drops)
@@ -277,18 +279,29 @@ class Tunnel:
             peers=peers,
             work=self._workers.work() | {"device_overflows": self._device.overflows()},
             offloads=self.offloads,
+            strays=nobody.drops,
         )
 
-    def status(self) -> Status:
+    @property
+    def ready(self) -> bool:
+        """Whether packets can pass: it is open, and nobody has set its device down. What peers
+        do is not asked: one that is silent makes the others no worse."""
+        if not self._started or self._closing is not None:
+            return False
+        return not isinstance(self._device, Device) or self._device.is_up()
+
+    def status(self, *, look: bool = True) -> Status:
         """
-        All that is known now. Whoever asks again and again gets fresher answers: echoes go out
-        every second for a while.
+        All that is known now. Whoever asks again and again gets fresher answers, for echoes go
+        out every second for a while; without `look` nothing is made of it.
         """
         now = time.monotonic()
-        health, path_mtus = self._contact.health, self._contact.path_mtus
+        if look:
+            self._contact.look()
+        stats, health, path_mtus = self.stats, self._contact.health, self._contact.path_mtus
         peers = []
         for endpoint, index in self._membership.peers.items():
-            peer, own = self._membership.peer(endpoint), self._workers.stats(index)
+            peer, own = self._membership.peer(endpoint), stats.peers[endpoint]
             pulse = health.get(endpoint)
             peers.append(
                 PeerStatus(
@@ -315,11 +328,11 @@ class Tunnel:
             endpoints=tuple(self._underlay.describe()),
             mac=self._underlay.mac,
             mtu=self.mtu,
-            offloads=self.offloads,
+            offloads=stats.offloads,
             workers=len(self._workers),
             seconds=self._loop.time() - self._opened,
             peers=tuple(peers),
-            drops=self.stats.drops,
+            drops=stats.drops,
         )
 
     def events(self) -> AsyncIterator[Event]:
@@ -351,9 +364,10 @@ class Tunnel:
         endpoint = self._known(peer)
         size = self._contact.path_mtus.get(endpoint) or self.mtu
         singly, together = await self._contact.try_train(endpoint, size=min(size, self.mtu))
-        if not singly:
+        if not singly.intact:
             raise TimeoutError
-        if together < SAMPLES // 2 <= singly:
+        # One that arrives damaged is no accident: checksums let none pass. Some get lost anyway.
+        if together.damaged or together.intact < SAMPLES // 2 <= singly.intact:
             self._workers.set_trains(self._membership.peers[endpoint], False)
             self._look()
             return False
@@ -436,6 +450,7 @@ class Tunnel:
                 await self._apply(self._membership.resolved(endpoint, address, now=now))
         self._offloads_seen = self.offloads
         self._workers.start(self._device.queues)
+        self._started = True
         self._schedule()
         for reason in self._underlay.abilities.reasons:
             log.warning("%s: %s", self.config.name, reason)

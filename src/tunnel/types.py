@@ -226,9 +226,10 @@ class Stats:
     Attributes:
         outbound, inbound: Sums over all peers, removed ones included.
         drops: Reason -> packets, over everything; only reasons that occurred.
-        peers: Counters by peer; what belongs to no known peer is in the sums alone.
+        peers: Counters by peer.
         work: How packets were moved (system calls, trains, super-packets), by name.
         offloads: Those in use now.
+        strays: Drops of packets that belong to no peer that is known, by reason.
     """
 
     outbound: Traffic
@@ -237,6 +238,7 @@ class Stats:
     peers: Mapping[Endpoint, PeerStats]
     work: Mapping[str, int]
     offloads: frozenset[str]
+    strays: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -281,6 +283,7 @@ class Status:
         endpoints: Where it listens.
         seconds: Since it opened.
         drops: Reason -> packets, over everything.
+        subnets: What lives behind this node.
     """
 
     name: str
@@ -294,6 +297,7 @@ class Status:
     seconds: float
     peers: tuple[PeerStatus, ...]
     drops: Mapping[str, int]
+    subnets: tuple[Prefix, ...] = ()
 
 
 @dataclass(frozen=True)
