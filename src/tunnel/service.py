@@ -1,0 +1,468 @@
+"""
+The control socket: what may be asked of a running tunnel, and changed.
+
+    {"v": 1, "call": "ping", "args": {"peer": "192.0.2.2"}}
+    ->  {"v": 1, "result": ...}  or  {"v": 1, "error": "one line", "kind": "ConfigError"}
+
+A stream of msgpack maps each way, a reply to each request and in order. Results hold what JSON
+can: seconds, bytes, enums as their values, addresses as text. Whoever may write to the socket's
+file may ask everything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgpack
+
+from tunnel._native import DROP_REASONS
+from tunnel.client import LARGEST_REPLY, VERSION, directories, is_served
+from tunnel.errors import CodecError, ConfigError, TunnelError
+from tunnel.tunnel import Tunnel
+from tunnel.types import ANY_VTEP_MAC, Endpoint, Mac, PeerState, PeerStatus
+
+log = logging.getLogger(__name__)
+
+LARGEST_REQUEST = 1 << 20  # bytes
+MOST_CLIENTS = 64
+
+_PIECE = 1 << 16
+_LARGEST_PING = 65_000  # bytes; what one datagram carries
+_GOODBYE = 1.0  # seconds that clients have to take their last reply
+_LIMITS: Mapping[str, Any] = {
+    "max_buffer_size": LARGEST_REQUEST,
+    "max_map_len": 64,
+    "max_array_len": 0,
+    "max_ext_len": 0,
+}
+
+Call = Callable[[Mapping[str, Any]], Awaitable[Any]]
+"""From a request's arguments to its result."""
+
+
+class Service:
+    """
+    Answers at a control socket for as long as its ``async with`` block takes.
+
+    Args:
+        path: Of the socket; by default ``NAME.sock`` in /run/tunnel, or in
+            $XDG_RUNTIME_DIR/tunnel where this process may not write to the former.
+        reload: Reads the configuration again and applies it.
+        down: Has the program end; whoever asked is answered when the tunnel is closed, which
+            leaving the block does then.
+        calls: What else can be asked.
+
+    Raises:
+        TunnelError: The socket cannot be made, or is another node's.
+    """
+
+    def __init__(
+        self,
+        tunnel: Tunnel,
+        *,
+        path: str | Path | None = None,
+        reload: Callable[[], Awaitable[None]] | None = None,
+        down: Callable[[], None] | None = None,
+        calls: Mapping[str, Call] | None = None,
+    ) -> None:
+        self._tunnel = tunnel
+        self.path = Path(path) if path is not None else None
+        self._reread, self._end = reload, down
+        self._calls: dict[str, Call] = {
+            "status": self._status,
+            "peers": self._peers,
+            "peer_add": self._peer_add,
+            "peer_remove": self._peer_remove,
+            "routes": self._routes,
+            "neighbours": self._neighbours,
+            "drops": self._drops,
+            "ping": self._ping,
+            "try_trains": self._try_trains,
+            "reload": self._reload,
+            "down": self._down,
+            **(calls or {}),
+        }
+        self._clients: set[asyncio.Task[None]] = set()
+        self._leaving: set[asyncio.Task[Any] | None] = set()
+
+    async def __aenter__(self) -> Self:
+        self.path = self.path or _default_path(self._tunnel.config.name)
+        listener = _listen(self.path)
+        self._inode = self.path.stat().st_ino
+        self._server = await asyncio.start_unix_server(self._welcome, sock=listener)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._server.close()
+        self._remove()
+        if self._leaving:
+            await self._tunnel.close()
+        for task in self._clients - self._leaving:
+            task.cancel()
+        if self._clients:
+            _, late = await asyncio.wait(self._clients, timeout=_GOODBYE)
+            for task in late:
+                task.cancel()
+
+    def _remove(self) -> None:
+        """Takes the file away unless it is somebody else's by now. Who has dropped the privilege
+        for that leaves it; the next node finds it dead and replaces it."""
+        assert self.path is not None
+        with suppress(OSError):
+            if self.path.stat().st_ino == self._inode:
+                self.path.unlink()
+
+    # Conversations.
+
+    def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._clients) >= MOST_CLIENTS:
+            full = TunnelError(f"{MOST_CLIENTS} others are connected (end one of them)")
+            writer.write(_pack(_refusal(full)))
+            writer.close()
+            return
+        task = asyncio.create_task(self._converse(reader, writer))
+        self._clients.add(task)
+        task.add_done_callback(self._clients.discard)
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await self._answer_all(reader, writer)
+        except CodecError as error:
+            writer.write(_pack(_refusal(error)))
+        except OSError:
+            pass  # it left while we spoke
+        finally:
+            writer.close()
+
+    async def _answer_all(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        unpacker = msgpack.Unpacker(**_LIMITS)
+        while piece := await reader.read(_PIECE):
+            for name, args in _requests(unpacker, piece):
+                if name == "events":
+                    await self._tell_events(reader, writer)
+                    return
+                writer.write(_pack(await self._answer(name, args)))
+                # One reply is under way at most: who does not read is not answered any more.
+                await writer.drain()
+                if asyncio.current_task() in self._leaving:
+                    return
+
+    async def _answer(self, name: str, args: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            call = self._calls.get(name)
+            if call is None:
+                known = ", ".join([*self._calls, "events"])
+                raise ConfigError(f"call {name!r} is not known (known: {known})")
+            return {"v": VERSION, "result": _plain(await call(args))}
+        except (TunnelError, TimeoutError) as error:
+            return _refusal(error)
+        except Exception as error:
+            # Ours, not theirs: packets go on, and whoever asked shall not wait.
+            log.exception("%s: the call %s failed", self._tunnel.config.name, name)
+            return _refusal(TunnelError(f"{name} failed inside of the node: {error!r}"))
+
+    async def _tell_events(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """A reply for each event, until either end has enough."""
+        telling = asyncio.create_task(self._tell(writer))
+        leaving = asyncio.create_task(reader.read(1))
+        try:
+            await asyncio.wait((telling, leaving), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            telling.cancel()
+            leaving.cancel()
+            await asyncio.gather(telling, leaving, return_exceptions=True)
+
+    async def _tell(self, writer: asyncio.StreamWriter) -> None:
+        async for event in self._tunnel.events():
+            words = {"event": type(event).__name__, **_plain(event)}
+            writer.write(_pack({"v": VERSION, "result": words}))
+            await writer.drain()
+
+    # The calls.
+
+    async def _status(self, _: Mapping[str, Any]) -> Any:
+        return self._tunnel.status()
+
+    async def _peers(self, _: Mapping[str, Any]) -> Any:
+        return self._tunnel.status().peers
+
+    async def _peer_add(self, args: Mapping[str, Any]) -> Any:
+        before = set(self._tunnel.peers)
+        await self._tunnel.add_peer(_take(args, "peer", str))
+        return {"added": sorted(set(self._tunnel.peers) - before)}
+
+    async def _peer_remove(self, args: Mapping[str, Any]) -> Any:
+        endpoint = Endpoint.parse(_take(args, "endpoint", str))
+        await self._tunnel.remove_peer(endpoint)
+        return {"removed": [endpoint]}
+
+    async def _routes(self, _: Mapping[str, Any]) -> Any:
+        kernel = await self._tunnel.kernel_routes()
+        return [
+            {
+                "prefix": prefix,
+                "peer": peer.endpoint,
+                "kernel": None if kernel is None else prefix in kernel,
+            }
+            for peer in self._tunnel.status().peers
+            for prefix in peer.prefixes
+        ]
+
+    async def _neighbours(self, _: Mapping[str, Any]) -> Any:
+        status = self._tunnel.status()
+        return [
+            {
+                "prefix": prefix,
+                "device": status.device,
+                "mac": peer.mac or ANY_VTEP_MAC,
+                "peer": peer.endpoint,
+                "address": peer.address,
+                "state": peer.state,
+            }
+            for peer in status.peers
+            for prefix in peer.prefixes
+        ]
+
+    async def _drops(self, _: Mapping[str, Any]) -> Any:
+        stats = self._tunnel.stats
+        return [
+            {
+                "reason": reason,
+                "direction": direction,
+                "count": stats.drops.get(reason, 0),
+                "meaning": meaning,
+                "peers": {
+                    endpoint: peer.drops[reason]
+                    for endpoint, peer in stats.peers.items()
+                    if reason in peer.drops
+                },
+            }
+            for reason, direction, meaning in DROP_REASONS
+        ]
+
+    async def _ping(self, args: Mapping[str, Any]) -> Any:
+        """One round trip in seconds, or at which stage it failed and why."""
+        size = _take(args, "size", int, default=0)
+        if not 0 <= size <= _LARGEST_PING:
+            raise ConfigError(f"size {size} is out of range (0 to {_LARGEST_PING} bytes)")
+        peer = self._find(_take(args, "peer", str))
+        answer: dict[str, Any] = {"peer": peer.endpoint, "size": size, "stage": None, "why": None}
+        try:
+            seconds = await self._tunnel.ping(peer.endpoint, size=size)
+        except TimeoutError:
+            stage, why = await self._explain(peer, size=size)
+            return {**answer, "seconds": None, "stage": stage, "why": why}
+        return {**answer, "seconds": seconds}
+
+    async def _try_trains(self, args: Mapping[str, Any]) -> Any:
+        peer = self._find(_take(args, "peer", str))
+        try:
+            return {
+                "peer": peer.endpoint,
+                "trains": await self._tunnel.try_trains(peer.endpoint),
+            }
+        except TimeoutError as error:
+            raise TimeoutError(f"peer {peer.endpoint} does not answer") from error
+
+    async def _reload(self, _: Mapping[str, Any]) -> Any:
+        """Which peers went and came; one that changed did both."""
+        if self._reread is None:
+            raise ConfigError("this node was not started from a file (see tunnel up --config)")
+        before = self._members()
+        await self._reread()
+        after = self._members()
+        return {
+            "removed": sorted(endpoint for endpoint, *_ in before - after),
+            "added": sorted(endpoint for endpoint, *_ in after - before),
+        }
+
+    async def _down(self, _: Mapping[str, Any]) -> Any:
+        if self._end is None:
+            raise ConfigError("this program does not let its tunnel be taken down (end it itself)")
+        self._leaving.add(asyncio.current_task())
+        self._end()
+        with suppress(TunnelError):  # it is closed, and why is told elsewhere
+            await self._tunnel.wait_closed()
+        return {"name": self._tunnel.config.name}
+
+    # What they stand on.
+
+    def _members(self) -> set[tuple[Any, ...]]:
+        return {(one.endpoint, one.prefixes, one.mac) for one in self._tunnel.status().peers}
+
+    def _find(self, text: str) -> PeerStatus:
+        """The peer that people mean: by its endpoint, by its host alone, or by an overlay address
+        that it owns."""
+        peers = self._tunnel.status().peers
+        with suppress(ConfigError):
+            meant = Endpoint.parse(text)
+            same = [peer for peer in peers if peer.endpoint.host == meant.host]
+            exact = [peer for peer in same if peer.endpoint == meant]
+            if exact or len(same) == 1:
+                return (exact or same)[0]
+        with suppress(ValueError):
+            address = ipaddress.ip_address(text)
+            owners = [peer for peer in peers if any(address in prefix for prefix in peer.prefixes)]
+            if owners:
+                return owners[0]
+        known = ", ".join(str(peer.endpoint) for peer in peers[:8]) or "none"
+        more = ", ..." if len(peers) > 8 else ""
+        raise ConfigError(f"peer {text} is not there (there are: {known}{more})")
+
+    async def _explain(self, peer: PeerStatus, *, size: int) -> tuple[str, str]:
+        """Why a ping got no answer: at which stage, and what to do."""
+        if peer.address is None:
+            return "unresolved", f"the name {peer.endpoint.host} has no address (check DNS)"
+        if not await self._tunnel.is_routed(peer.endpoint):
+            return "no_route", (
+                f"this host has no route to {peer.address} (see ip route get {peer.address})"
+            )
+        if size and await self._answers(peer.endpoint):
+            known = f"its path MTU is {peer.path_mtu}" if peer.path_mtu else "its path MTU is less"
+            return "too_big", f"{size} bytes do not reach it, small packets do ({known})"
+        if peer.state is PeerState.UNKNOWN:
+            return "no_answer", (
+                "sent, but it has never answered: is a node up there, with this one as its peer? "
+                "(a kernel vxlan device never answers; see tunnel doctor)"
+            )
+        since = f"silent for {peer.seconds:.0f} s" if peer.state is PeerState.SILENT else "lost"
+        return "no_answer", f"sent, but no answer came: {since} (is the node there still up?)"
+
+    async def _answers(self, endpoint: Endpoint) -> bool:
+        try:
+            await self._tunnel.ping(endpoint)
+        except TimeoutError:
+            return False
+        return True
+
+
+def _default_path(name: str) -> Path:
+    for place in directories():
+        if os.access(place if place.exists() else place.parent, os.W_OK):
+            return place / f"{name}.sock"
+    raise TunnelError(
+        "no place for a control socket: /run/tunnel cannot be written to, and XDG_RUNTIME_DIR is "
+        "not set or not ours (give --control PATH, or --control none)"
+    )
+
+
+def _listen(path: Path) -> socket.socket:
+    """A control socket that its owner and group can open; it takes the place of a dead one."""
+    try:
+        path.parent.mkdir(exist_ok=True)
+        _make_room(path)
+        return _bind(path)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise TunnelError(
+            f"cannot make control socket {path}: {reason} (choose another --control)"
+        ) from error
+
+
+def _make_room(path: Path) -> None:
+    if not path.exists():
+        return
+    if not path.is_socket():
+        raise TunnelError(f"{path} is there and no socket (choose another --control)")
+    if is_served(path):
+        raise TunnelError(
+            f"control socket {path} is another node's (choose another --name or --control)"
+        )
+    path.unlink()
+
+
+def _bind(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # A file gets the mode of its socket, so there is no moment in which others may connect.
+        os.fchmod(listener.fileno(), 0o600)
+        listener.bind(str(path))
+        listener.listen(MOST_CLIENTS)
+        path.chmod(0o660)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _requests(unpacker: Any, piece: bytes) -> list[tuple[str, Mapping[str, Any]]]:
+    """
+    Name and arguments of all that is complete with `piece`.
+
+    Raises:
+        CodecError: It is no request, or too long for one.
+    """
+    try:
+        unpacker.feed(piece)
+        return [_parse(words) for words in unpacker]
+    except CodecError:
+        raise
+    except (ValueError, msgpack.UnpackException) as error:
+        raise CodecError(f"this is no request: {error or type(error).__name__}") from error
+
+
+def _parse(words: object) -> tuple[str, Mapping[str, Any]]:
+    if not isinstance(words, dict) or words.get("v") != VERSION:
+        raise CodecError(f"this is no request of version {VERSION} (compare tunnel --version)")
+    name, args = words.get("call"), words.get("args", {})
+    if not isinstance(name, str) or not isinstance(args, dict):
+        raise CodecError("a request has a call, which is text, and args, which is a map")
+    return name, args
+
+
+def _take(args: Mapping[str, Any], name: str, kind: type, *, default: Any = None) -> Any:
+    value = args.get(name, default)
+    if type(value) is not kind:
+        raise ConfigError(f"{name} is {value!r} (it has to be {kind.__name__})")
+    return value
+
+
+def _refusal(error: Exception) -> dict[str, Any]:
+    return {"v": VERSION, "error": str(error) or "no answer", "kind": type(error).__name__}
+
+
+def _pack(reply: Mapping[str, Any]) -> bytes:
+    packed: bytes = msgpack.packb(reply)
+    if len(packed) <= LARGEST_REPLY:
+        return packed
+    return _pack(_refusal(TunnelError(f"the answer has {len(packed)} bytes, which is too long")))
+
+
+def _plain(value: Any) -> Any:
+    """The same as JSON would have it."""
+    match value:
+        case None | bool() | int() | float() | str():
+            return value
+        case Enum():
+            return value.value
+        case Endpoint() | Mac():
+            return str(value)
+        case Mapping():
+            return {str(key): _plain(one) for key, one in value.items()}
+        case set() | frozenset():
+            return sorted(_plain(one) for one in value)
+        case list() | tuple():
+            return [_plain(one) for one in value]
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    return str(value)
