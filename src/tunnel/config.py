@@ -138,6 +138,15 @@ def faults(words: Mapping[str, object]) -> list[ConfigError]:
     return _read(words)[1]
 
 
+def differences(before: Config, after: Config) -> list[str]:
+    """The words in which two differ."""
+    return [
+        name
+        for name, word in _WORDS.items()
+        if getattr(before, word.field) != getattr(after, word.field)
+    ]
+
+
 def conflicts(
     peers: Mapping[int, Peer], *, subnets: Iterable[Prefix], local: Collection[Endpoint]
 ) -> Iterator[ConfigError]:

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from tunnel._native import Forwarder
-from tunnel.config import AUTO_WORKERS, Config
+from tunnel.config import AUTO_WORKERS, Config, differences
 from tunnel.contact import SAMPLES, Contact, Place, Voice
 from tunnel.control import frames
 from tunnel.control.liveness import Changed
@@ -379,18 +379,31 @@ class Tunnel:
         MAC. Packets of all others go on. Cancelled, it is still done.
 
         Raises:
-            ConfigError: Something else differs, which takes a restart, or peers contradict each
-                other; nothing has changed then.
+            ConfigError: Something else differs, which takes a restart, or a peer that came is
+                ourselves. Like below, the peers are then who they were.
+            DeviceError: The kernel has another route for a prefix of a peer that came.
         """
-        for field in fields(Config):
-            if field.name not in ("peers", "loop") and getattr(config, field.name) != getattr(
-                self.config, field.name
-            ):
-                raise ConfigError(
-                    f"{field.name.replace('_', '-')} cannot change while it runs (restart it)",
-                    key=(field.name,),
-                )
+        for word in differences(self.config, config):
+            if word not in ("peer", "loop"):
+                raise ConfigError(f"{word} cannot change while it runs (restart it)", key=(word,))
         await self._change(self._reload(config.peers))
+
+    async def is_routed(self, peer: str | Endpoint) -> bool:
+        """
+        Whether this host has a route to where a peer is now. Cancelled, nothing changes.
+
+        Raises:
+            ConfigError: There is no such peer.
+        """
+        address = self._membership.address(self._known(peer))
+        return address is not None and await self._netlink.path_to(address) is not None
+
+    async def kernel_routes(self) -> frozenset[Prefix] | None:
+        """What the kernel routes into the device for us; None without one. Cancelled, nothing
+        changes."""
+        if not isinstance(self._device, Device):
+            return None
+        return frozenset(await self._netlink.routes(self._device.index))
 
     def _known(self, peer: str | Endpoint) -> Endpoint:
         endpoint = Endpoint.parse(peer) if isinstance(peer, str) else peer
@@ -548,6 +561,14 @@ class Tunnel:
         self._schedule()
 
     async def _reload(self, wanted: Iterable[Peer]) -> None:
+        before = [self._membership.peer(endpoint) for endpoint in self.peers]
+        try:
+            await self._become(wanted)
+        except TunnelError:
+            await self._become(before)
+            raise
+
+    async def _become(self, wanted: Iterable[Peer]) -> None:
         before = {endpoint: self._membership.peer(endpoint) for endpoint in self.peers}
         after = {peer.endpoint: peer for peer in wanted}
         for endpoint, peer in before.items():

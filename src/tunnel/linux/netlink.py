@@ -159,12 +159,18 @@ class Netlink:
                 if error.code not in (errno.ESRCH, errno.ENODEV):
                     raise
 
+    async def routes(self, index: int) -> list[Prefix]:
+        """Our own routes to a device."""
+        with _explained(f"read the kernel routes to device {_name(index)}"):
+            found = await self._route.route("dump", oif=index, proto=PROTOCOL)
+            return [_destination(message) async for message in found]
+
     async def clear(self, index: int) -> None:
         """Takes our routes and every address but link-local ones from a device that
         outlives its process; one that is gone already is fine."""
         with _explained(f"clear device {_name(index)}"):
-            async for message in await self._route.route("dump", oif=index, proto=PROTOCOL):
-                await self.remove_route(index, _destination(message))
+            for prefix in await self.routes(index):
+                await self.remove_route(index, prefix)
             async for message in await self._route.addr("dump", index=index):
                 address = ipaddress.ip_address(message.get("address"))
                 if not address.is_link_local:
