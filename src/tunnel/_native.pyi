@@ -23,6 +23,9 @@ def encode_batch(
     packets: Buffer, sizes: Buffer, out: Buffer, vni: int, source: bytes, destination: bytes
 ) -> int: ...
 def decode_batch(datagrams: Buffer, sizes: Buffer, out: Buffer) -> int: ...
+def decap(datagram: Buffer, vni: int, mac: bytes, ecn: int) -> str | None:
+    """Why a node of this VNI and MAC would drop one datagram that came with these outer ECN bits,
+    as far as the datagram shows by itself; None where it would not."""
 
 @final
 class Forwarder:
@@ -63,7 +66,7 @@ class Forwarder:
         Without an address (not resolved yet) its packets are dropped and counted."""
 
     def remove_peer(self, index: int) -> None:
-        """Forgets the peer; its counters go to index -1. Routes to it must go first
+        """Forgets the peer; its counters go to index -2. Routes to it must go first
         (ValueError)."""
 
     def set_routes(self, routes: Sequence[tuple[bytes, int, int]]) -> None:
@@ -92,7 +95,7 @@ class Forwarder:
     def counters(self, index: int) -> tuple[int, int, int, int, tuple[int, ...], int]:
         """``(outbound packets, outbound bytes, inbound packets, inbound bytes, drops, reason of
         the last drop or -1)`` of one peer, bytes of inner packets; -1 for what belongs to no
-        known peer."""
+        known peer, -2 for peers that were removed, together."""
 
     def work(self) -> tuple[int, ...]:
         """How the packets were moved: see :data:`WORK`."""

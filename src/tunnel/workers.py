@@ -18,6 +18,9 @@ from tunnel.types import Mac, PeerStats, Traffic
 Route = tuple[bytes, int, int]
 """Packed network address, prefix length, peer index."""
 
+NOBODY, GONE = -1, -2
+"""Stand for a peer's index: what belongs to no peer that is known, and to those removed."""
+
 
 class Workers:
     """
@@ -86,7 +89,7 @@ class Workers:
             forwarder.set_routes(routes)
 
     def stats(self, index: int) -> PeerStats:
-        """Of one peer; -1 for what belongs to none that is known."""
+        """Of one peer, of nobody, or of all that have gone."""
         every = [forwarder.counters(index) for forwarder in self._forwarders]
         out_packets, out_bytes, in_packets, in_bytes = _sums([one[:4] for one in every])
         drops = _sums([one[4] for one in every])

@@ -220,7 +220,7 @@ def test_a_peer_goes_after_its_routes() -> None:
         assert rig.drops(-1) == {"unknown_source": 1}
 
 
-def test_counters_of_a_removed_peer_go_to_nobody() -> None:
+def test_counters_of_a_removed_peer_are_kept_apart() -> None:
     with Rig() as rig:
         a = rig.add_peer()
         rig.outbound(to("10.0.1.1"), to("10.0.1.1"), to("10.9.9.9"))
@@ -231,8 +231,9 @@ def test_counters_of_a_removed_peer_go_to_nobody() -> None:
         assert rig.drops(0) == {"spoofed": 1}
         rig.forwarder.set_routes([])
         rig.forwarder.remove_peer(0)
-        assert rig.forwarder.counters(-1)[:4] == (2, 64, 1, 32)
-        assert rig.drops(-1) == {"spoofed": 1, "no_route": 1}
+        assert rig.forwarder.counters(-2)[:4] == (2, 64, 1, 32)
+        assert rig.drops(-2) == {"spoofed": 1}
+        assert rig.drops(-1) == {"no_route": 1}
         rig.forwarder.set_peer(0, packed(a.address), a.port, a.mac)
         assert rig.forwarder.counters(0)[:4] == (0, 0, 0, 0)
         assert rig.drops(0) == {}

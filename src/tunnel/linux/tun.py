@@ -22,6 +22,7 @@ _TUNSETVNETHDRSZ = 0x400454D8
 _TUNSETQUEUE = 0x400454D9
 _IFF_DETACH_QUEUE = 0x0400
 _IFF_PERSIST = 0x0800
+_SIOCGIFFLAGS, _IFF_UP = 0x8913, 0x0001
 
 _CSUM, _TSO4, _TSO6, _TSO_ECN = 0x01, 0x02, 0x04, 0x08
 _USO4, _USO6 = 0x20, 0x40  # Linux 6.2; older headers lack them
@@ -79,6 +80,14 @@ class Device:
         full: a warning that we do not keep up."""
         self._overflows = max(self._overflows, _read_drops(self.name) - self._before)
         return self._overflows
+
+    def is_up(self) -> bool:
+        """Whether it is there and nobody has set it down."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, suppress(OSError):
+            name = socket.if_indextoname(self.index).encode()
+            ifreq = fcntl.ioctl(sock, _SIOCGIFFLAGS, struct.pack("40s", name))
+            return bool(struct.unpack_from("H", ifreq, 16)[0] & _IFF_UP)
+        return False
 
     def close(self) -> None:
         """Closes its descriptors; a device that is not persistent vanishes with its

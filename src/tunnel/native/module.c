@@ -347,8 +347,12 @@ static PyObject *counters(struct forwarder *forwarder, PyObject *args)
     int index;
     if (!PyArg_ParseTuple(args, "i", &index))
         return NULL;
-    const struct counters *counters = &forwarder->peers.nobody;
-    if (index != -1) {
+    const struct counters *counters;
+    if (index == -1) {
+        counters = &forwarder->peers.nobody;
+    } else if (index == -2) {
+        counters = &forwarder->peers.gone;
+    } else {
         struct peer *peer = index >= 0 && index < PEERS_MAX
                                 ? peers_get(&forwarder->peers, (uint16_t)index)
                                 : NULL;
@@ -640,7 +644,35 @@ static PyObject *native_decode_batch(PyObject *module, PyObject *args)
     return decoded;
 }
 
-static PyObject *native_checksum_backend(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+/* A copy is judged: what decap() changes is nobody's to see. */
+static PyObject *native_decap(PyObject *Py_UNUSED(module), PyObject *args)
+{
+#define X(name, direction, meaning) #name,
+    static const char *const reasons[] = {DROPS(X) NULL};
+#undef X
+    Py_buffer datagram;
+    const char *mac;
+    Py_ssize_t mac_size;
+    int ecn;
+    struct vtep vtep;
+    struct ip_packet packet;
+    PyObject *reason = NULL;
+    if (!PyArg_ParseTuple(args, "y*O&y#i", &datagram, convert_vni, &vtep.vni, &mac, &mac_size,
+                          &ecn))
+        return NULL;
+    if (parse_mac(mac, mac_size, vtep.mac)) {
+        PyObject *copy = PyBytes_FromStringAndSize(datagram.buf, datagram.len);
+        if (copy)
+            reason = Py_BuildValue("z", reasons[decap(&vtep, (uint8_t *)PyBytes_AsString(copy),
+                                                      (size_t)datagram.len, ecn & 3, &packet)]);
+        Py_XDECREF(copy);
+    }
+    PyBuffer_Release(&datagram);
+    return reason;
+}
+
+static PyObject *native_checksum_backend(
+PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 {
     return PyUnicode_FromString(checksum_backend());
 }
@@ -650,6 +682,7 @@ static PyMethodDef module_methods[] = {
     {"decode", native_decode, METH_VARARGS, NULL},
     {"encode_batch", native_encode_batch, METH_VARARGS, NULL},
     {"decode_batch", native_decode_batch, METH_VARARGS, NULL},
+    {"decap", native_decap, METH_VARARGS, NULL},
     {"checksum_backend", native_checksum_backend, METH_NOARGS, NULL},
     {0},
 };

@@ -49,7 +49,9 @@ static bool grow(struct peers *peers, uint16_t index)
     memset(at + peers->room, 0, (room - peers->room) * sizeof *at);
     memset(buckets, 0xff, room * sizeof *buckets);
     free(peers->buckets);
-    *peers = (struct peers){at, room, buckets, peers->nobody};
+    peers->at = at;
+    peers->room = room;
+    peers->buckets = buckets;
     for (size_t i = 0; i < room; i++)
         enlist(peers, (uint16_t)i);
     return true;
@@ -96,7 +98,7 @@ void peers_remove(struct peers *peers, uint16_t index)
     if (!peer)
         return;
     delist(peers, index);
-    counters_fold(&peers->nobody, &peer->counters);
+    counters_fold(&peers->gone, &peer->counters);
     memset(peer, 0, sizeof *peer);
 }
 

@@ -43,7 +43,8 @@ struct peers {
     struct peer *at;
     size_t room;
     uint16_t *buckets; /* by address, as many as `at` has room for */
-    struct counters nobody;
+    struct counters nobody; /* of packets whose peer is not known */
+    struct counters gone;   /* of peers that were removed, together */
 };
 
 /* Puts or replaces a peer; counters and what was learned of its path are kept unless its
@@ -51,7 +52,7 @@ struct peers {
 bool peers_put(struct peers *peers, uint16_t index, const struct address *address, uint16_t port,
                const uint8_t mac[MAC_SIZE]);
 
-/* Forgets a peer; its counters go to nobody's, so that sums never go back. */
+/* Forgets a peer; its counters are kept among those of peers gone, so that sums never go back. */
 void peers_remove(struct peers *peers, uint16_t index);
 
 /* The peer at `index`, NULL if there is none. */
