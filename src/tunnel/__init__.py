@@ -8,8 +8,10 @@ A user-space VXLAN overlay.
 
 from importlib.metadata import version
 
+from tunnel.client import Client
 from tunnel.config import Config
 from tunnel.errors import CodecError, ConfigError, DeviceError, TunnelError, UnderlayError
+from tunnel.service import Service
 from tunnel.tunnel import Tunnel
 from tunnel.types import (
     Endpoint,
@@ -34,6 +36,7 @@ from tunnel.types import (
 __version__ = version("tunnel")
 
 __all__ = [
+    "Client",
     "CodecError",
     "Config",
     "ConfigError",
@@ -52,6 +55,7 @@ __all__ = [
     "PeerStats",
     "PeerStatus",
     "PeerUp",
+    "Service",
     "Stats",
     "Status",
     "Traffic",

@@ -204,7 +204,7 @@ class Service:
         return self._tunnel.status()
 
     async def _peers(self, _: Mapping[str, Any]) -> Any:
-        return self._tunnel.status().peers
+        return self._tunnel.status(look=False).peers
 
     async def _peer_add(self, args: Mapping[str, Any]) -> Any:
         before = set(self._tunnel.peers)
@@ -224,12 +224,12 @@ class Service:
                 "peer": peer.endpoint,
                 "kernel": None if kernel is None else prefix in kernel,
             }
-            for peer in self._tunnel.status().peers
+            for peer in self._tunnel.status(look=False).peers
             for prefix in peer.prefixes
         ]
 
     async def _neighbours(self, _: Mapping[str, Any]) -> Any:
-        status = self._tunnel.status()
+        status = self._tunnel.status(look=False)
         return [
             {
                 "prefix": prefix,
@@ -308,12 +308,13 @@ class Service:
     # What they stand on.
 
     def _members(self) -> set[tuple[Any, ...]]:
-        return {(one.endpoint, one.prefixes, one.mac) for one in self._tunnel.status().peers}
+        peers = self._tunnel.status(look=False).peers
+        return {(one.endpoint, one.prefixes, one.mac) for one in peers}
 
     def _find(self, text: str) -> PeerStatus:
         """The peer that people mean: by its endpoint, by its host alone, or by an overlay address
         that it owns."""
-        peers = self._tunnel.status().peers
+        peers = self._tunnel.status(look=False).peers
         with suppress(ConfigError):
             meant = Endpoint.parse(text)
             same = [peer for peer in peers if peer.endpoint.host == meant.host]

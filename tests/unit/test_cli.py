@@ -75,6 +75,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeTunnel]:
         opened: ClassVar[list[Config]] = []
 
     Fake.from_config = Fake
+    monkeypatch.setenv("TUNNEL_CONTROL", "none")
     monkeypatch.setattr(up, "Tunnel", Fake)
     return Fake
 

@@ -7,11 +7,40 @@ from collections.abc import Sequence
 
 import click
 
-from tunnel.cli import bench, config, demo, up
+from tunnel.cli import (
+    bench,
+    config,
+    demo,
+    down,
+    drops,
+    neighbour,
+    peer,
+    ping,
+    reload,
+    route,
+    status,
+    up,
+)
 from tunnel.errors import TunnelError
 
+SECTIONS = {
+    "Run a node": (up.up, reload.reload, down.down, config.config),
+    "See and change one that runs": (status.status, peer.peer, route.route, neighbour.neighbour),
+    "Look closer": (drops.drops, ping.ping),
+    "Try it out": (demo.demo, bench.bench),
+}
+"""All verbs, in the order in which --help shows them."""
 
-@click.group(invoke_without_command=True)
+
+class _Verbs(click.Group):
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, verbs in SECTIONS.items():
+            rows = [(verb.name or "", verb.get_short_help_str(limit=68)) for verb in verbs]
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+@click.group(cls=_Verbs, invoke_without_command=True)
 @click.version_option(package_name="tunnel", message="%(prog)s %(version)s")
 @click.pass_context
 def verbs(context: click.Context) -> None:
@@ -20,8 +49,9 @@ def verbs(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _verb in (up.up, config.config, demo.demo, bench.bench):
-    verbs.add_command(_verb)
+for _section in SECTIONS.values():
+    for _verb in _section:
+        verbs.add_command(_verb)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -7,7 +7,10 @@ import logging
 import os
 import signal
 import socket
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import click
@@ -17,6 +20,9 @@ from tunnel import Tunnel
 from tunnel.cli.config import ConfigFile
 from tunnel.config import Config
 from tunnel.errors import ConfigError, TunnelError
+from tunnel.service import Service
+
+log = logging.getLogger(__name__)
 
 
 # Values stay as loose as they are written: config.py knows what they mean, and says what is
@@ -81,18 +87,25 @@ from tunnel.errors import ConfigError, TunnelError
     "it to the event loop.  [default: auto, one for each CPU up to 4]",
 )
 @click.option(
+    "--control",
+    metavar="PATH|none",
+    help="Where other verbs reach this node.  [default: NAME.sock in /run/tunnel or "
+    "$XDG_RUNTIME_DIR/tunnel]",
+)
+@click.option(
     "--config",
     type=click.Path(path_type=Path),
     metavar="FILE",
     help='TOML with the same words; flags override it. See "tunnel config check".',
 )
 @click.option("-v", "--verbose", count=True, help="Log what happens (-vv: more) to stderr.")
-def up(config: Path | None, verbose: int, **flags: object) -> None:
+def up(config: Path | None, control: str | None, verbose: int, **flags: object) -> None:
     """
     Join this host to an overlay, until SIGTERM or Ctrl-C.
 
     Makes a TUN device, sends what the kernel routes into it to the peer that owns the
-    destination, and removes all it made when it ends. Needs CAP_NET_ADMIN.
+    destination, and removes all it made when it ends. Needs CAP_NET_ADMIN. With --config, SIGHUP
+    has it read the file again.
 
     \b
     On 192.0.2.1:
@@ -107,10 +120,11 @@ def up(config: Path | None, verbose: int, **flags: object) -> None:
     given = {
         name.replace("_", "-"): value for name, value in flags.items() if value not in (None, ())
     }
-    made = _configure(config, given)
+    words = _Words(config, given)
+    made = words.read()
     new_loop = uvloop.new_event_loop if made.loop == "uvloop" else asyncio.new_event_loop
     with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(_until_stopped(made))
+        runner.run(_until_stopped(made, words=words, control=control))
 
 
 def _log(verbose: int) -> None:
@@ -119,26 +133,45 @@ def _log(verbose: int) -> None:
     logging.getLogger("tunnel").setLevel(level)
 
 
-def _configure(path: Path | None, flags: dict[str, object]) -> Config:
-    """The file's words under those of the flags. Raises ConfigError with the file's line where
-    the word stands there."""
-    file = ConfigFile.read(path) if path else None
-    try:
-        return Config.from_words({**(file.words if file else {}), **flags})
-    except ConfigError as error:
-        if file is None or error.key[0] in flags:
-            raise
-        raise ConfigError(file.describe(error), key=error.key) from error
+@dataclass(frozen=True)
+class _Words:
+    """What a node was told: its file's words under those of the flags."""
+
+    path: Path | None
+    flags: dict[str, object]
+
+    def read(self) -> Config:
+        """Raises ConfigError, with the file's line where the word stands there."""
+        file = ConfigFile.read(self.path) if self.path else None
+        try:
+            return Config.from_words({**(file.words if file else {}), **self.flags})
+        except ConfigError as error:
+            raise self._placed(error, file) from None
+
+    async def reload(self, tunnel: Tunnel) -> None:
+        """Reads them again, for a tunnel that runs. Raises what :meth:`Tunnel.reload` does."""
+        config = self.read()
+        try:
+            await tunnel.reload(config)
+        except ConfigError as error:
+            raise self._placed(error, ConfigFile.read(self.path) if self.path else None) from None
+        log.info("%s: %s was read again", tunnel.config.name, self.path)
+
+    def _placed(self, error: ConfigError, file: ConfigFile | None) -> ConfigError:
+        if file is None or not error.key or error.key[0] in self.flags:
+            return error
+        return ConfigError(file.describe(error), key=error.key)
 
 
-async def _until_stopped(config: Config) -> None:
-    """Runs a tunnel until SIGTERM or SIGINT; during start-up as well, these end it cleanly."""
+async def _until_stopped(config: Config, *, words: _Words, control: str | None) -> None:
+    """Runs a tunnel until SIGTERM, SIGINT or "tunnel down"; during start-up as well, these end it
+    cleanly."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     waiting = asyncio.create_task(stopped.wait())
-    running = asyncio.create_task(_run(config))
+    running = asyncio.create_task(_run(config, words=words, control=control, down=stopped.set))
     await asyncio.wait((waiting, running), return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
     # Cancelled once, however often Ctrl-C is pressed: nothing interrupts the cleaning up.
@@ -147,8 +180,17 @@ async def _until_stopped(config: Config) -> None:
         await running
 
 
-async def _run(config: Config) -> None:
-    async with Tunnel.from_config(config) as tunnel:
+async def _run(
+    config: Config, *, words: _Words, control: str | None, down: Callable[[], None]
+) -> None:
+    async with AsyncExitStack() as stack:
+        tunnel = await stack.enter_async_context(Tunnel.from_config(config))
+        reload = partial(words.reload, tunnel) if words.path else None
+        if reload is not None:
+            _reload_on_hangup(tunnel, reload)
+        if control != "none":
+            service = Service(tunnel, path=control, reload=reload, down=down)
+            await _serve(service, stack, needed=control is not None)
         print(tunnel.describe(), flush=True)
         _notify("READY=1")
         try:
@@ -160,6 +202,35 @@ async def _run(config: Config) -> None:
             _notify("STOPPING=1")
             drops = " ".join(f"{reason}={n}" for reason, n in tunnel.stats.drops.items())
             print(f"drops: {drops or 'none'}", flush=True)
+
+
+async def _serve(service: Service, stack: AsyncExitStack, *, needed: bool) -> None:
+    """An overlay without a control socket is better than none, unless that was asked for."""
+    try:
+        await stack.enter_async_context(service)
+    except TunnelError as error:
+        if needed:
+            raise
+        log.warning("%s", error)
+
+
+def _reload_on_hangup(tunnel: Tunnel, reload: Callable[[], Awaitable[None]]) -> None:
+    """Whoever sends SIGHUP gets no answer, so what went wrong is logged."""
+    loop = asyncio.get_running_loop()
+    reloads: set[asyncio.Task[None]] = set()
+
+    async def attempt() -> None:
+        try:
+            await reload()
+        except TunnelError as error:
+            log.error("%s: not reloaded: %s", tunnel.config.name, error)
+
+    def hang_up() -> None:
+        task = loop.create_task(attempt())
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
 
 
 def _notify(state: str) -> None:

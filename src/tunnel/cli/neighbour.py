@@ -1,0 +1,31 @@
+"""``tunnel neighbour``: behind which MAC and endpoint each prefix is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tunnel.cli import node
+
+
+@click.group(no_args_is_help=False)
+def neighbour() -> None:
+    """Look at the VTEPs behind the overlay's prefixes."""
+
+
+@neighbour.command("list")
+@node.options
+def list_(name: str | None, control: Path | None, as_json: bool) -> None:
+    """
+    Say, in the manner of "ip neigh", to which MAC and endpoint packets for a prefix go.
+
+    02:76:74:65:70:00 is any node's: the peer was given no mac= of its own.
+    """
+    neighbours = node.ask("neighbours", name=name, control=control)
+    if as_json:
+        node.print_json(neighbours)
+        return
+    for one in neighbours:
+        device = f" dev {one['device']}" if one["device"] else ""
+        click.echo(f"{one['prefix']}{device} lladdr {one['mac']} dst {one['peer']} {one['state']}")

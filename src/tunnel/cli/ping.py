@@ -1,0 +1,100 @@
+"""``tunnel ping``: round trips to a peer through the data path."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tunnel.cli import node
+from tunnel.client import Client, find
+
+_PAUSE = 0.2  # seconds between two
+_HOPELESS = ("unresolved", "no_route")  # nothing was sent, and the next one would not be
+
+
+@click.command()
+@click.argument("peer", metavar="NODE")
+@click.option(
+    "-c",
+    "--count",
+    type=click.IntRange(1, 100_000),
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="How many.",
+)
+@click.option(
+    "--size",
+    type=click.IntRange(0, 65_000),
+    default=0,
+    metavar="BYTES",
+    help="Of an inner packet, which must arrive whole.  [default: the least]",
+)
+@node.options
+@click.pass_context
+def ping(
+    context: click.Context,
+    peer: str,
+    count: int,
+    size: int,
+    name: str | None,
+    control: Path | None,
+    as_json: bool,
+) -> None:
+    """
+    Measure round trips to NODE through the data path.
+
+    NODE is a peer's endpoint, its host alone, or an overlay address that it owns. Where there is
+    no answer, says at which stage it failed. Exit code 1 if nothing was answered.
+    """
+    answers = asyncio.run(
+        _ping(control or find(name), peer, count=count, size=size, quiet=as_json)
+    )
+    trips = [one["seconds"] for one in answers if one["seconds"] is not None]
+    if as_json:
+        node.print_json(_summary(answers, trips))
+    else:
+        click.echo(f"{len(trips)} of {len(answers)} answered{_spread(trips)}")
+    if not trips:
+        context.exit(1)
+
+
+async def _ping(
+    path: Path, peer: str, *, count: int, size: int, quiet: bool
+) -> list[dict[str, Any]]:
+    answers: list[dict[str, Any]] = []
+    async with Client(path) as running:
+        while len(answers) < count:
+            if answers:
+                await asyncio.sleep(_PAUSE)
+            answer = await running.call("ping", peer=peer, size=size)
+            answers.append(answer)
+            if not quiet:
+                click.echo(f"{answer['peer']}: {answer['why'] or node.trip(answer['seconds'])}")
+            if answer["stage"] in _HOPELESS:
+                break
+    return answers
+
+
+def _summary(answers: list[dict[str, Any]], trips: list[float]) -> dict[str, Any]:
+    failed = [one for one in answers if one["stage"]]
+    last = failed[-1] if failed else {"stage": None, "why": None}
+    return {
+        "peer": answers[0]["peer"],
+        "size": answers[0]["size"],
+        "sent": len(answers),
+        "answered": len(trips),
+        "seconds": [one["seconds"] for one in answers],
+        "stage": last["stage"],
+        "why": last["why"],
+    }
+
+
+def _spread(trips: list[float]) -> str:
+    if not trips:
+        return ""
+    least, mean, most = min(trips), sum(trips) / len(trips), max(trips)
+    return f", least/mean/most {' / '.join(node.trip(one) for one in (least, mean, most))}"
