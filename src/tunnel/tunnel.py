@@ -124,6 +124,7 @@ class Tunnel:
         self._with_tun = device is not None
         self._undo = AsyncExitStack()
         self._changing = asyncio.Lock()
+        self._reloading = asyncio.Lock()
         self._changes: set[asyncio.Task[None]] = set()
         self._lookups: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -561,12 +562,13 @@ class Tunnel:
         self._schedule()
 
     async def _reload(self, wanted: Iterable[Peer]) -> None:
-        before = [self._membership.peer(endpoint) for endpoint in self.peers]
-        try:
-            await self._become(wanted)
-        except TunnelError:
-            await self._become(before)
-            raise
+        async with self._reloading:
+            before = [self._membership.peer(endpoint) for endpoint in self.peers]
+            try:
+                await self._become(wanted)
+            except TunnelError:
+                await self._become(before)
+                raise
 
     async def _become(self, wanted: Iterable[Peer]) -> None:
         before = {endpoint: self._membership.peer(endpoint) for endpoint in self.peers}
