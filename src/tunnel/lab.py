@@ -34,6 +34,9 @@ _PACKAGES = {"ip": "iproute2", "ping": "iputils-ping"}
 
 _STOP_SECONDS = 5.0
 
+_OWN_SOCKETS = "(mkdir -p /run/tunnel && mount -t tmpfs -o mode=755 tunnel /run/tunnel) 2>/dev/null"
+# Where nodes have their control sockets: hosts have nodes of the same name.
+
 
 class LabError(TunnelError):
     """This machine does not let us make hosts, or a command on one of them failed."""
@@ -41,11 +44,12 @@ class LabError(TunnelError):
 
 class Host:
     """
-    A network namespace with one interface, ``eth0``, once it is linked.
+    A network namespace with one interface, ``eth0``, once it is linked, and its own
+    ``/run/tunnel``.
 
     Attributes:
         name: For messages only.
-        pid: The process that holds the namespace, for ``nsenter -t PID --net``.
+        pid: The process that holds the namespaces, for ``nsenter -t PID --net --mount``.
         ipv4, ipv6: Addresses of ``eth0``, from the documentation prefixes
             192.0.2.0/24 and 2001:db8::/64.
     """
@@ -95,7 +99,7 @@ class Host:
         if shutil.which(words[0], path=_PATH) is None:
             package = _PACKAGES.get(words[0], words[0])
             raise LabError(f"cannot run {words[0]}: not found (install the package {package})")
-        enter = ["nsenter", f"--target={self.pid}", "--net", "--"]
+        enter = ["nsenter", f"--target={self.pid}", "--net", "--mount", "--wd", "--"]
         process = _start(["setpriv", "--pdeathsig=KILL", "--", *enter, *words])
         self._running.append(process)
         return process
@@ -214,7 +218,10 @@ def _refusal(command: str) -> str | None:
 
 def _hold() -> subprocess.Popen[str]:
     """A process in a network namespace of its own that ends when its input does."""
-    holder = _start(["unshare", "--net", "sh", "-c", "echo && exec cat"], stdin=subprocess.PIPE)
+    holder = _start(
+        ["unshare", "--net", "--mount", "sh", "-c", f"{_OWN_SOCKETS}; echo && exec cat"],
+        stdin=subprocess.PIPE,
+    )
     assert holder.stdout is not None
     # Its first line says that the namespace is there.
     if not holder.stdout.readline():
