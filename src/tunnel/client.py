@@ -55,6 +55,11 @@ def is_served(path: Path) -> bool:
     return True
 
 
+def nodes() -> dict[str, Path]:
+    """All control sockets, by the name of their node; of some the node may be gone."""
+    return {path.stem: path for place in reversed(directories()) for path in _sockets(place)}
+
+
 def find(name: str | None = None) -> Path:
     """
     The control socket of the node called `name`; without one, of the only node there is.
@@ -62,7 +67,7 @@ def find(name: str | None = None) -> Path:
     Raises:
         TunnelError: There is none, or there are several; with their names.
     """
-    found = {path.stem: path for place in reversed(directories()) for path in _sockets(place)}
+    found = nodes()
     if name is not None and name in found:
         return found[name]
     if name is None and len(found) > 1:

@@ -315,6 +315,9 @@ _WORDS = {
     "workers": _Word("workers", _read_workers, "auto"),
 }
 
+WORDS = tuple(_WORDS)
+"""All that a tunnel can be told."""
+
 
 _PEER_WORDS = {
     "endpoint": _Word("endpoint", _read_endpoint),

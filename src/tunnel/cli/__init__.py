@@ -11,6 +11,7 @@ from tunnel.cli import (
     bench,
     config,
     demo,
+    doctor,
     down,
     drops,
     neighbour,
@@ -26,7 +27,7 @@ from tunnel.errors import TunnelError
 SECTIONS = {
     "Run a node": (up.up, reload.reload, down.down, config.config),
     "See and change one that runs": (status.status, peer.peer, route.route, neighbour.neighbour),
-    "Look closer": (drops.drops, ping.ping),
+    "Look closer": (doctor.doctor, drops.drops, ping.ping),
     "Try it out": (demo.demo, bench.bench),
 }
 """All verbs, in the order in which --help shows them."""

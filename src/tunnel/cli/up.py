@@ -120,7 +120,7 @@ def up(config: Path | None, control: str | None, verbose: int, **flags: object) 
     given = {
         name.replace("_", "-"): value for name, value in flags.items() if value not in (None, ())
     }
-    words = _Words(config, given)
+    words = Words(config, given)
     made = words.read()
     new_loop = uvloop.new_event_loop if made.loop == "uvloop" else asyncio.new_event_loop
     with asyncio.Runner(loop_factory=new_loop) as runner:
@@ -134,7 +134,7 @@ def _log(verbose: int) -> None:
 
 
 @dataclass(frozen=True)
-class _Words:
+class Words:
     """What a node was told: its file's words under those of the flags."""
 
     path: Path | None
@@ -163,7 +163,7 @@ class _Words:
         return ConfigError(file.describe(error), key=error.key)
 
 
-async def _until_stopped(config: Config, *, words: _Words, control: str | None) -> None:
+async def _until_stopped(config: Config, *, words: Words, control: str | None) -> None:
     """Runs a tunnel until SIGTERM, SIGINT or "tunnel down"; during start-up as well, these end it
     cleanly."""
     stopped = asyncio.Event()
@@ -181,7 +181,7 @@ async def _until_stopped(config: Config, *, words: _Words, control: str | None) 
 
 
 async def _run(
-    config: Config, *, words: _Words, control: str | None, down: Callable[[], None]
+    config: Config, *, words: Words, control: str | None, down: Callable[[], None]
 ) -> None:
     async with AsyncExitStack() as stack:
         tunnel = await stack.enter_async_context(Tunnel.from_config(config))

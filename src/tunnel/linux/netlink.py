@@ -118,19 +118,19 @@ class Netlink:
 
     async def set_mtu(self, index: int, mtu: int, *, gso_max_size: int) -> None:
         """Sets the MTU and the largest super-packet, both in bytes."""
-        with _explained(f"set mtu {mtu} on device {_name(index)}"):
+        with _explained(f"set mtu {mtu} on device {name_of(index)}"):
             await self._route.link("set", index=index, mtu=mtu, gso_max_size=gso_max_size)
 
     async def set_up(self, index: int) -> None:
         """Sets the queue length, then the link up."""
-        with _explained(f"set device {_name(index)} up"):
+        with _explained(f"set device {name_of(index)} up"):
             await self._route.link("set", index=index, txqlen=_QUEUE_LENGTH)
             await self._silence(index)
             await self._route.link("set", index=index, state="up")
 
     async def add_address(self, index: int, address: Interface) -> None:
         """Adds an address; one that is there already is fine."""
-        with _explained(f"add address {address} to device {_name(index)}"):
+        with _explained(f"add address {address} to device {name_of(index)}"):
             await self._route.addr(
                 "replace", index=index, address=str(address.ip), prefixlen=address.network.prefixlen
             )
@@ -142,7 +142,7 @@ class Netlink:
         Raises:
             DeviceError: Another kernel route has that prefix. It stays as it is.
         """
-        with _explained(f"add kernel route {prefix} to device {_name(index)}"):
+        with _explained(f"add kernel route {prefix} to device {name_of(index)}"):
             try:
                 await self._route.route("add", **_route(index, prefix))
             except NetlinkError as error:
@@ -161,14 +161,14 @@ class Netlink:
 
     async def routes(self, index: int) -> list[Prefix]:
         """Our own routes to a device."""
-        with _explained(f"read the kernel routes to device {_name(index)}"):
+        with _explained(f"read the kernel routes to device {name_of(index)}"):
             found = await self._route.route("dump", oif=index, proto=PROTOCOL)
             return [_destination(message) async for message in found]
 
     async def clear(self, index: int) -> None:
         """Takes our routes and every address but link-local ones from a device that
         outlives its process; one that is gone already is fine."""
-        with _explained(f"clear device {_name(index)}"):
+        with _explained(f"clear device {name_of(index)}"):
             for prefix in await self.routes(index):
                 await self.remove_route(index, prefix)
             async for message in await self._route.addr("dump", index=index):
@@ -191,6 +191,22 @@ class Netlink:
             return None
         source = message.get("prefsrc")
         return Path(ipaddress.ip_address(source), mtu, message.get("oif")) if source else None
+
+    async def device_with(self, address: Address) -> str | None:
+        """Name of the device that has an address of ours, None where none has."""
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        async for message in await self._route.addr("dump", family=family):
+            if (message.get("local") or message.get("address")) == str(address):
+                return name_of(message["index"])
+        return None
+
+    async def mtu_of(self, name: str) -> int | None:
+        """MTU of a device in bytes, None where there is no such device here."""
+        try:
+            (link,) = await self._route.link("get", ifname=name)
+        except NetlinkError:
+            return None
+        return int(link.get("mtu"))
 
     async def vxlan_on(self, port: int) -> str | None:
         """Name of a kernel vxlan device that owns UDP `port` in this namespace."""
@@ -216,7 +232,7 @@ class Netlink:
             other = message.get("oif")
             if other != index or message["proto"] != PROTOCOL:
                 raise DeviceError(
-                    f"kernel route {prefix} exists already, via device {_name(other)} "
+                    f"kernel route {prefix} exists already, via device {name_of(other)} "
                     f'(remove it with "ip route delete {prefix}", or the prefix from the peer)'
                 )
 
@@ -237,7 +253,7 @@ def _destination(message: Any) -> Prefix:
     return ipaddress.ip_network(f"{message.get('dst') or unspecified}/{message['dst_len']}")
 
 
-def _name(index: int | None) -> str:
+def name_of(index: int | None) -> str:
     """For messages: the device's name, its number when it is gone."""
     try:
         return socket.if_indextoname(index or 0)

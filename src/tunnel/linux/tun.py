@@ -62,7 +62,7 @@ class Device:
         self.offloads = _set_offloads(self.output, wanted=wanted)
         self.vnet_header = bool(wanted)
         self.persistent = _is_persistent(self.output)
-        self._before = _read_drops(self.name)
+        self._before = read_drops(self.name)
         self._overflows = 0
         if len(tuns) > 1:
             # The first of all, so that the number of its queue stays one that exists.
@@ -78,7 +78,7 @@ class Device:
     def overflows(self) -> int:
         """Packets that the kernel dropped since we opened it because the device's queue was
         full: a warning that we do not keep up."""
-        self._overflows = max(self._overflows, _read_drops(self.name) - self._before)
+        self._overflows = max(self._overflows, read_drops(self.name) - self._before)
         return self._overflows
 
     def is_up(self) -> bool:
@@ -160,7 +160,7 @@ def _is_persistent(fd: int) -> bool:
     return bool(flags & _IFF_PERSIST)
 
 
-def _read_drops(name: str) -> int:
+def read_drops(name: str) -> int:
     """The device's transmit drops, 0 when it is gone. From /proc, which shows our
     network namespace; /sys shows that of whoever mounted it."""
     for line in Path("/proc/thread-self/net/dev").read_text().splitlines():

@@ -18,8 +18,10 @@ from tunnel.types import Address
 _UDP_SEGMENT, _UDP_GRO = 103, 104
 _SO_ATTACH_FILTER, _SO_SNDBUFFORCE, _SO_RCVBUFFORCE, _SO_RXQ_OVFL = 26, 32, 33, 40
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT, _PMTUDISC_PROBE = 10, 23, 0, 3
-_BUFFER = 8 << 20  # bytes: some 5 ms of 10 Gbit/s, as much as one slow wake-up
 _TTL = 64
+
+BUFFER = 8 << 20
+"""Bytes that a socket is to have each way: some 5 ms of 10 Gbit/s, as much as one slow wake-up."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,16 @@ def send_train(sock: socket.socket, train: bytes, size: int, to: tuple[str, int]
     sock.sendmsg([train], [segment], 0, to)
 
 
+def granted_buffers() -> tuple[int, int]:
+    """Bytes that a socket of this process gets to send and to receive, :data:`BUFFER` at most."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        _set_buffer(sock, force=_SO_SNDBUFFORCE, plain=socket.SO_SNDBUF)
+        _set_buffer(sock, force=_SO_RCVBUFFORCE, plain=socket.SO_RCVBUF)
+        # The kernel doubles what it was asked for, to have room for its own bookkeeping.
+        send = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2
+        return send, sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
+
+
 def close_sockets(opened: Iterable[Iterable[socket.socket]]) -> None:
     for sock in chain.from_iterable(opened):
         sock.close()
@@ -172,10 +184,10 @@ def _drop_input(sock: socket.socket) -> None:
 
 def _set_buffer(sock: socket.socket, *, force: int, plain: int) -> None:
     try:
-        sock.setsockopt(socket.SOL_SOCKET, force, _BUFFER)
+        sock.setsockopt(socket.SOL_SOCKET, force, BUFFER)
     except PermissionError:
         # Capped by net.core.[rw]mem_max, silently.
-        sock.setsockopt(socket.SOL_SOCKET, plain, _BUFFER)
+        sock.setsockopt(socket.SOL_SOCKET, plain, BUFFER)
 
 
 def _has_option(option: int) -> bool:

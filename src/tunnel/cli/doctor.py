@@ -1,0 +1,132 @@
+"""``tunnel doctor``: what usually goes wrong, looked for, and what to do about it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from tunnel.cli import node
+from tunnel.cli.up import Words, up
+from tunnel.client import Client, find, is_served, nodes
+from tunnel.config import WORDS, Config
+from tunnel.doctor import Finding, Level, examine, read_status
+from tunnel.types import Endpoint, PeerState, Status
+
+_SETTLE = 3.0
+"""Seconds in which peers may answer: while somebody looks, each is asked every second."""
+
+_COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.FAILED: "red"}
+
+
+@click.command(
+    params=[
+        param
+        for param in up.params
+        if param.name == "config" or (param.name or "").replace("_", "-") in WORDS
+    ],
+    context_settings={"auto_envvar_prefix": "TUNNEL"},
+)
+@click.option(
+    "--control",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Control socket of a running node.  [default: that of the node of this name]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def doctor(
+    context: click.Context,
+    config: Path | None,
+    control: Path | None,
+    as_json: bool,
+    **flags: object,
+) -> None:
+    """
+    Check what usually goes wrong, and say what to do.
+
+    Looks at the node that runs here (--name, where there are several) and at the host around it,
+    and tries whether trains of datagrams reach its peers undamaged: a peer that gets them damaged
+    gets none any more. Where no node runs, checks what the words of "tunnel up" would need.
+
+    Exit code 1 if a check failed; a warning is none.
+    """
+    given = {
+        name.replace("_", "-"): value for name, value in flags.items() if value not in (None, ())
+    }
+    wanted = Words(config, given).read()
+    named = bool(config or given)
+    told = bool(config or given.keys() - {"name"})
+    path = control or _running(wanted.name if named else None)
+    status, findings = asyncio.run(_examine(path, wanted if told or not path else None))
+    if as_json:
+        node.print_json(_words(status, findings))
+    else:
+        _print(findings)
+    context.exit(any(one.level is Level.FAILED for one in findings))
+
+
+def _running(name: str | None) -> Path | None:
+    """The control socket of a node that runs; without a name of the only one. Raises TunnelError
+    where there are several."""
+    served = {one: path for one, path in nodes().items() if is_served(path)}
+    if name is None and len(served) > 1:
+        return find()
+    return served.get(name) if name else next(iter(served.values()), None)
+
+
+async def _examine(
+    path: Path | None, config: Config | None
+) -> tuple[Status | None, list[Finding]]:
+    if path is None:
+        return None, await examine(config)
+    async with Client(path) as client:
+        status = await _settled(client)
+        trains = await _try_trains(client, status)
+    return status, await examine(config, status=status, trains=trains)
+
+
+async def _settled(client: Client) -> Status:
+    """The node's status once its peers had the time to answer."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _SETTLE
+    while True:
+        status = read_status(await client.call("status"))
+        # One with a MAC is a kernel vxlan device most often, which answers nothing.
+        waiting = any(peer.state is not PeerState.UP and not peer.mac for peer in status.peers)
+        if not waiting or loop.time() > deadline:
+            return status
+        await asyncio.sleep(0.2)
+
+
+async def _try_trains(client: Client, status: Status) -> dict[Endpoint, bool | None]:
+    """Whether trains reach each peer that is there and gets them; None where it did not answer."""
+    found: dict[Endpoint, bool | None] = {}
+    for peer in status.peers:
+        if peer.state is PeerState.UP and peer.trains:
+            try:
+                answer = await client.call("try_trains", peer=str(peer.endpoint))
+                found[peer.endpoint] = bool(answer["trains"])
+            except TimeoutError:
+                found[peer.endpoint] = None
+    return found
+
+
+def _words(status: Status | None, findings: Sequence[Finding]) -> dict[str, object]:
+    return {
+        "node": status.name if status else None,
+        "healthy": not any(one.level is Level.FAILED for one in findings),
+        "findings": [
+            {"check": one.check, "level": one.level.value, "text": one.text, "advice": one.advice}
+            for one in findings
+        ],
+    }
+
+
+def _print(findings: Sequence[Finding]) -> None:
+    for one in findings:
+        level = click.style(f"{one.level.value:7}", fg=_COLOURS[one.level])
+        advice = f" ({one.advice})" if one.advice else ""
+        click.echo(f"{level}  {one.check:12}  {one.text}{advice}")
