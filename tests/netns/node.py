@@ -55,10 +55,20 @@ class Node:
         self._process.kill()
         self._process.communicate()
 
+    def wait(self) -> None:
+        """Until it has ended by itself, well or not."""
+        assert self._process is not None
+        self._process.communicate(timeout=_PATIENCE)
+
     def down(self) -> dict[str, int]:
         """Ends it as systemd would; returns its drops by reason."""
         assert self._process is not None
         self._process.terminate()
+        return self.ended()
+
+    def ended(self) -> dict[str, int]:
+        """Its drops by reason, when somebody has ended it."""
+        assert self._process is not None
         stdout, stderr = self._process.communicate(timeout=_PATIENCE)
         assert self._process.returncode == 0, stderr
         words = stdout.rpartition("drops: ")[2].split()

@@ -84,6 +84,25 @@ def test_embed(lab: Lab) -> None:
     assert b.down() == {}
 
 
+def test_embed_control(lab: Lab) -> None:
+    a, b = Node(lab.host("a"), 1), Node(lab.host("b"), 2)
+    lab.link(a.host, b.host)
+    example = [sys.executable, str(EXAMPLES / "embed_control.py")]
+    words = [a.prefixes[0], f"{b.host.ipv4}={b.prefixes[0]}"]
+    program = a.host.popen([*example, *words])
+    assert "control socket /run/tunnel/tunnel1.sock" in ready(program)
+    b.up(peers=[a.at(4)])
+    verb = f"{sys.executable} -m tunnel"
+    assert "4 of 4 answered" in a.host.run(f"{verb} ping {b.ipv4}").stdout
+    assert f"{b.host.ipv4}:8472" in a.host.run(f"{verb} status").stdout
+    assert a.host.run([*example, "greet"]).stdout == "hello from inside\n"
+    assert a.host.run(f"{verb} down").stdout == "tunnel1 is down\n"
+    stdout, stderr = program.communicate(timeout=10)
+    assert (program.returncode, stderr) == (0, "")
+    assert "PeerUp(" in stdout
+    assert b.down() == {}
+
+
 def test_no_privileges(lab: Lab) -> None:
     program = [*NO_PRIVILEGE, sys.executable, str(EXAMPLES / "no_privileges.py")]
     said = lab.host("a").run(program).stdout
