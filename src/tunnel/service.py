@@ -143,8 +143,6 @@ class Service:
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await self._answer_all(reader, writer)
-        except CodecError as error:
-            writer.write(_pack(_refusal(error)))
         except OSError:
             pass  # it left while we spoke
         finally:
@@ -155,13 +153,16 @@ class Service:
     ) -> None:
         unpacker = msgpack.Unpacker(**_LIMITS)
         while piece := await reader.read(_PIECE):
-            for name, args in _requests(unpacker, piece):
+            try:
+                requests = _requests(unpacker, piece)
+            except CodecError as error:
+                await _send(writer, _refusal(error))
+                return
+            for name, args in requests:
                 if name == "events":
                     await self._tell_events(reader, writer)
                     return
-                writer.write(_pack(await self._answer(name, args)))
-                # One reply is under way at most: who does not read is not answered any more.
-                await writer.drain()
+                await _send(writer, await self._answer(name, args))
                 if asyncio.current_task() in self._leaving:
                     return
 
@@ -195,8 +196,7 @@ class Service:
     async def _tell(self, writer: asyncio.StreamWriter) -> None:
         async for event in self._tunnel.events():
             words = {"event": type(event).__name__, **_plain(event)}
-            writer.write(_pack({"v": VERSION, "result": words}))
-            await writer.drain()
+            await _send(writer, {"v": VERSION, "result": words})
 
     # The calls.
 
@@ -436,6 +436,15 @@ def _take(args: Mapping[str, Any], name: str, kind: type, *, default: Any = None
     if type(value) is not kind:
         raise ConfigError(f"{name} is {value!r} (it has to be {kind.__name__})")
     return value
+
+
+async def _send(writer: asyncio.StreamWriter, reply: Mapping[str, Any]) -> None:
+    """One reply is under way at most: who does not read is not answered any more. Raises
+    ConnectionError."""
+    if writer.is_closing():  # where uvloop would raise a RuntimeError
+        raise ConnectionResetError
+    writer.write(_pack(reply))
+    await writer.drain()
 
 
 def _refusal(error: Exception) -> dict[str, Any]:
