@@ -445,6 +445,7 @@ async def _send(writer: asyncio.StreamWriter, reply: Mapping[str, Any]) -> None:
         raise ConnectionResetError
     writer.write(_pack(reply))
     await writer.drain()
+    await asyncio.sleep(0)  # however much is asked, packets have their turn
 
 
 def _refusal(error: Exception) -> dict[str, Any]:
