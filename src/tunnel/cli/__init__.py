@@ -9,7 +9,9 @@ import click
 
 from tunnel.cli import (
     bench,
+    capture,
     config,
+    decode,
     demo,
     doctor,
     down,

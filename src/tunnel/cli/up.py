@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,20 @@ from tunnel.errors import ConfigError, TunnelError
 from tunnel.service import Service
 
 log = logging.getLogger(__name__)
+
+Serving = Callable[[Tunnel], AbstractAsyncContextManager[object]]
+"""What serves a tunnel while it is entered."""
+
+
+def _load_metrics(
+    _context: click.Context, _parameter: click.Parameter, text: str | None
+) -> Serving | None:
+    """What serves metrics there; its library is loaded only where they are wanted."""
+    if text is None:
+        return None
+    from tunnel.metrics import MetricsServer, Place  # noqa: PLC0415
+
+    return partial(MetricsServer, place=Place.parse(text))
 
 
 # Values stay as loose as they are written: config.py knows what they mean, and says what is
@@ -93,13 +107,25 @@ log = logging.getLogger(__name__)
     "$XDG_RUNTIME_DIR/tunnel]",
 )
 @click.option(
+    "--metrics",
+    metavar="ADDR:PORT",
+    callback=_load_metrics,
+    help="Serve Prometheus metrics, /healthz and /readyz there, over HTTP.",
+)
+@click.option(
     "--config",
     type=click.Path(path_type=Path),
     metavar="FILE",
     help='TOML with the same words; flags override it. See "tunnel config check".',
 )
 @click.option("-v", "--verbose", count=True, help="Log what happens (-vv: more) to stderr.")
-def up(config: Path | None, control: str | None, verbose: int, **flags: object) -> None:
+def up(
+    config: Path | None,
+    control: str | None,
+    metrics: Serving | None,
+    verbose: int,
+    **flags: object,
+) -> None:
     """
     Join this host to an overlay, until SIGTERM or Ctrl-C.
 
@@ -124,7 +150,7 @@ def up(config: Path | None, control: str | None, verbose: int, **flags: object) 
     made = words.read()
     new_loop = uvloop.new_event_loop if made.loop == "uvloop" else asyncio.new_event_loop
     with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(_until_stopped(made, words=words, control=control))
+        runner.run(_until_stopped(made, words=words, control=control, metrics=metrics))
 
 
 def _log(verbose: int) -> None:
@@ -165,7 +191,9 @@ class Words:
         return ConfigError(file.describe(error), key=error.key)
 
 
-async def _until_stopped(config: Config, *, words: Words, control: str | None) -> None:
+async def _until_stopped(
+    config: Config, *, words: Words, control: str | None, metrics: Serving | None
+) -> None:
     """Runs a tunnel until SIGTERM, SIGINT or "tunnel down"; during start-up as well, these end it
     cleanly."""
     stopped = asyncio.Event()
@@ -173,7 +201,9 @@ async def _until_stopped(config: Config, *, words: Words, control: str | None) -
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     waiting = asyncio.create_task(stopped.wait())
-    running = asyncio.create_task(_run(config, words=words, control=control, down=stopped.set))
+    running = asyncio.create_task(
+        _run(config, words=words, control=control, metrics=metrics, down=stopped.set)
+    )
     await asyncio.wait((waiting, running), return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
     # Cancelled once, however often Ctrl-C is pressed: nothing interrupts the cleaning up.
@@ -183,7 +213,12 @@ async def _until_stopped(config: Config, *, words: Words, control: str | None) -
 
 
 async def _run(
-    config: Config, *, words: Words, control: str | None, down: Callable[[], None]
+    config: Config,
+    *,
+    words: Words,
+    control: str | None,
+    metrics: Serving | None,
+    down: Callable[[], None],
 ) -> None:
     async with AsyncExitStack() as stack:
         tunnel = await stack.enter_async_context(Tunnel.from_config(config))
@@ -193,6 +228,8 @@ async def _run(
         if control != "none":
             service = Service(tunnel, path=control, reload=reload, down=down)
             await _serve(service, stack, needed=control is not None)
+        if metrics is not None:
+            await stack.enter_async_context(metrics(tunnel))
         print(tunnel.describe(), flush=True)
         _notify("READY=1")
         try:
