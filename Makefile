@@ -26,7 +26,8 @@ demo: .venv/installed
 	@$(BIN)/tunnel demo
 
 test: lint
-	@.ci/packages iproute2 iputils-ping iperf3 ethtool nftables tcpdump clang libclang-rt-14-dev valgrind
+	@.ci/packages iproute2 iputils-ping iperf3 ethtool nftables tcpdump tshark libpcap0.8 \
+		clang libclang-rt-14-dev valgrind
 	@$(BIN)/pytest
 
 lint: .venv/installed

@@ -14,11 +14,12 @@ LAYERS = [
     {"tunnel.__main__"},
     {"tunnel.cli"},
     {"tunnel"},
+    {"tunnel.decode"},
     {"tunnel.capture", "tunnel.doctor", "tunnel.metrics", "tunnel.service"},
     {"tunnel.tunnel"},
     {"tunnel.bench", "tunnel.client", "tunnel.contact", "tunnel.events", "tunnel.workers"},
     {"tunnel.control", "tunnel.linux", "tunnel.vxlan", "tunnel.lab"},
-    {"tunnel._native"},
+    {"tunnel._native", "tunnel.pcapng"},
     {"tunnel.config"},
     {"tunnel.types"},
     {"tunnel.errors"},
@@ -27,8 +28,10 @@ LAYERS = [
 
 AT_HOME = {
     "click": "tunnel.cli",
+    "prometheus_client": "tunnel.metrics",
     "pyroute2": "tunnel.linux.netlink",
     "pytun": "tunnel.linux.tun",
+    "scapy": "tunnel.decode",
 }
 """Libraries that one part of ours stands for."""
 

@@ -29,7 +29,7 @@ from tunnel.errors import TunnelError
 SECTIONS = {
     "Run a node": (up.up, reload.reload, down.down, config.config),
     "See and change one that runs": (status.status, peer.peer, route.route, neighbour.neighbour),
-    "Look closer": (doctor.doctor, drops.drops, ping.ping),
+    "Look closer": (doctor.doctor, drops.drops, ping.ping, capture.capture, decode.decode),
     "Try it out": (demo.demo, bench.bench),
 }
 """All verbs, in the order in which --help shows them."""
