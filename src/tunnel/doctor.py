@@ -428,7 +428,7 @@ def _reverse_path(facts: Facts) -> Iterator[Finding]:
         if way.home not in (way.device, "lo")
     }
     for (home, device), way in crooked.items():
-        dropped = f" ({facts.filtered} packets so far)" if facts.filtered else ""
+        dropped = f" ({_count(facts.filtered, 'packet')} so far)" if facts.filtered else ""
         # What really comes in by which device only the filter's own count can tell.
         yield Finding(
             "reverse-path",
@@ -458,7 +458,7 @@ def _forwarding(facts: Facts) -> Iterator[Finding]:
 
 def _mtu(facts: Facts) -> Iterator[Finding]:
     status = facts.status
-    mtu = facts.device_mtu if status else facts.config.mtu
+    mtu = (facts.device_mtu or status.mtu) if status else facts.config.mtu
     narrow = [way for way in facts.ways if mtu and way.source and mtu > way.carries]
     for way in narrow:
         yield _failed(
