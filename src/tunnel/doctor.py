@@ -585,8 +585,8 @@ def _drops(facts: Facts) -> Iterator[Finding]:
 def _trains(facts: Facts) -> Iterator[Finding]:
     for endpoint, arrive in facts.trains.items():
         if arrive is None:
-            text = f"peer {endpoint} did not answer the self-test"
-            yield _warning("trains", text, "run doctor again; if it stays so, see its log")
+            text = f"peer {endpoint} answered before, but not the self-test"
+            yield _failed("trains", text, f"is it still up? see tunnel ping {endpoint}")
         elif not arrive:
             yield _failed(
                 "trains",

@@ -156,13 +156,14 @@ def test_a_closed_port_is_seen_from_both_sides(pair: tuple[Node, Node]) -> None:
     a, b = pair
     closed = "type filter hook input priority 0; udp dport 8472 drop;"
     b.host.run(["nft", f"table ip filter {{ chain closed {{ {closed} }} }}"])
-    a.kill()
-    a.up(peers=[b.at(4)])
+    for node, other in ((a, b), (b, a)):
+        node.kill()
+        node.up(peers=[other.at(4)])
     for node in pair:
         report = doctor(node.host)
         ((level, text),) = found(report, "peers")
         assert level == "failed"
-        assert "has never answered" in text or "is silent" in text
+        assert "has never answered" in text
     assert found(doctor(a.host), "firewall")[0][0] == "ok"
     assert found(doctor(b.host), "firewall")[0][0] == "failed"
 

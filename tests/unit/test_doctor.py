@@ -245,7 +245,7 @@ FAULTS: dict[str, tuple[Facts, str, Level, str]] = {
         Level.FAILED,
         "trains of datagrams arrive damaged",
     ),
-    "no answer": (replace(RUNNING, trains={END: None}), "trains", Level.WARNING, "did not answer"),
+    "no answer": (replace(RUNNING, trains={END: None}), "trains", Level.FAILED, "not the self-test"),
     "no trains": (
         with_peer(trains=False),
         "trains",
