@@ -232,6 +232,8 @@ class _Walk:
             found = [self._within(value, one, rule) for one in elements]
             return True if True in found else None if None in found else False
         match right:
+            case "*":
+                return True
             case {"elem": {"val": one}}:
                 return self._within(value, one, rule)
             case {"prefix": {"addr": address, "len": length}}:
