@@ -84,8 +84,8 @@ class Forwarder:
         device. Returns how many messages were received. OSError if the socket is of no use."""
 
     def move(self) -> bool:
-        """Both directions, one budget each. True when an offload was turned off since this
-        last said so. OSError if a descriptor is of no use; it is in `filename`."""
+        """Both directions, one budget each. True when an offload was turned off or letters came
+        since this last said so. OSError if a descriptor is of no use; it is in `filename`."""
 
     def run(self, watch: int, stop: int) -> bool:
         """Does :meth:`move` whenever `watch`, an epoll's descriptor, is ready, and returns
@@ -96,6 +96,9 @@ class Forwarder:
         """``(outbound packets, outbound bytes, inbound packets, inbound bytes, drops, reason of
         the last drop or -1)`` of one peer, bytes of inner packets; -1 for what belongs to no
         known peer, -2 for peers that were removed, together."""
+
+    def sent(self) -> tuple[int, ...]:
+        """Packets sent to each peer, by index; 0 where there is none."""
 
     def work(self) -> tuple[int, ...]:
         """How the packets were moved: see :data:`WORK`."""
@@ -112,7 +115,7 @@ class Forwarder:
 
     def take_letters(self) -> list[tuple[int, bytes, bytes]]:
         """Control frames that came since: ``(index of a peer at that address, packed outer
-        source address, body)``. :meth:`move` and :meth:`run` return True when there are any."""
+        source address, body)``. :meth:`move` and :meth:`run` return True when more came."""
 
     def count_bad_control(self, index: int) -> None:
         """Counts a control frame that could not be read as a drop of that peer's."""

@@ -845,3 +845,311 @@ TEST(many_flows_keep_their_order)
     CHECK_EQ(dropped_in_all(world), 0);
     world_free(world);
 }
+
+/* ---- control frames ---- */
+
+/* Frames that are none of IP, for `destination`, with a body of that length: "letter", zeros. */
+static size_t put_control(uint8_t *bytes, const uint8_t *destination, size_t length)
+{
+    struct vxlan_frame frame = {
+        .vni = 7,
+        .ethertype = ETHERTYPE_CONTROL,
+        .destination = destination,
+        .source = any_vtep_mac,
+    };
+    vxlan_put(bytes, &frame);
+    memset(bytes + VXLAN_OVERHEAD, 0, length);
+    memcpy(bytes + VXLAN_OVERHEAD, "letter", length < 6 ? length : 6);
+    return VXLAN_OVERHEAD + length;
+}
+
+static int move(struct world *world)
+{
+    int failed = -1;
+    return forwarder_move(&world->forwarder, &failed);
+}
+
+TEST(control_frames_are_taken_and_told_once)
+{
+    static const uint8_t *const destinations[] = {mac, any_vtep_mac};
+    for (size_t i = 0; i < 2; i++) {
+        struct world *world = world_new();
+        const struct inbox *inbox = &world->forwarder.inbox;
+        static uint8_t bytes[2000], body[1000];
+        CHECK_EQ(move(world), 0);
+        send_datagram(world, world->peer, bytes, put_control(bytes, destinations[i], 1000));
+        CHECK_EQ(move(world), 1);
+        CHECK_EQ(move(world), 0); /* nobody is told twice, even if he has not come yet */
+        CHECK_EQ(inbox->count, 1);
+        CHECK_EQ(inbox->letters[0].sender, 0);
+        CHECK_EQ(inbox->letters[0].length, 1000);
+        inbox_copy(inbox, 0, body);
+        CHECK(memcmp(body, bytes + VXLAN_OVERHEAD, 1000) == 0);
+        CHECK_EQ(dropped_in_all(world), 0);
+        CHECK_EQ(world->forwarder.peers.at[0].counters.inbound.packets, 0);
+        CHECK_EQ(world->forwarder.work.device_writes, 0);
+        world_free(world);
+    }
+}
+
+TEST(control_frames_that_are_not_for_us_are_counted)
+{
+    static const struct {
+        const char *name;
+        size_t at;
+        uint8_t value;
+        enum drop reason;
+    } rows[] = {
+        {"no I flag", 0, 0, DROP_no_vni},
+        {"another VNI", 6, 8, DROP_other_vni},
+        {"another MAC", 13, 99, DROP_other_mac},
+        {"a group", 8, 3, DROP_other_mac},
+        {"another EtherType", 21, 0xb6, DROP_ethertype},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        check_row = rows[i].name;
+        struct world *world = world_new();
+        uint8_t bytes[300];
+        size_t length = put_control(bytes, mac, 100);
+        bytes[rows[i].at] = rows[i].value;
+        send_datagram(world, world->peer, bytes, length);
+        CHECK_EQ(move(world), 0);
+        CHECK_EQ(dropped(world, 0, rows[i].reason), 1);
+        CHECK_EQ(dropped_in_all(world), 1);
+        CHECK_EQ(world->forwarder.inbox.count, 0);
+        world_free(world);
+    }
+}
+
+TEST(control_frames_of_strangers_are_not_taken)
+{
+    struct world *world = world_new();
+    struct sockaddr_in name;
+    int stranger = udp_socket(INADDR_LOOPBACK + 7, &name);
+    uint8_t bytes[300];
+    send_datagram(world, stranger, bytes, put_control(bytes, mac, 100));
+    CHECK_EQ(move(world), 0);
+    CHECK_EQ(dropped(world, PEER_NONE, DROP_unknown_source), 1);
+    CHECK_EQ(world->forwarder.inbox.count, 0);
+    close(stranger);
+    world_free(world);
+}
+
+TEST(a_full_inbox_turns_control_frames_away)
+{
+    struct world *world = world_new();
+    uint8_t bytes[300];
+    for (unsigned i = 0; i < INBOX_LETTERS + 5; i++) {
+        send_datagram(world, world->peer, bytes, put_control(bytes, mac, 64));
+        CHECK_EQ(inbound(world), 1);
+    }
+    CHECK_EQ(world->forwarder.inbox.count, INBOX_LETTERS);
+    CHECK_EQ(dropped(world, 0, DROP_control_full), 5);
+    CHECK_EQ(dropped_in_all(world), 5);
+    CHECK_EQ(move(world), 1);
+    inbox_clear(&world->forwarder.inbox);
+    send_datagram(world, world->peer, bytes, put_control(bytes, mac, 64));
+    CHECK_EQ(move(world), 1);
+    CHECK_EQ(world->forwarder.inbox.count, 1);
+    world_free(world);
+}
+
+TEST(a_train_of_control_frames_is_many_letters)
+{
+    struct world *world = world_new();
+    static uint8_t bytes[65536];
+    enum { COUNT = 16 };
+    size_t length = 0;
+    int size = 0;
+    for (int i = 0; i < COUNT; i++) {
+        size_t frame = put_control(bytes + length, mac, 500);
+        bytes[length + VXLAN_OVERHEAD] = (uint8_t)i;
+        size = (int)frame;
+        length += frame;
+    }
+    CHECK(setsockopt(world->peer, IPPROTO_UDP, UDP_SEGMENT, &size, sizeof size) == 0);
+    send_datagram(world, world->peer, bytes, length);
+    CHECK_EQ(move(world), 1);
+    CHECK_EQ(world->forwarder.work.trains_received, 1);
+    CHECK_EQ(world->forwarder.inbox.count, COUNT);
+    for (unsigned i = 0; i < COUNT; i++) {
+        uint8_t body[500];
+        inbox_copy(&world->forwarder.inbox, i, body);
+        CHECK_EQ(body[0], i);
+        CHECK(memcmp(body + 1, "etter", 6) == 0);
+    }
+    CHECK_EQ(dropped_in_all(world), 0);
+    world_free(world);
+}
+
+TEST(packets_go_on_between_control_frames)
+{
+    struct world *world = world_new();
+    uint8_t bytes[300];
+    struct offload offload;
+    struct words words = {.payload = 20};
+    for (int i = 0; i < 10; i++) {
+        send_datagram(world, world->peer, bytes, put_control(bytes, mac, 64));
+        send_datagram(world, world->peer, bytes, put_frame(bytes, &words));
+        words.sequence += 20;
+    }
+    CHECK_EQ(move(world), 1);
+    CHECK_EQ(world->forwarder.inbox.count, 10);
+    CHECK_EQ(world->forwarder.peers.at[0].counters.inbound.packets, 10);
+    CHECK(read_device(world, &offload, bytes) > 0);
+    world_free(world);
+}
+
+/* ---- the path's MTU ---- */
+
+/* What the device is told of a packet that the path does not take: the MTU, 0 if nothing. */
+static uint32_t told(const struct world *world, const struct words *words)
+{
+    static uint8_t packet[65536], original[WORDS_MAX];
+    struct offload offload;
+    size_t length = read_device(world, &offload, packet);
+    if (!length)
+        return 0;
+    bool four = words->version != 6;
+    const uint8_t *icmp = packet + (four ? 20 : 40);
+    words_put(original, words);
+    CHECK_EQ(packet[0] >> 4, four ? 4 : 6);
+    CHECK_EQ(packet[four ? 9 : 6], four ? IP_ICMP : IP_ICMP6);
+    CHECK_EQ(icmp[0], four ? 3 : 2);
+    CHECK_EQ(icmp[1], four ? 4 : 0);
+    /* To who sent it, with the head of what he sent; checksums apart, which the device finishes. */
+    CHECK(four ? memcmp(packet + 16, original + 12, 4) == 0
+               : memcmp(packet + 24, original + 8, 16) == 0);
+    CHECK(memcmp(icmp + 8, original, four ? 10 : 40) == 0);
+    return four ? get16(icmp + 6) : get32(icmp + 4);
+}
+
+TEST(what_the_path_does_not_take_is_told)
+{
+    static const struct {
+        const char *name;
+        uint16_t mtu;
+        struct words words;
+        uint32_t told; /* 0: it goes */
+    } rows[] = {
+        {"unknown", 0, {.payload = 1400}, 0},
+        {"IPv4 fits", 1340, {.payload = 1300}, 0},
+        {"IPv4 too long", 1339, {.payload = 1300}, 1339},
+        {"IPv4 far too long", 1130, {.payload = 8000}, 1130},
+        {"IPv4 UDP", 1327, {.protocol = IP_UDP, .payload = 1300}, 1327},
+        {"IPv4 that may be fragmented", 1130, {.fragmentable = true, .payload = 1300}, 0},
+        {"IPv6 fits", 1360, {.version = 6, .payload = 1300}, 0},
+        {"IPv6 too long", 1359, {.version = 6, .payload = 1300}, 1359},
+        {"IPv6 that has to go", 1130, {.version = 6, .payload = 1220}, 0},
+        {"IPv6 told no less than that", 1130, {.version = 6, .payload = 1221}, 1280},
+        {"IPv6 UDP", 1130, {.version = 6, .protocol = IP_UDP, .payload = 1300}, 1280},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        check_row = rows[i].name;
+        struct world *world = world_new();
+        static uint8_t got[65536];
+        world->forwarder.peers.at[0].mtu = rows[i].mtu;
+        size_t length = write_words(world, &rows[i].words);
+        CHECK_EQ(forwarder_outbound(&world->forwarder), 1);
+        CHECK_EQ(told(world, &rows[i].words), rows[i].told);
+        CHECK_EQ(receive_frame(world, got), rows[i].told ? 0 : length);
+        CHECK_EQ(dropped(world, 0, DROP_too_big), rows[i].told != 0);
+        CHECK_EQ(dropped_in_all(world), rows[i].told != 0);
+        CHECK_EQ(world->forwarder.work.icmp_sent, rows[i].told != 0);
+        world_free(world);
+    }
+}
+
+TEST(super_packets_that_the_path_does_not_take_are_told_once)
+{
+    for (uint8_t version = 4; version <= 6; version += 2) {
+        for (int udp = 0; udp < 2; udp++) {
+            for (int fits = 0; fits < 2; fits++) {
+                struct words words = {
+                    .version = version, .protocol = udp ? IP_UDP : IP_TCP, .payload = 30 * MSS + 7};
+                struct world *world = world_new();
+                uint32_t segment = MSS + (version == 4 ? 20 : 40) + (udp ? 8 : 20);
+                /* IPv6 takes no less than 1,280, which all of these are below. */
+                bool goes = fits || version == 6;
+                world->forwarder.peers.at[0].mtu = (uint16_t)(segment - !fits);
+                write_super(world, &words);
+                CHECK_EQ(forwarder_outbound(&world->forwarder), 1);
+                CHECK_EQ(told(world, &words), goes ? 0 : segment - 1);
+                CHECK_EQ(dropped(world, 0, DROP_too_big), goes ? 0 : 31);
+                CHECK_EQ(dropped_in_all(world), goes ? 0 : 31);
+                CHECK_EQ(world->forwarder.work.super_packets_read, goes);
+                if (goes)
+                    check_stream_arrives(world, &words);
+                world_free(world);
+            }
+        }
+    }
+}
+
+TEST(a_super_packet_of_long_ipv6_segments_is_told)
+{
+    struct world *world = world_new();
+    static uint8_t bytes[WORDS_MAX];
+    struct words words = {.version = 6, .payload = 10 * 1300};
+    struct offload offload = {
+        .flags = OFFLOAD_NEEDS_CSUM,
+        .gso_type = GSO_TCP6,
+        .gso_size = 1300,
+        .checksum_start = 40,
+        .checksum_offset = TCP_CHECK,
+    };
+    world->forwarder.peers.at[0].mtu = 1300;
+    write_device(world, &offload, bytes, words_put(bytes, &words));
+    CHECK_EQ(forwarder_outbound(&world->forwarder), 1);
+    CHECK_EQ(told(world, &words), 1300);
+    CHECK_EQ(dropped(world, 0, DROP_too_big), 10);
+    world_free(world);
+}
+
+TEST(one_narrow_path_is_no_other_peers)
+{
+    struct world *world = world_new();
+    struct words words = {.payload = 1300};
+    uint8_t got[65536];
+    world->forwarder.peers.at[OTHER].mtu = 1130;
+    size_t length = write_words(world, &words);
+    CHECK_EQ(forwarder_outbound(&world->forwarder), 1);
+    CHECK_EQ(receive_frame(world, got), length);
+    CHECK_EQ(dropped_in_all(world), 0);
+    world_free(world);
+}
+
+TEST(telling_of_a_narrow_path_has_a_limit)
+{
+    struct world *world = world_new();
+    static uint8_t got[65536];
+    struct words words = {.payload = 1300};
+    struct offload offload;
+    world->forwarder.peers.at[0].mtu = 1130;
+    for (int i = 0; i < 60; i++)
+        write_words(world, &words);
+    CHECK_EQ(forwarder_outbound(&world->forwarder), 60);
+    unsigned messages = 0;
+    while (read_device(world, &offload, got))
+        messages++;
+    CHECK(messages >= 50 && messages < 60);
+    CHECK_EQ(world->forwarder.work.icmp_sent, messages);
+    CHECK_EQ(dropped(world, 0, DROP_too_big), 60);
+    world_free(world);
+}
+
+TEST(ipv6_that_has_to_go_is_fragmented_where_the_kernel_refuses_its_train)
+{
+    /* As if the path's MTU were less: the kernel says so, and loopback's does not hold it back. */
+    struct world *world = world_new();
+    struct words words = {.version = 6, .payload = 5 * MSS};
+    write_super(world, &words);
+    refusal.error = EMSGSIZE;
+    refusal.singles = false;
+    refusal.times = 1;
+    CHECK_EQ(forwarder_outbound(&world->forwarder), 1);
+    check_stream_arrives(world, &words);
+    CHECK_EQ(dropped_in_all(world), 0);
+    CHECK(world->forwarder.peers.at[0].trains);
+    world_free(world);
+}

@@ -274,7 +274,7 @@ TEST(an_epoll_that_is_none_is_named)
 TEST(a_lost_offload_is_told_once_and_it_can_go_on)
 {
     struct runner *runner = runner_new();
-    runner->forwarder->lost_offload = true;
+    runner->forwarder->news = true;
     CHECK_EQ(send(runner->device, "x", 1, 0), 1);
     runner_start(runner);
     CHECK_EQ(runner_join(runner), 1);

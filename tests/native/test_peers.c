@@ -69,13 +69,15 @@ TEST(counters_stay_and_paths_are_forgotten_with_the_address)
     struct address one = address4(1), two = address4(2), none = {0};
     CHECK(peers_put(&peers, 3, &one, 8472, mac));
     struct peer *peer = peers_get(&peers, 3);
-    CHECK(peer->trains);
+    CHECK(peer->trains && !peer->mtu);
     peer->trains = false;
+    peer->mtu = 1350;
     peer->counters.inbound.packets = 5;
     CHECK(peers_put(&peers, 3, &one, 4789, mac));
     CHECK(!peer->trains);
+    CHECK_EQ(peer->mtu, 1350);
     CHECK(peers_put(&peers, 3, &two, 4789, mac));
-    CHECK(peer->trains);
+    CHECK(peer->trains && !peer->mtu);
     CHECK_EQ(peers_find(&peers, &one), PEER_NONE);
     CHECK_EQ(peers_find(&peers, &two), 3);
     CHECK(peers_put(&peers, 3, &none, 4789, mac));

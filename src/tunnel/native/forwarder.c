@@ -34,9 +34,17 @@ static void tell_sender(struct forwarder *forwarder, const struct ip_packet *pac
         forwarder->work.icmp_sent++;
 }
 
-static bool may_fragment(const struct ip_packet *packet)
+/* Whether the underlay has to fragment a packet of this length: its sender allows it, or would not
+ * send less however small the MTU is that he is told (RFC 8200, 5). */
+static bool may_fragment(const struct ip_packet *packet, size_t length)
 {
-    return packet->version == 4 && !(packet->data[6] & 0x40);
+    return packet->version == 4 ? !(packet->data[6] & 0x40) : length <= IP6_MTU_MIN;
+}
+
+/* The MTU to tell a sender: what IPv6 has to carry anyway is never refused. */
+static uint32_t told_mtu(const struct ip_packet *packet, uint32_t mtu)
+{
+    return packet->version == 6 && mtu < IP6_MTU_MIN ? IP6_MTU_MIN : mtu;
 }
 
 /* Packets longer than the path to a peer takes: dropped where their sender can be told, and left
@@ -44,9 +52,9 @@ static bool may_fragment(const struct ip_packet *packet)
 static bool too_big(struct forwarder *forwarder, struct peer *peer, const struct ip_packet *packet,
                     size_t longest, size_t available)
 {
-    if (!peer->mtu || longest <= peer->mtu || may_fragment(packet))
+    if (!peer->mtu || longest <= peer->mtu || may_fragment(packet, longest))
         return false;
-    tell_sender(forwarder, packet, available, ICMP_TOO_BIG, peer->mtu);
+    tell_sender(forwarder, packet, available, ICMP_TOO_BIG, told_mtu(packet, peer->mtu));
     return true;
 }
 
@@ -110,11 +118,12 @@ static bool send_singly(struct forwarder *forwarder, int fd, const struct train 
     for (unsigned i = 0; i < train->segments; i++) {
         train_datagram(train, &next, &single);
         single.error = 0;
-        if (single.bytes > limit && packet_of(&single, &packet) && !may_fragment(&packet)) {
+        if (single.bytes > limit && packet_of(&single, &packet) &&
+            !may_fragment(&packet, packet.length)) {
             single.error = EMSGSIZE;
             if (!told.data || !ip_same_hosts(&told, &packet)) /* once for a super-packet */
                 tell_sender(forwarder, &packet, single.pieces[0].iov_len - VXLAN_OVERHEAD,
-                            ICMP_TOO_BIG, limit - VXLAN_OVERHEAD);
+                            ICMP_TOO_BIG, told_mtu(&packet, limit - VXLAN_OVERHEAD));
             told = packet;
         } else {
             underlay_send(fd, list, 1, &forwarder->peers, &forwarder->work);
@@ -146,7 +155,7 @@ static void send_refused(struct forwarder *forwarder, int fd, struct train *trai
     bool went = send_singly(forwarder, fd, train, too_big ? mtu - outer : DATAGRAM_MAX);
     if (went && no_trains && !too_big) {
         peer->trains = false;
-        forwarder->lost_offload = true;
+        forwarder->news = true;
     }
 }
 
@@ -391,7 +400,7 @@ static void write_run(struct forwarder *forwarder, const struct run *run)
         /* Some kernels refuse valid super-packets: this one gets no more of them. */
         bool tcp = run->first.protocol == IP_TCP;
         *(tcp ? &forwarder->coalescer.tcp : &forwarder->coalescer.udp) = false;
-        forwarder->lost_offload = true;
+        forwarder->news = true;
         write_singly(forwarder, run);
         return;
     }
@@ -448,9 +457,11 @@ static enum drop take_control(struct forwarder *forwarder, const uint8_t *data, 
         return DROP_ethertype;
     if (!vtep_accepts(&forwarder->vtep, frame.destination))
         return DROP_other_mac;
-    bool taken = inbox_put(&forwarder->inbox, sender, &arrival->from, data + VXLAN_OVERHEAD,
-                           length - VXLAN_OVERHEAD);
-    return taken ? DROP_NONE : DROP_control_full;
+    if (!inbox_put(&forwarder->inbox, sender, &arrival->from, data + VXLAN_OVERHEAD,
+                   length - VXLAN_OVERHEAD))
+        return DROP_control_full;
+    forwarder->news = true;
+    return DROP_NONE;
 }
 
 static void unpack_datagram(struct forwarder *forwarder, uint8_t *data, size_t length,
@@ -547,9 +558,9 @@ int forwarder_move(struct forwarder *forwarder, int *failed)
     }
     if (moved < 0)
         return moved;
-    bool lost_offload = forwarder->lost_offload;
-    forwarder->lost_offload = false;
-    return lost_offload || forwarder->inbox.count;
+    bool news = forwarder->news;
+    forwarder->news = false;
+    return news;
 }
 
 int forwarder_run(struct forwarder *forwarder, int watch, int stop, int *failed)

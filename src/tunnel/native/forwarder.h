@@ -38,7 +38,7 @@ struct underlay {
 
 struct forwarder {
     struct gate gate;  /* between the thread that moves packets and all others */
-    bool lost_offload; /* since forwarder_move() last said so */
+    bool news;         /* an offload lost or letters came, since forwarder_move() last said so */
     struct device device;
     struct vtep vtep;
     struct peers peers;
@@ -69,8 +69,8 @@ int forwarder_outbound(struct forwarder *forwarder);
 int forwarder_inbound(struct forwarder *forwarder, struct underlay *underlay);
 
 /*
- * Moves up to one budget each way. Returns 1 when an offload was turned off since this last said
- * so, else 0, or -errno with the descriptor in trouble in `failed`.
+ * Moves up to one budget each way. Returns 1 when an offload was turned off or letters came since
+ * this last said so, else 0, or -errno with the descriptor in trouble in `failed`.
  */
 int forwarder_move(struct forwarder *forwarder, int *failed);
 

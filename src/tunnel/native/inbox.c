@@ -2,20 +2,36 @@
 
 #include <string.h>
 
+static size_t without_padding(const uint8_t *body, size_t length)
+{
+    while (length && !body[length - 1])
+        length--;
+    return length;
+}
+
 bool inbox_put(struct inbox *inbox, uint16_t sender, const struct address *from,
                const uint8_t *body, size_t length)
 {
-    if (inbox->count == INBOX_LETTERS || length > INBOX_ROOM - inbox->used)
+    size_t kept = without_padding(body, length);
+    if (inbox->count == INBOX_LETTERS || kept > INBOX_ROOM - inbox->used)
         return false;
     inbox->letters[inbox->count++] = (struct letter){
         .from = *from,
         .sender = sender,
         .offset = (uint32_t)inbox->used,
+        .kept = (uint32_t)kept,
         .length = (uint32_t)length,
     };
-    memcpy(inbox->room + inbox->used, body, length);
-    inbox->used += length;
+    memcpy(inbox->room + inbox->used, body, kept);
+    inbox->used += kept;
     return true;
+}
+
+void inbox_copy(const struct inbox *inbox, unsigned index, uint8_t *out)
+{
+    const struct letter *letter = &inbox->letters[index];
+    memcpy(out, inbox->room + letter->offset, letter->kept);
+    memset(out + letter->kept, 0, letter->length - letter->kept);
 }
 
 void inbox_clear(struct inbox *inbox)

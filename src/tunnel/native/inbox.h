@@ -1,7 +1,8 @@
 /*
  * The inbox: control frames from peers, kept until Python takes them.
  *
- * Bounded, because anybody who can send from a peer's address can fill it.
+ * Bounded, because anybody who can send from a peer's address can fill it. Zeros at a letter's end
+ * take no room: that is how probes are padded.
  */
 #ifndef TUNNEL_INBOX_H
 #define TUNNEL_INBOX_H
@@ -17,8 +18,9 @@ enum { INBOX_LETTERS = 256, INBOX_ROOM = 1 << 17 };
 struct letter {
     struct address from;
     uint16_t sender; /* some peer with that address */
-    uint32_t offset; /* of the body, in the inbox's room */
-    uint32_t length;
+    uint32_t offset; /* of what was kept of the body, in the inbox's room */
+    uint32_t kept;
+    uint32_t length; /* of the body; zeros are missing at its end */
 };
 
 struct inbox {
@@ -31,6 +33,9 @@ struct inbox {
 /* Copies a letter in. Returns false, nothing changed, if there is no room for it. */
 bool inbox_put(struct inbox *inbox, uint16_t sender, const struct address *from,
                const uint8_t *body, size_t length);
+
+/* Writes a letter's body, all of it, at `out`. */
+void inbox_copy(const struct inbox *inbox, unsigned index, uint8_t *out);
 
 /* Empties it. */
 void inbox_clear(struct inbox *inbox);

@@ -13,6 +13,7 @@
 
 enum {
     IP_MAX = 65535, /* IPv4 total length; we move no jumbograms */
+    IP6_MTU_MIN = 1280, /* every link that carries IPv6 takes as much: RFC 8200, 5 */
     IP_TCP = 6,
     IP_UDP = 17,
     IP_ICMP = 1,

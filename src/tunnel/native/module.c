@@ -368,6 +368,18 @@ static PyObject *counters(struct forwarder *forwarder, PyObject *args)
                          (int)counters->last_drop - 1);
 }
 
+static PyObject *sent(struct forwarder *forwarder, PyObject *Py_UNUSED(none))
+{
+    const struct peers *peers = &forwarder->peers;
+    PyObject *tuple = PyTuple_New((Py_ssize_t)peers->room);
+    for (size_t i = 0; tuple && i < peers->room; i++) {
+        PyObject *value = PyLong_FromUnsignedLongLong(peers->at[i].counters.outbound.packets);
+        if (!value || PyTuple_SetItem(tuple, (Py_ssize_t)i, value) < 0)
+            Py_CLEAR(tuple);
+    }
+    return tuple;
+}
+
 static PyObject *work(struct forwarder *forwarder, PyObject *Py_UNUSED(none))
 {
     uint64_t values[sizeof(struct work) / sizeof(uint64_t)];
@@ -411,11 +423,15 @@ static PyObject *set_trains(struct forwarder *forwarder, PyObject *args)
     Py_RETURN_NONE;
 }
 
-static PyObject *letter(const struct inbox *inbox, const struct letter *one)
+static PyObject *letter(const struct inbox *inbox, unsigned index)
 {
-    return Py_BuildValue("iy#y#", one->sender, (const char *)one->from.bytes,
-                         (Py_ssize_t)one->from.size, (const char *)inbox->room + one->offset,
-                         (Py_ssize_t)one->length);
+    const struct letter *one = &inbox->letters[index];
+    PyObject *body = PyBytes_FromStringAndSize(NULL, one->length);
+    if (!body)
+        return NULL;
+    inbox_copy(inbox, index, (uint8_t *)PyBytes_AsString(body));
+    return Py_BuildValue("iy#N", one->sender, (const char *)one->from.bytes,
+                         (Py_ssize_t)one->from.size, body);
 }
 
 static PyObject *take_letters(struct forwarder *forwarder, PyObject *Py_UNUSED(none))
@@ -423,7 +439,7 @@ static PyObject *take_letters(struct forwarder *forwarder, PyObject *Py_UNUSED(n
     struct inbox *inbox = &forwarder->inbox;
     PyObject *list = PyList_New(inbox->count);
     for (unsigned i = 0; list && i < inbox->count; i++) {
-        PyObject *item = letter(inbox, &inbox->letters[i]);
+        PyObject *item = letter(inbox, i);
         if (!item || PyList_SetItem(list, (Py_ssize_t)i, item) < 0)
             Py_CLEAR(list);
     }
@@ -469,6 +485,7 @@ METHOD(outbound)
 METHOD(inbound)
 METHOD(move)
 METHOD(counters)
+METHOD(sent)
 METHOD(work)
 METHOD(trains)
 METHOD(set_mtu)
@@ -504,6 +521,7 @@ static PyMethodDef forwarder_methods[] = {
     {"move", (PyCFunction)Forwarder_move, METH_NOARGS, NULL},
     {"run", (PyCFunction)Forwarder_run, METH_VARARGS, NULL},
     {"counters", (PyCFunction)Forwarder_counters, METH_VARARGS, NULL},
+    {"sent", (PyCFunction)Forwarder_sent, METH_NOARGS, NULL},
     {"work", (PyCFunction)Forwarder_work, METH_NOARGS, NULL},
     {"trains", (PyCFunction)Forwarder_trains, METH_VARARGS, NULL},
     {"set_trains", (PyCFunction)Forwarder_set_trains, METH_VARARGS, NULL},
