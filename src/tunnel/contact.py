@@ -1,6 +1,6 @@
 """
 In contact with peers: asks whether they are there and how large a packet reaches them, and
-answers when they ask. The rules are in ``control/``; here are the clock and the sending.
+answers when they ask. The rules are in ``control/``; here are the clock and the letters.
 
     a letter from a peer, a tick  ->  liveness, paths  ->  echoes, probes; what is new is told
 """
@@ -8,18 +8,21 @@ answers when they ask. The rules are in ``control/``; here are the clock and the
 from __future__ import annotations
 
 import asyncio
+import ipaddress
+import itertools
 import logging
 import random
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tunnel.control import frames
+from tunnel.control import frames, path
 from tunnel.control.frames import Echo, Message, Reply, Sample, Verdict
-from tunnel.control.liveness import PATIENCE, Ask, Changed, Health, Liveness
+from tunnel.control.liveness import PATIENCE, Ask, Became, Health, Liveness
 from tunnel.control.membership import Membership
-from tunnel.control.path import Fits, Paths, Probe
+from tunnel.control.path import Measured, Paths, Probe
+from tunnel.errors import CodecError
 from tunnel.linux.underlay import Underlay
 from tunnel.types import ANY_VTEP_MAC, Endpoint, PeerState
 
@@ -28,12 +31,22 @@ log = logging.getLogger(__name__)
 LOOK = 3.0
 """Seconds that one look at the peers' health makes echoes more frequent."""
 
-
 SAMPLES = 16
 """Messages in one train of a self-test."""
 
 _TRAIN_BYTES = 65_000  # most that one send carries
 _SAMPLE_WORDS = 80  # bytes that a sample has beside its data, at most
+
+_TRAFFIC = 1.0  # seconds between looks whether packets flow
+_TICK = 1e-4  # seconds a peer between ticks at least: they cost some 3 % of that
+
+# What peers ask costs us time in the loop that moves packets, so that a flood of letters is read
+# slowly, and the inbox, which is small, turns the rest away.
+_LETTER = 1 / 4000  # seconds that one letter may cost, on average
+_LEEWAY = 0.05  # seconds' worth of letters that are read at once
+
+Letter = tuple[int, bytes, bytes]
+"""Index of a peer at its address, packed outer source, body."""
 
 
 @dataclass(frozen=True)
@@ -45,21 +58,40 @@ class Samples:
     damaged: int
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a peer is: its index in the packet path, underlay family, largest inner packet that
-    the first hop towards it takes, in bytes."""
+class Post:
+    """
+    Letters to and from peers. What cannot be sent is lost.
 
-    index: int
-    family: int
-    limit: int
+    Args:
+        take: Gives those that came.
+        bad: Counts one that cannot be read, for the peer of this index.
+    """
 
-
-class Voice:
-    """Sends messages to peers. What cannot be sent is lost."""
-
-    def __init__(self, underlay: Underlay, membership: Membership, *, vni: int) -> None:
+    def __init__(
+        self,
+        underlay: Underlay,
+        membership: Membership,
+        *,
+        vni: int,
+        take: Callable[[], Sequence[Letter]],
+        bad: Callable[[int], None],
+    ) -> None:
         self._underlay, self._membership, self._vni = underlay, membership, vni
+        self.take, self._bad = take, bad
+
+    def read(self, letter: Letter) -> tuple[Endpoint, Message] | None:
+        """Who says what; None if it is nobody's, or nothing that is understood here."""
+        index, source, body = letter
+        try:
+            message = frames.decode(body)
+        except CodecError as error:
+            self._bad(index)
+            log.debug("%s", error)
+            return None
+        if message is None:
+            return None
+        sender = self._membership.at(ipaddress.ip_address(source), message.port)
+        return None if sender is None else (sender, message)
 
     def say(
         self, endpoint: Endpoint, message: Message, *, size: int = 0, whole: bool = False
@@ -89,6 +121,8 @@ class Voice:
 
 class Contact:
     """
+    Knows each peer from :meth:`add` to :meth:`remove`; membership has to know it as long.
+
     Args:
         port: Ours, which tells peers who we are beside our address.
         sent: Packets sent to each peer so far.
@@ -99,39 +133,58 @@ class Contact:
         self,
         *,
         port: int,
-        voice: Voice,
+        post: Post,
         sent: Callable[[], Mapping[Endpoint, int]],
-        news: Callable[[Changed | Fits], None],
+        news: Callable[[Became | Measured], None],
     ) -> None:
-        self._port, self._voice, self._sent, self._news = port, voice, sent, news
+        self._port, self._post, self._sent, self._news = port, post, sent, news
         self._loop = asyncio.get_running_loop()
-        self._liveness, self._paths = Liveness(), Paths()
-        self._timer: asyncio.TimerHandle | None = None
+        # One number for one question, whoever asks. They begin anywhere, so that an answer cannot
+        # be forged, or be one to who had our address before, without having seen the question.
+        self._ids = itertools.count(random.SystemRandom().getrandbits(62))
+        self._liveness, self._paths = Liveness(self._ids), Paths(self._ids)
         self._before: Mapping[Endpoint, int] = {}
-        self._waiting: dict[tuple[type[Message], int], asyncio.Future[Message]] = {}
-        self._next_id = 1 << 48  # apart from those of liveness and paths
+        self._traffic_due = 0.0
+        self._waiting: dict[tuple[Endpoint, int, int], asyncio.Future[Message | None]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0  # when the timer rings
+        self._ticked = 0.0
+        self._reading: asyncio.TimerHandle | None = None
+        self._read_until = 0.0  # when what was read so far has cost its time
+        self._closed = False
 
-    def add(self, endpoint: Endpoint, place: Place) -> None:
+    def add(self, endpoint: Endpoint, *, family: int, limit: int) -> None:
+        """
+        A peer, or one that is at another address now: all that was known of it is forgotten.
+
+        Args:
+            family: Of its underlay address, 4 or 6.
+            limit: Largest inner packet that the first hop towards it takes, in bytes.
+        """
         now = time.monotonic()
         self._liveness.add(endpoint, now=now)
-        self._paths.add(endpoint, family=place.family, limit=place.limit, now=now)
-        self._schedule()
+        self._paths.add(endpoint, family=family, limit=limit, now=now)
+        self._wake(now)
 
     def remove(self, endpoint: Endpoint) -> None:
+        """Who waits for an answer of this peer waits no longer."""
         self._liveness.remove(endpoint)
         self._paths.remove(endpoint)
+        self._give_up(endpoint)
 
     def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        for waiter in self._waiting.values():
-            waiter.cancel()
+        """Nothing is sent and nobody waits any more. What was known can still be read."""
+        self._closed = True
+        for timer in (self._timer, self._reading):
+            if timer is not None:
+                timer.cancel()
+        self._give_up()
 
     def look(self) -> None:
         """Somebody wants to know: makes us look closer for a while."""
         now = time.monotonic()
         self._liveness.watch(until=now + LOOK, now=now)
-        self._schedule()
+        self._wake(now + _TRAFFIC)
 
     @property
     def health(self) -> Mapping[Endpoint, Health]:
@@ -143,21 +196,15 @@ class Contact:
         """Largest inner packet that reaches each peer, in bytes, None where that is not known."""
         return self._paths.sizes
 
-    def receive(self, endpoint: Endpoint, message: Message, *, size: int) -> None:
-        """Takes a message of `size` bytes from a peer."""
-        now = time.monotonic()
-        match message:
-            case Echo(number):
-                self._voice.say(endpoint, Reply(number, self._port, size))
-            case Sample(number, _, nth, _, data):
-                self._voice.say(endpoint, Verdict(number, self._port, nth, zlib.crc32(data)))
-            case Reply(number) as reply:
-                self._tell(self._liveness.replied(endpoint, number, now=now))
-                self._tell(self._paths.arrived(endpoint, number, now=now))
-                self._answer((Reply, number), reply)
-            case Verdict(number, _, nth) as verdict:
-                self._answer((Verdict, number + nth), verdict)
-        self._schedule()
+    def attend(self) -> None:
+        """Letters came: reads them at once, or soon if very many came lately."""
+        wait = self._read_until - _LEEWAY - time.monotonic()
+        if self._closed or self._reading is not None:
+            return
+        if wait > 0:
+            self._reading = self._loop.call_later(wait, self._read)
+        else:
+            self._read()
 
     async def ping(self, endpoint: Endpoint, *, size: int = 0) -> float:
         """
@@ -166,15 +213,17 @@ class Contact:
         Raises:
             TimeoutError: There was none.
         """
-        number = self._take_ids(1)
+        number = next(self._ids)
         begun = time.monotonic()
         async with asyncio.timeout(PATIENCE):
-            waiting = self._expect(Reply, number)
+            waiting = self._expect(endpoint, number)
             try:
-                self._voice.say(endpoint, Echo(number, self._port), size=size, whole=bool(size))
-                await waiting
+                self._post.say(endpoint, Echo(number, self._port), size=size, whole=bool(size))
+                answer = await waiting
             finally:
-                del self._waiting[Reply, number]
+                del self._waiting[endpoint, number, 0]
+        if answer is None:
+            raise TimeoutError
         return time.monotonic() - begun
 
     async def try_train(self, endpoint: Endpoint, *, size: int) -> tuple[Samples, Samples]:
@@ -187,78 +236,127 @@ class Contact:
         return singly, await self._sample(endpoint, size, together=True)
 
     async def _sample(self, endpoint: Endpoint, size: int, *, together: bool) -> Samples:
-        first = self._take_ids(SAMPLES)
+        number = next(self._ids)
         data = [random.randbytes(size - _SAMPLE_WORDS) for _ in range(SAMPLES)]
         messages = [
-            Sample(first, self._port, number, SAMPLES, one) for number, one in enumerate(data)
+            Sample(number, self._port, nth, SAMPLES, one) for nth, one in enumerate(data)
         ]
-        waiting = [self._expect(Verdict, first + number) for number in range(SAMPLES)]
+        waiting = [self._expect(endpoint, number, nth) for nth in range(SAMPLES)]
         try:
             if together:
-                self._voice.say_together(endpoint, messages)
+                self._post.say_together(endpoint, messages)
             else:
                 for message in messages:
-                    self._voice.say(endpoint, message)
+                    self._post.say(endpoint, message)
             await asyncio.wait(waiting, timeout=PATIENCE)
-            verdicts = [one.result() for one in waiting if one.done() and not one.cancelled()]
+            verdicts = [one.result() for one in waiting if one.done()]
         finally:
-            for number in range(SAMPLES):
-                del self._waiting[Verdict, first + number]
+            for nth in range(SAMPLES):
+                del self._waiting[endpoint, number, nth]
         told = {one.number: one.crc for one in verdicts if isinstance(one, Verdict)}
-        intact = sum(told.get(number) == zlib.crc32(one) for number, one in enumerate(data))
-        return Samples(intact, damaged=len(verdicts) - intact)
+        intact = sum(told.get(nth) == zlib.crc32(one) for nth, one in enumerate(data))
+        return Samples(intact, damaged=len(told) - intact)
 
-    def _take_ids(self, count: int) -> int:
-        first = self._next_id
-        self._next_id += count
-        return first
+    # Who waits for an answer.
 
-    def _expect(self, kind: type[Message], number: int) -> asyncio.Future[Message]:
-        waiting: asyncio.Future[Message] = self._loop.create_future()
-        self._waiting[kind, number] = waiting
+    def _expect(
+        self, endpoint: Endpoint, number: int, nth: int = 0
+    ) -> asyncio.Future[Message | None]:
+        waiting: asyncio.Future[Message | None] = self._loop.create_future()
+        self._waiting[endpoint, number, nth] = waiting
         return waiting
 
-    def _answer(self, key: tuple[type[Message], int], message: Message) -> None:
-        waiting = self._waiting.get(key)
+    def _answer(self, endpoint: Endpoint, number: int, nth: int, message: Message | None) -> None:
+        waiting = self._waiting.get((endpoint, number, nth))
         if waiting is not None and not waiting.done():
             waiting.set_result(message)
 
-    def _tell(self, actions: list[Changed] | list[Fits]) -> None:
+    def _give_up(self, endpoint: Endpoint | None = None) -> None:
+        for asked in self._waiting:
+            if endpoint in (None, asked[0]):
+                self._answer(*asked, None)
+
+    # Letters.
+
+    def _read(self) -> None:
+        self._reading = None
+        letters = self._post.take()
+        for letter in letters:
+            understood = self._post.read(letter)
+            if understood is not None:
+                self._receive(*understood, size=len(letter[2]))
+        self._read_until = max(self._read_until, time.monotonic()) + len(letters) * _LETTER
+
+    def _receive(self, endpoint: Endpoint, message: Message, *, size: int) -> None:
         now = time.monotonic()
+        match message:
+            case Echo(number):
+                self._post.say(endpoint, Reply(number, self._port, size))
+                if self._liveness.heard(endpoint):
+                    self._wake(now)
+            case Sample(number, _, nth, _, data):
+                self._post.say(endpoint, Verdict(number, self._port, nth, zlib.crc32(data)))
+            case Reply(number):
+                self._answer(endpoint, number, 0, message)
+                self._replied(endpoint, number, now=now)
+            case Verdict(number, _, nth):
+                self._answer(endpoint, number, nth, message)
+
+    def _replied(self, endpoint: Endpoint, number: int, *, now: float) -> None:
+        became = self._liveness.replied(endpoint, number, now=now)
+        if became is None:
+            self._do(self._paths.arrived(endpoint, number, now=now))
+            return
+        self._paths.heard(endpoint, trip=self._liveness.rtt(endpoint) or 0.0, now=now)
+        if became:
+            self._do(became)
+            self._wake(now)
+
+    # Ticks.
+
+    def _do(self, actions: Iterable[Ask | Became | Probe | Measured]) -> None:
         for action in actions:
-            if isinstance(action, Changed):
-                if action.state is PeerState.UP:
-                    self._paths.heard(action.endpoint, now=now)
-                else:
-                    self._paths.silent(action.endpoint)
-            self._news(action)
+            match action:
+                case Ask(endpoint, number):
+                    self._post.say(endpoint, Echo(number, self._port))
+                case Probe(endpoint, number, size):
+                    self._post.say(endpoint, Echo(number, self._port), size=size, whole=True)
+                    self._wake(time.monotonic() + path.PATIENCE)
+                case Became(endpoint, state):
+                    if state is PeerState.SILENT:
+                        self._paths.silent(endpoint)
+                    self._news(action)
+                case Measured():
+                    self._news(action)
 
     def _tick(self) -> None:
         now = time.monotonic()
-        self._look_for_traffic(now=now)
-        for action in [*self._liveness.tick(now=now), *self._paths.tick(now=now)]:
-            match action:
-                case Ask(endpoint, number):
-                    self._voice.say(endpoint, Echo(number, self._port))
-                case Probe(endpoint, number, size):
-                    self._voice.say(endpoint, Echo(number, self._port), size=size, whole=True)
-                case Changed():
-                    self._tell([action])
-                case Fits():
-                    self._tell([action])
-        self._schedule()
+        self._timer, self._ticked = None, now
+        if now >= self._traffic_due and self._paths.alive:
+            self._look_for_traffic(now=now)
+        self._do(self._liveness.tick(now=now))
+        self._do(self._paths.tick(now=now))
+        due = [self._liveness.next_tick(now), self._paths.next_tick(now)]
+        if self._paths.alive:
+            due.append(self._traffic_due)
+        times = [one for one in due if one is not None]
+        if times:
+            self._wake(min(times))
 
     def _look_for_traffic(self, *, now: float) -> None:
         sent = self._sent()
         for endpoint, packets in sent.items():
             self._paths.flows(endpoint, packets > self._before.get(endpoint, packets), now=now)
         self._before = sent
+        self._traffic_due = now + _TRAFFIC
 
-    def _schedule(self) -> None:
+    def _wake(self, due: float) -> None:
+        """Has a tick by then, unless one is sooner; with very many peers a little later."""
+        due = max(due, self._ticked + len(self._liveness) * _TICK)
+        if self._closed or (self._timer is not None and self._due <= due):
+            return
         if self._timer is not None:
             self._timer.cancel()
-        now = time.monotonic()
-        due = [self._liveness.next_tick(now), self._paths.next_tick(now)]
-        times = [one for one in due if one is not None]
         # Not by the loop's clock, which uvloop reads once a turn and in milliseconds.
-        self._timer = self._loop.call_later(min(times) - now, self._tick) if times else None
+        self._timer = self._loop.call_later(max(0.0, due - time.monotonic()), self._tick)
+        self._due = due

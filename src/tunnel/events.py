@@ -4,53 +4,73 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from typing import Self
+from weakref import WeakSet
 
 from tunnel.types import Event, EventsLost
 
-_MOST = 1024  # kept for one listener
+MOST = 1024
+"""Events kept for one listener."""
 
 
-class _Listener:
+class Listener:
+    """Every event from when it was made, in order; ends when the tunnel is closed."""
+
     def __init__(self) -> None:
-        self.waiting: deque[Event] = deque()
-        self.lost = 0
-        self.ready = asyncio.Event()
+        self._waiting: deque[Event] = deque()
+        self._lost = 0
+        self._closed = False
+        self._changed = asyncio.Event()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        """Cancelled, no event is lost."""
+        while not self._waiting:
+            if self._closed:
+                raise StopAsyncIteration
+            self._changed.clear()
+            await self._changed.wait()
+        if self._lost:
+            lost, self._lost = self._lost, 0
+            return EventsLost(lost)
+        return self._waiting.popleft()
+
+    def put(self, event: Event) -> None:
+        """The oldest go where there are too many, and that is told."""
+        if len(self._waiting) == MOST:
+            self._waiting.popleft()
+            self._lost += 1
+        self._waiting.append(event)
+        self._changed.set()
+
+    def close(self) -> None:
+        """It ends behind what is waiting."""
+        self._closed = True
+        self._changed.set()
 
 
 class Events:
-    """Each listener gets every event that happens after it began, in order."""
+    """Tells everybody who listens. Who has stopped need not say so."""
 
     def __init__(self) -> None:
-        self._listeners: set[_Listener] = set()
+        self._listeners: WeakSet[Listener] = WeakSet()
         self._closed = False
+
+    def listen(self) -> Listener:
+        listener = Listener()
+        self._listeners.add(listener)
+        if self._closed:
+            listener.close()
+        return listener
 
     def tell(self, event: Event) -> None:
         for listener in self._listeners:
-            if len(listener.waiting) == _MOST:
-                listener.waiting.popleft()
-                listener.lost += 1
-            listener.waiting.append(event)
-            listener.ready.set()
+            listener.put(event)
 
     def close(self) -> None:
         """Listeners end when they have seen what there is."""
         self._closed = True
         for listener in self._listeners:
-            listener.ready.set()
-
-    async def listen(self) -> AsyncIterator[Event]:
-        listener = _Listener()
-        self._listeners.add(listener)
-        try:
-            while listener.waiting or not self._closed:
-                if not listener.waiting:
-                    listener.ready.clear()
-                    await listener.ready.wait()
-                    continue
-                if listener.lost:
-                    yield EventsLost(listener.lost)
-                    listener.lost = 0
-                yield listener.waiting.popleft()
-        finally:
-            self._listeners.discard(listener)
+            listener.close()

@@ -29,6 +29,7 @@ import msgpack
 from tunnel._native import DROP_REASONS
 from tunnel.client import LARGEST_REPLY, VERSION, directories, is_served
 from tunnel.errors import CodecError, ConfigError, TunnelError
+from tunnel.linux.privileges import find_user
 from tunnel.tunnel import Tunnel
 from tunnel.types import ANY_VTEP_MAC, Endpoint, Mac, PeerState, PeerStatus
 
@@ -355,6 +356,21 @@ class Service:
         except TimeoutError:
             return False
         return True
+
+
+def hand_over_directory(user: str) -> None:
+    """
+    Makes the directory of control sockets that user's, before we become it and may not any more.
+
+    Raises:
+        ConfigError: There is no such user.
+    """
+    owner = find_user(user)
+    place = directories()[0]
+    if os.geteuid() == 0:
+        with suppress(OSError):  # then there will be no control socket, which is said
+            place.mkdir(exist_ok=True)
+            os.chown(place, owner.pw_uid, owner.pw_gid)
 
 
 def _default_path(name: str) -> Path:

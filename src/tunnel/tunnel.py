@@ -8,7 +8,6 @@ The one place where the planes meet: descriptors are opened, tables kept true, a
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import os
 import time
@@ -21,9 +20,8 @@ from typing import Any, Literal, Self
 
 from tunnel._native import Forwarder
 from tunnel.config import AUTO_WORKERS, Config, differences
-from tunnel.contact import SAMPLES, Contact, Place, Voice
-from tunnel.control import frames
-from tunnel.control.liveness import Changed
+from tunnel.contact import SAMPLES, Contact, Post
+from tunnel.control.liveness import Became
 from tunnel.control.membership import (
     Action,
     AddKernelRoute,
@@ -34,11 +32,12 @@ from tunnel.control.membership import (
     RemoveKernelRoute,
     Resolve,
 )
-from tunnel.control.path import Fits
-from tunnel.errors import CodecError, ConfigError, DeviceError, TunnelError, UnderlayError
+from tunnel.control.path import Measured
+from tunnel.errors import ConfigError, DeviceError, TunnelError, UnderlayError
 from tunnel.events import Events
 from tunnel.linux.netlink import Netlink
 from tunnel.linux.pair import Pair
+from tunnel.linux.privileges import drop_privileges
 from tunnel.linux.tun import Device, open_device
 from tunnel.linux.underlay import Underlay
 from tunnel.types import (
@@ -122,6 +121,8 @@ class Tunnel:
             workers=workers,
         )
         self._with_tun = device is not None
+        self._confined = False
+        self._user: str | None = None
         self._undo = AsyncExitStack()
         self._changing = asyncio.Lock()
         self._reloading = asyncio.Lock()
@@ -137,10 +138,26 @@ class Tunnel:
         self._fitted = 0
 
     @classmethod
-    def from_config(cls, config: Config, *, device: Literal["tun"] | None = "tun") -> Self:
+    def from_config(
+        cls,
+        config: Config,
+        *,
+        device: Literal["tun"] | None = "tun",
+        confined: bool = False,
+        user: str | None = None,
+    ) -> Self:
+        """
+        Args:
+            confined: For a process that is nothing but a node. When its device is open, and before
+                any thread is started, it gives up for good all that it could do but for
+                CAP_NET_ADMIN.
+            user: Whom it becomes then.
+        """
         words = {field.name: getattr(config, field.name) for field in fields(config)}
         del words["loop"]
-        return cls(device=device, **words)
+        tunnel = cls(device=device, **words)
+        tunnel._confined, tunnel._user = confined, user
+        return tunnel
 
     async def __aenter__(self) -> Self:
         if self._closing is not None:
@@ -369,7 +386,8 @@ class Tunnel:
             raise TimeoutError
         # One that arrives damaged is no accident: checksums let none pass. Some get lost anyway.
         if together.damaged or together.intact < SAMPLES // 2 <= singly.intact:
-            self._workers.set_trains(self._membership.peers[endpoint], False)
+            # It may have gone meanwhile.
+            self._workers.set_trains(self._membership.peers[self._known(endpoint)], False)
             self._look()
             return False
         return True
@@ -437,6 +455,8 @@ class Tunnel:
         self._opened = self._loop.time()
         self._netlink = await self._undo.enter_async_context(Netlink())
         self._device = await self._open_device()
+        if self._confined:
+            drop_privileges(user=self._user, port=self.config.port)
         self._underlay = Underlay(self.config, netlink=self._netlink)
         self._undo.callback(self._underlay.close)
 
@@ -447,7 +467,13 @@ class Tunnel:
         self._membership = Membership(subnets=self.config.subnets, local=self._underlay.endpoints)
         self._contact = Contact(
             port=self.config.port,
-            voice=Voice(self._underlay, self._membership, vni=self.config.vni),
+            post=Post(
+                self._underlay,
+                self._membership,
+                vni=self.config.vni,
+                take=self._workers.take_letters,
+                bad=self._workers.count_bad_control,
+            ),
             sent=self._count_sent,
             news=self._hear,
         )
@@ -548,7 +574,7 @@ class Tunnel:
             try:
                 await self._apply(actions)
             except TunnelError:
-                await self._apply(self._membership.remove(peer.endpoint, now=self._loop.time()))
+                await self._forget(peer.endpoint)
                 raise
         log.info("%s: peer %s comes", self.config.name, peer.endpoint)
         self._events.tell(PeerAdded(peer.endpoint))
@@ -556,7 +582,7 @@ class Tunnel:
 
     async def _remove(self, endpoint: Endpoint) -> None:
         async with self._changing:
-            await self._apply(self._membership.remove(endpoint, now=self._loop.time()))
+            await self._forget(endpoint)
         log.info("%s: peer %s goes", self.config.name, endpoint)
         self._events.tell(PeerRemoved(endpoint))
         self._schedule()
@@ -579,6 +605,11 @@ class Tunnel:
         for endpoint, peer in after.items():
             if before.get(endpoint) != peer:
                 await self._add(peer)
+
+    async def _forget(self, endpoint: Endpoint) -> None:
+        actions = self._membership.remove(endpoint, now=self._loop.time())
+        self._contact.remove(endpoint)
+        await self._apply(actions)
 
     async def _resolve(self, endpoint: Endpoint) -> None:
         address = await self._underlay.resolve(endpoint)
@@ -607,9 +638,12 @@ class Tunnel:
                         await self._underlay.reach(index, peer.endpoint, address)
                         await self._listen(address.version)
                         await self._fit()
-                        self._meet(index, peer.endpoint, address)
-                case ForgetPeer(index, endpoint):
-                    self._contact.remove(endpoint)
+                        self._contact.add(
+                            peer.endpoint,
+                            family=address.version,
+                            limit=self._underlay.carried(index) or self.mtu,
+                        )
+                case ForgetPeer(index):
                     self._workers.remove_peer(index)
                     self._underlay.forget(index)
                     await self._fit()
@@ -637,27 +671,23 @@ class Tunnel:
 
     # In contact with peers.
 
-    def _meet(self, index: int, endpoint: Endpoint, address: Address) -> None:
-        limit = min(self._underlay.carried(index) or self.mtu, self.mtu)
-        self._contact.add(endpoint, Place(index, address.version, limit))
-
     def _count_sent(self) -> dict[Endpoint, int]:
-        return {
-            endpoint: self._workers.stats(index).outbound.packets
-            for endpoint, index in self._membership.peers.items()
-        }
+        sent = self._workers.sent()
+        # Who has just come may not be in the packet path yet.
+        peers = self._membership.peers.items()
+        return {endpoint: sent[index] for endpoint, index in peers if index < len(sent)}
 
-    def _hear(self, news: Changed | Fits) -> None:
+    def _hear(self, news: Became | Measured) -> None:
         match news:
-            case Changed(endpoint, state):
+            case Became(endpoint, state):
                 log.info("%s: peer %s is %s", self.config.name, endpoint, state.value)
                 up = state is PeerState.UP
                 self._events.tell(PeerUp(endpoint) if up else PeerSilent(endpoint))
-            case Fits(endpoint, size):
-                index = self._membership.peers[endpoint]
+            case Measured(endpoint, size):
+                index = self._membership.index(endpoint)
                 limit = self._underlay.carried(index)
                 # At the first hop's own MTU the kernel knows as much, and the device has it.
-                narrow = size if size and limit and size < limit else 0
+                narrow = size if limit and size < limit else 0
                 self._workers.set_mtu(index, narrow)
                 self._events.tell(PathChanged(endpoint, size))
                 if narrow:
@@ -665,18 +695,7 @@ class Tunnel:
 
     def _attend(self) -> None:
         """Something other than packets wants to be seen: an offload was lost, letters came."""
-        for index, source, body in self._workers.take_letters():
-            try:
-                message = frames.decode(body)
-            except CodecError as error:
-                self._workers.count_bad_control(index)
-                log.debug("%s: %s", self.config.name, error)
-                continue
-            if message is not None:
-                address = ipaddress.ip_address(source)
-                sender = self._membership.at(address, message.port)
-                if sender is not None:
-                    self._contact.receive(sender, message, size=len(body))
+        self._contact.attend()
         self._look()
 
     def _schedule(self) -> None:

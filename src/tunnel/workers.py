@@ -100,6 +100,10 @@ class Workers:
             drops={name: count for name, count in zip(names, drops, strict=True) if count},
         )
 
+    def sent(self) -> list[int]:
+        """Packets sent to each peer, by index; 0 where there is none."""
+        return _sums([forwarder.sent() for forwarder in self._forwarders])
+
     def last_drop(self, index: int) -> str | None:
         """Reason of a peer's last drop, by the first worker that had one."""
         for forwarder in self._forwarders:

@@ -20,7 +20,7 @@ from tunnel import Tunnel
 from tunnel.cli.config import ConfigFile
 from tunnel.config import Config
 from tunnel.errors import ConfigError, TunnelError
-from tunnel.service import Service
+from tunnel.service import Service, hand_over_directory
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +113,11 @@ def _load_metrics(
     help="Serve Prometheus metrics, /healthz and /readyz there, over HTTP.",
 )
 @click.option(
+    "--user",
+    metavar="NAME",
+    help="Run on as this user, once the device is there.  [default: who started it]",
+)
+@click.option(
     "--config",
     type=click.Path(path_type=Path),
     metavar="FILE",
@@ -123,6 +128,7 @@ def up(
     config: Path | None,
     control: str | None,
     metrics: Serving | None,
+    user: str | None,
     verbose: int,
     **flags: object,
 ) -> None:
@@ -130,8 +136,8 @@ def up(
     Join this host to an overlay, until SIGTERM or Ctrl-C.
 
     Makes a TUN device, sends what the kernel routes into it to the peer that owns the
-    destination, and removes all it made when it ends. Needs CAP_NET_ADMIN. With --config, SIGHUP
-    has it read the file again.
+    destination, and removes all it made when it ends. Needs CAP_NET_ADMIN, which is all that it
+    keeps of the privileges it was started with. With --config, SIGHUP has it read the file again.
 
     \b
     On 192.0.2.1:
@@ -150,7 +156,7 @@ def up(
     made = words.read()
     new_loop = uvloop.new_event_loop if made.loop == "uvloop" else asyncio.new_event_loop
     with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(_until_stopped(made, words=words, control=control, metrics=metrics))
+        runner.run(_until_stopped(made, words=words, control=control, metrics=metrics, user=user))
 
 
 def _log(verbose: int) -> None:
@@ -192,7 +198,12 @@ class Words:
 
 
 async def _until_stopped(
-    config: Config, *, words: Words, control: str | None, metrics: Serving | None
+    config: Config,
+    *,
+    words: Words,
+    control: str | None,
+    metrics: Serving | None,
+    user: str | None,
 ) -> None:
     """Runs a tunnel until SIGTERM, SIGINT or "tunnel down"; during start-up as well, these end it
     cleanly."""
@@ -202,7 +213,7 @@ async def _until_stopped(
         loop.add_signal_handler(number, stopped.set)
     waiting = asyncio.create_task(stopped.wait())
     running = asyncio.create_task(
-        _run(config, words=words, control=control, metrics=metrics, down=stopped.set)
+        _run(config, words=words, control=control, metrics=metrics, user=user, down=stopped.set)
     )
     await asyncio.wait((waiting, running), return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
@@ -218,10 +229,15 @@ async def _run(
     words: Words,
     control: str | None,
     metrics: Serving | None,
+    user: str | None,
     down: Callable[[], None],
 ) -> None:
     async with AsyncExitStack() as stack:
-        tunnel = await stack.enter_async_context(Tunnel.from_config(config))
+        if user is not None:
+            hand_over_directory(user)
+        tunnel = await stack.enter_async_context(
+            Tunnel.from_config(config, confined=True, user=user)
+        )
         reload = partial(words.reload, tunnel) if words.path else None
         if reload is not None:
             _reload_on_hangup(tunnel, reload)

@@ -3,7 +3,8 @@ Control frames: what nodes say to each other through the data path.
 
 A VXLAN frame like any other, with EtherType 0x88B5 (IEEE 802 local experimental) where IP packets
 have theirs, so it takes the way that packets take and any other implementation drops it. Behind
-the Ethernet header stands a msgpack map and, up to the size that a path is probed with, zeros::
+the Ethernet header stands a msgpack map and, up to 64 bytes at least or the size that a path is
+probed with, zeros::
 
     {"v": 1, "kind": "echo", "id": 7, "port": 8472}
 
@@ -29,15 +30,21 @@ VERSION = 1
 HEADERS = struct.Struct("!BxxxI6s6sH")
 """VXLAN and inner Ethernet: flags, VNI << 8, destination, source, EtherType."""
 
-_MOST = 65_507 - HEADERS.size  # UDP over IPv4
+LEAST = 64
+"""Bytes behind the Ethernet header. Every answer has exactly as many, so that none is larger than
+its question: who forges our address cannot have a peer send us more than he sent."""
+
+MOST = 65_507 - HEADERS.size
+"""Bytes behind the Ethernet header, in one datagram of UDP over IPv4."""
+
 _LIMITS: Mapping[str, Any] = {
     "strict_map_key": True,
     "max_map_len": 16,
     "max_array_len": 0,
     "max_ext_len": 0,
     "max_str_len": 64,
-    "max_bin_len": _MOST,
-    "max_buffer_size": _MOST,
+    "max_bin_len": MOST,
+    "max_buffer_size": MOST,
 }
 
 
@@ -81,7 +88,7 @@ class Verdict:
 
 Message = Echo | Reply | Sample | Verdict
 
-_KINDS: Mapping[str, type[Message]] = {
+_KINDS: Mapping[object, type[Message]] = {
     "echo": Echo,
     "reply": Reply,
     "sample": Sample,
@@ -94,7 +101,7 @@ def encode(message: Message, *, vni: int, source: Mac, destination: Mac, size: i
     """The UDP payload; `size` is the least number of bytes behind the Ethernet header."""
     headers = HEADERS.pack(0x08, vni << 8, destination.packed, source.packed, ETHERTYPE)
     body: bytes = msgpack.packb({"v": VERSION, "kind": _NAMES[type(message)], **asdict(message)})
-    return headers + body.ljust(size, b"\0")
+    return headers + body.ljust(max(size, LEAST), b"\0")
 
 
 def decode(body: bytes) -> Message | None:
@@ -102,18 +109,29 @@ def decode(body: bytes) -> Message | None:
     What stands behind the Ethernet header; None for a kind that is not known here.
 
     Raises:
-        CodecError: It is not such a map, has another version, or a value that cannot be.
+        CodecError: It is too short or no such map, has another version, or a value that cannot
+            be.
     """
+    if len(body) < LEAST:
+        raise CodecError(f"a control frame has {len(body)} bytes (at least {LEAST})")
+    words = _map(body)
+    if words.get("v") != VERSION:
+        raise CodecError(f"a control frame is of version {words.get('v')!r} (ours is {VERSION})")
+    name = words.get("kind")
+    kind = _KINDS.get(name) if isinstance(name, str) else None
+    return None if kind is None else kind(**_values(kind, words))
+
+
+def _map(body: bytes) -> Mapping[str, object]:
     unpacker = msgpack.Unpacker(**_LIMITS)
     try:
         unpacker.feed(body)
         words = unpacker.unpack()
     except (ValueError, msgpack.UnpackException) as error:
         raise CodecError(f"a control frame is no msgpack map: {error}") from error
-    if not isinstance(words, dict) or words.get("v") != VERSION:
-        raise CodecError(f"a control frame is not of version {VERSION}")
-    kind = _KINDS.get(words.get("kind", ""))
-    return None if kind is None else kind(**_values(kind, words))
+    if not isinstance(words, dict):
+        raise CodecError("a control frame is no msgpack map")
+    return words
 
 
 def _values(kind: type[Message], words: Mapping[str, object]) -> dict[str, Any]:
@@ -121,7 +139,7 @@ def _values(kind: type[Message], words: Mapping[str, object]) -> dict[str, Any]:
     for field in fields(kind):
         value = words.get(field.name)
         wanted = bytes if field.type == "bytes" else int
-        if type(value) is not wanted or (wanted is int and not 0 <= value < 1 << 64):  # type: ignore[operator]
-            raise CodecError(f"a control frame's {field.name} is {value!r}")
+        if type(value) is not wanted or (isinstance(value, int) and not 0 <= value < 1 << 64):
+            raise CodecError(f"a control frame's {field.name} is {str(value)[:40]!r}")
         values[field.name] = value
     return values

@@ -1,7 +1,7 @@
 """
 Is a peer there, how far away is it, and how much gets lost: by echoes, a few a minute.
 
-    add, remove, replied, tick  ->  Ask, Changed
+    add, remove, heard, replied, tick  ->  Ask, Became
 
 A peer that never answered is unknown: a kernel vxlan device answers no echo and is well.
 """
@@ -9,7 +9,7 @@ A peer that never answered is unknown: a kernel vxlan device answers no echo and
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from tunnel.types import Endpoint, PeerState
@@ -18,13 +18,17 @@ INTERVAL = 15.0
 """Seconds between echoes to a peer."""
 
 WATCHED = 1.0
-"""The same while somebody looks, or after an echo was missed."""
+"""The same while somebody looks, or after an echo was missed; an echo of its own that makes us ask
+leaves as much after our last."""
 
 PATIENCE = 1.0
 """Seconds until an echo counts as lost."""
 
 MISSES = 3
 """Lost in a row until a peer that answered before is silent."""
+
+AT_ONCE = 64
+"""Echoes in one tick: so many answers at once find room with us."""
 
 _MEMORY = 20  # echoes that loss is reckoned from
 _SMOOTHING = 1 / 8  # of the round trip, as TCP does (RFC 6298)
@@ -39,7 +43,7 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Changed:
+class Became:
     """A peer is up or silent now, and was not before."""
 
     endpoint: Endpoint
@@ -68,20 +72,29 @@ class _Pulse:
     state: PeerState = PeerState.UNKNOWN
     rtt: float | None = None
     missed: int = 0
+    last: float = float("-inf")  # when it was asked last
     asked: dict[int, float] = field(default_factory=dict)  # id -> when
     answered: deque[bool] = field(default_factory=lambda: deque(maxlen=_MEMORY))
 
 
 class Liveness:
-    """All peers of one tunnel. `now` is monotonic seconds throughout."""
+    """
+    All peers of one tunnel. `now` is monotonic seconds throughout.
 
-    def __init__(self) -> None:
+    Args:
+        ids: Of the echoes, never the same twice.
+    """
+
+    def __init__(self, ids: Iterator[int]) -> None:
         self._pulses: dict[Endpoint, _Pulse] = {}
-        self._next_id = 1
+        self._ids = ids
         self._watched = 0.0
 
+    def __len__(self) -> int:
+        return len(self._pulses)
+
     def add(self, endpoint: Endpoint, *, now: float) -> None:
-        """The first echo leaves at once."""
+        """A peer, or one that is at another address now. The first echo leaves at once."""
         self._pulses[endpoint] = _Pulse(since=now, due=now)
 
     def remove(self, endpoint: Endpoint) -> None:
@@ -93,29 +106,46 @@ class Liveness:
         for pulse in self._pulses.values():
             pulse.due = min(pulse.due, now + WATCHED)
 
-    def replied(self, endpoint: Endpoint, number: int, *, now: float) -> list[Changed]:
-        """An answer to echo `number`; one that nobody waits for, or no more, changes nothing."""
+    def heard(self, endpoint: Endpoint) -> bool:
+        """It asked us, so it may just have begun, and is worth asking soon. Returns whether that
+        changed when a tick is due."""
+        pulse = self._pulses.get(endpoint)
+        if pulse is None or pulse.state is PeerState.UP or pulse.due <= pulse.last + WATCHED:
+            return False
+        pulse.due = pulse.last + WATCHED
+        return True
+
+    def replied(self, endpoint: Endpoint, number: int, *, now: float) -> list[Became] | None:
+        """An answer to echo `number`; None, and nothing changes, where nobody waits for it (any
+        more)."""
         pulse = self._pulses.get(endpoint)
         asked = pulse.asked.pop(number, None) if pulse else None
         if pulse is None or asked is None:
-            return []
+            return None
         trip = now - asked
         pulse.rtt = trip if pulse.rtt is None else pulse.rtt + _SMOOTHING * (trip - pulse.rtt)
         pulse.answered.append(True)
         pulse.missed = 0
         return self._turn(endpoint, pulse, PeerState.UP, now=now)
 
-    def tick(self, *, now: float) -> list[Ask | Changed]:
-        """Counts what was missed and asks whom it is time to ask."""
-        actions: list[Ask | Changed] = []
+    def rtt(self, endpoint: Endpoint) -> float | None:
+        """Smoothed round trip in seconds, None before the first answer."""
+        pulse = self._pulses.get(endpoint)
+        return pulse.rtt if pulse else None
+
+    def tick(self, *, now: float) -> list[Ask | Became]:
+        """Counts what was missed and asks whom it is time to ask; with very many the rest is due
+        in the next."""
+        actions: list[Ask | Became] = []
         for endpoint, pulse in self._pulses.items():
-            actions += self._miss(endpoint, pulse, now=now)
-            if now >= pulse.due:
+            if pulse.asked:
+                actions += self._miss(endpoint, pulse, now=now)
+            if now >= pulse.due and len(actions) < AT_ONCE:
                 eager = now < self._watched or 0 < pulse.missed < MISSES
+                number = next(self._ids)
                 pulse.due = now + (WATCHED if eager else INTERVAL)
-                pulse.asked[self._next_id] = now
-                actions.append(Ask(endpoint, self._next_id))
-                self._next_id += 1
+                pulse.asked[number] = pulse.last = now
+                actions.append(Ask(endpoint, number))
         return actions
 
     def next_tick(self, now: float) -> float | None:
@@ -128,7 +158,7 @@ class Liveness:
     def health(self) -> Mapping[Endpoint, Health]:
         return {endpoint: _health(pulse) for endpoint, pulse in self._pulses.items()}
 
-    def _miss(self, endpoint: Endpoint, pulse: _Pulse, *, now: float) -> list[Changed]:
+    def _miss(self, endpoint: Endpoint, pulse: _Pulse, *, now: float) -> list[Became]:
         late = [number for number, asked in pulse.asked.items() if now >= asked + PATIENCE]
         for number in late:
             del pulse.asked[number]
@@ -142,11 +172,11 @@ class Liveness:
 
     def _turn(
         self, endpoint: Endpoint, pulse: _Pulse, state: PeerState, *, now: float
-    ) -> list[Changed]:
+    ) -> list[Became]:
         if pulse.state is state:
             return []
         pulse.state, pulse.since = state, now
-        return [Changed(endpoint, state)]
+        return [Became(endpoint, state)]
 
 
 def _health(pulse: _Pulse) -> Health:

@@ -39,7 +39,6 @@ class PutPeer:
 @dataclass(frozen=True)
 class ForgetPeer:
     index: int
-    endpoint: Endpoint
 
 
 @dataclass(frozen=True)
@@ -81,10 +80,6 @@ class _Member:
     heard: int = 0
     retry: float = 1.0
 
-    @property
-    def place(self) -> tuple[Address | None, int]:
-        return self.address, self.peer.endpoint.port
-
 
 class Membership:
     """
@@ -100,7 +95,7 @@ class Membership:
         self._local = frozenset(local)
         self._members: dict[Endpoint, _Member] = {}
         self._free: list[int] = []
-        self._places: dict[tuple[Address | None, int], Endpoint] = {}
+        self._places: dict[Address, dict[int, Endpoint]] = {}  # by address, port
 
     @property
     def peers(self) -> Mapping[Endpoint, int]:
@@ -115,9 +110,15 @@ class Membership:
         """Where it is now, None as long as its name is not resolved. Raises ConfigError."""
         return self._member(endpoint).address
 
+    def index(self, endpoint: Endpoint) -> int:
+        """Under which index the packet path knows it. Raises ConfigError."""
+        return self._member(endpoint).index
+
     def at(self, address: Address, port: int) -> Endpoint | None:
-        """Who is there now."""
-        return self._places.get((address, port))
+        """Who is there now. Where only one peer is at an address, the port does not matter: it may
+        have another one for us than it has for itself, behind a NAT."""
+        there = self._places.get(address, {})
+        return next(iter(there.values())) if len(there) == 1 else there.get(port)
 
     def add(self, peers: Iterable[Peer], *, now: float) -> list[Action]:
         """Takes in all of `peers`, or none and raises ConfigError."""
@@ -128,7 +129,7 @@ class Membership:
         ):
             raise conflict
         for peer in new:
-            holder = self._places.get((peer.endpoint.address, peer.endpoint.port))
+            holder = self._holder(peer.endpoint.address, peer.endpoint.port)
             if holder is not None:
                 raise ConfigError(
                     f"peer {peer.endpoint} is where {holder} leads (remove that first)"
@@ -148,11 +149,11 @@ class Membership:
         member = self._member(endpoint)
         del self._members[endpoint]
         heapq.heappush(self._free, member.index)
-        self._places.pop(member.place, None)
+        self._leave(member)
         return [
             *(RemoveKernelRoute(prefix) for prefix in member.peer.prefixes),
             self._routes(),
-            ForgetPeer(member.index, endpoint),
+            ForgetPeer(member.index),
         ]
 
     def resolved(self, endpoint: Endpoint, address: Address | None, *, now: float) -> list[Action]:
@@ -169,9 +170,9 @@ class Membership:
         member.due = now + SILENCE
         if address == member.address:
             return []
-        self._places.pop(member.place, None)
+        self._leave(member)
         member.address = address
-        self._places[member.place] = endpoint
+        self._settle(member)
         return [PutPeer(member.index, member.peer, address)]
 
     def tick(self, inbound: Mapping[int, int], *, now: float) -> list[Action]:
@@ -210,9 +211,23 @@ class Membership:
         index = heapq.heappop(self._free) if self._free else len(self._members)
         member = _Member(index, peer, peer.endpoint.address)
         self._members[peer.endpoint] = member
-        if member.address is not None:
-            self._places[member.place] = peer.endpoint
+        self._settle(member)
         return member
+
+    def _settle(self, member: _Member) -> None:
+        if member.address is not None:
+            there = self._places.setdefault(member.address, {})
+            there[member.peer.endpoint.port] = member.peer.endpoint
+
+    def _leave(self, member: _Member) -> None:
+        if member.address is not None:
+            there = self._places[member.address]
+            del there[member.peer.endpoint.port]
+            if not there:
+                del self._places[member.address]
+
+    def _holder(self, address: Address | None, port: int) -> Endpoint | None:
+        return None if address is None else self._places.get(address, {}).get(port)
 
     def _routes(self) -> PutRoutes:
         return PutRoutes(
@@ -231,7 +246,7 @@ class Membership:
         except ConfigError as error:
             log.warning("peer %s: %s", endpoint, error)
             return False
-        holder = "this node" if place in self._local else self._places.get((address, place.port))
+        holder = "this node" if place in self._local else self._holder(address, place.port)
         if holder in (None, endpoint):
             return True
         log.warning("peer %s: its name leads to %s, where %s is", endpoint, place, holder)

@@ -1,0 +1,257 @@
+"""What a running node may still do, and what it may not: asked of the kernel, and tried."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.netns.node import Node
+from tests.netns.traffic import exchange
+from tunnel.errors import ConfigError
+from tunnel.lab import Host, Lab
+from tunnel.linux.privileges import find_user
+
+NET_ADMIN, NET_BIND_SERVICE = 1 << 12, 1 << 10
+NOBODY = find_user("nobody").pw_uid
+NO_OTHER_USER = ["setpriv", "--bounding-set=-setuid,-setgid", "--inh-caps=-all", "--"]
+
+# Drops all it can, then says what happens when it tries.
+TRIES = """
+import ctypes, json, os, socket, subprocess, sys
+from tunnel.linux.privileges import drop_privileges
+
+def attempt(what):
+    try:
+        what()
+    except Exception as error:
+        return type(error).__name__
+    return "done"
+
+drop_privileges(user=sys.argv[1] or None, port=int(sys.argv[2]))
+
+def bind(port):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", port))
+
+def capture():
+    socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 3).close()
+
+def force_a_buffer():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)
+
+print(json.dumps({
+    "shadow": attempt(lambda: open("/etc/shadow").read()),
+    "bind": attempt(lambda: bind(99)),
+    "capture": attempt(capture),
+    "chown": attempt(lambda: os.chown(sys.argv[3], 1, 1)),
+    "root again": attempt(lambda: os.setuid(0)),
+    "buffer": attempt(force_a_buffer),
+    "child": subprocess.run(
+        ["grep", "CapEff", "/proc/self/status"], capture_output=True, text=True
+    ).stdout.split()[-1],
+}))
+"""
+
+
+@pytest.fixture
+def host(lab: Lab) -> Iterator[Host]:
+    host = lab.host("a")
+    host.run("sysctl -q -w net.ipv4.ip_unprivileged_port_start=1024")
+    yield host
+
+
+def statuses(pid: int) -> list[dict[str, str]]:
+    """What the kernel says of each thread."""
+    texts = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status")]
+    return [dict(line.split(":\t", 1) for line in text.splitlines()) for text in texts]
+
+
+def check(pid: int, *, uid: int, capabilities: int = NET_ADMIN) -> None:
+    threads = statuses(pid)
+    assert threads
+    for thread in threads:
+        assert thread["Uid"].split() == [str(uid)] * 4
+        for one in ("CapEff", "CapPrm", "CapBnd"):
+            assert int(thread[one], 16) == capabilities, f"{thread['Name']}: {one}"
+        for one in ("CapInh", "CapAmb"):
+            assert int(thread[one], 16) == 0, f"{thread['Name']}: {one}"
+        assert thread["NoNewPrivs"] == "1"
+
+
+def tries(host: Host, *, user: str, port: int = 8472, file: Path) -> dict[str, str]:
+    run = host.run([sys.executable, "-c", TRIES, user, str(port), str(file)])
+    said: dict[str, str] = json.loads(run.stdout)
+    return said
+
+
+def test_as_another_user_nothing_but_the_network(host: Host, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert tries(host, user="nobody", file=file) == {
+        "shadow": "PermissionError",
+        "bind": "PermissionError",
+        "capture": "PermissionError",
+        "chown": "PermissionError",
+        "root again": "PermissionError",
+        "buffer": "done",
+        "child": "0000000000000000",
+    }
+
+
+def test_without_a_user_root_has_no_power_over_others_but_its_own_files(
+    host: Host, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    said = tries(host, user="", file=file)
+    assert said["chown"] == said["capture"] == said["bind"] == "PermissionError"
+    assert said["buffer"] == "done"
+    # What root runs gets what root may have: no more than we.
+    assert int(said["child"], 16) == NET_ADMIN
+
+
+def test_a_low_port_stays_possible(host: Host, tmp_path: Path) -> None:
+    assert tries(host, user="nobody", port=443, file=tmp_path)["bind"] == "done"
+
+
+def test_who_may_not_becomes_nobody_else(host: Host, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", TRIES, "nobody", "8472", str(tmp_path)]
+    process = host.popen([*NO_OTHER_USER, *command])
+    _, errors = process.communicate(timeout=20)
+    last = errors.splitlines()[-1]
+    assert "cannot become user nobody: operation not permitted (start it as root" in last
+
+
+def test_who_is_that_user_already_stays_so(host: Host, tmp_path: Path) -> None:
+    """As under systemd, which may have given us nothing at all."""
+    program = TRIES.replace("\ndrop_", f"\nos.setuid({NOBODY})\ndrop_", 1)
+    run = host.run([sys.executable, "-c", program, "nobody", "8472", str(tmp_path)])
+    said = json.loads(run.stdout)
+    assert said.pop("child") == "0000000000000000"
+    assert set(said.values()) == {"PermissionError"}
+
+
+def test_a_user_that_is_not_there(lab: Lab) -> None:
+    with pytest.raises(ConfigError, match="user no-such-user is not there"):
+        find_user("no-such-user")
+    a = Node(lab.host("a"), 1)
+    command = [sys.executable, "-m", "tunnel", "up", "--user", "no-such-user"]
+    process = a.host.popen(command)
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 2
+    assert errors.startswith("tunnel: user no-such-user is not there (")
+    assert len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [(), ("--user", "nobody")])
+@pytest.mark.parametrize("workers", ["1", "3"])
+def test_a_node_runs_on_with_one_capability(
+    lab: Lab, workers: str, words: tuple[str, ...]
+) -> None:
+    a, b = Node(lab.host("a"), 1), Node(lab.host("b"), 2)
+    lab.link(a.host, b.host)
+    # A name is resolved in threads, which must not have been there before.
+    named = "localhost:9=10.99.0.0/16"
+    a.up("--workers", workers, *words, peers=[b.at(4), named])
+    b.up("--workers", workers, *words, peers=[a.at(4)])
+    a.host.ping(b.ipv4)
+    exchange(a.host, b.host, b.ipv6, size=4 << 20)
+    for node in (a, b):
+        check(node.pid, uid=NOBODY if words else 0)
+    assert b.down() == {}
+    a.down()
+    assert "tunnel1" not in a.host.run("ip link").stdout
+
+
+def test_a_low_port_is_kept(lab: Lab) -> None:
+    a, b = Node(lab.host("a"), 1), Node(lab.host("b"), 2)
+    lab.link(a.host, b.host)
+    words = ("--port", "443", "--user", "nobody")
+    a.up(*words, peers=[b.at(4).replace("=", ":443=", 1)])
+    b.up(*words, peers=[a.at(4).replace("=", ":443=", 1)])
+    a.host.ping(b.ipv4)
+    check(a.pid, uid=NOBODY, capabilities=NET_ADMIN | NET_BIND_SERVICE)
+
+
+PATH = "/run/tunnel/tunnel1.toml"  # of the host's own
+FILE = """
+subnet = ["10.244.1.0/24", "fd00:244:1::/64"]
+
+[[peer]]
+endpoint = "192.0.2.2"
+prefix = ["10.244.2.0/24", "fd00:244:2::/64"]
+"""
+MORE = """
+[[peer]]
+endpoint = "2001:db8::3"
+prefix = ["10.244.3.0/24"]
+"""
+
+
+def test_peers_come_and_go_without_root(lab: Lab) -> None:
+    """The later one is the first of its underlay family: sockets are opened, routes made."""
+    a, b, c = (Node(lab.host(name), number) for number, name in enumerate("abc", start=1))
+    lab.switch(a.host, b.host, c.host)
+    write(a.host, FILE)
+    command = [sys.executable, "-m", "tunnel", "up", "-v", "--config", PATH, "--user", "nobody"]
+    process = a.host.popen(command)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("tunnel1: ")
+    b.up(peers=[a.at(4)])
+    c.up(peers=[a.at(6)])
+    a.host.ping(b.ipv4)
+    for content, routed in ((FILE + MORE, True), (FILE, False), (FILE + MORE, True)):
+        write(a.host, content)
+        process.send_signal(signal.SIGHUP)
+        until_routed(a.host, "10.244.3.0/24", routed)
+        a.host.ping(b.ipv4)
+    a.host.ping(c.ipv4)
+    check(process.pid, uid=NOBODY)
+    assert stopped(process) == ""
+    assert "tunnel1" not in a.host.run("ip link").stdout
+
+
+def write(host: Host, content: str) -> None:
+    host.run(["sh", "-c", f"cat >{PATH} <<END\n{content}END"])
+
+
+def until_routed(host: Host, prefix: str, routed: bool) -> None:
+    """Waits until the kernel has the route, or has not."""
+    test = f"until ip route | {'' if routed else '! '}grep -q '^{prefix} '; do sleep 0.05; done"
+    host.run(["sh", "-c", test], timeout=10)
+
+
+def stopped(process: subprocess.Popen[str]) -> str:
+    """Ends a node, which has nothing to complain of; what it said on stderr but for news."""
+    process.terminate()
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 0, errors
+    return "".join(line for line in errors.splitlines() if not re.match("INFO ", line))
+
+
+def test_a_persistent_device_is_cleared_and_left(lab: Lab) -> None:
+    a, b = Node(lab.host("a"), 1), Node(lab.host("b"), 2)
+    lab.link(a.host, b.host)
+    a.host.run("ip tuntap add tunnel1 mode tun multi_queue")
+    for _ in range(2):
+        a.up("--user", "nobody", peers=[b.at(4)])
+        a.down()
+        assert "10.244.2.0/24" not in a.host.run("ip route").stdout
+        assert "inet " not in a.host.run("ip address show tunnel1").stdout
+
+
+def test_the_control_socket_is_the_users_and_goes_with_the_node(lab: Lab) -> None:
+    a, b = Node(lab.host("a"), 1), Node(lab.host("b"), 2)
+    lab.link(a.host, b.host)
+    a.up("--user", "nobody", peers=[b.at(4)])
+    said = a.host.run(["stat", "-c", "%a %U", "/run/tunnel/tunnel1.sock"]).stdout
+    assert said.split() == ["660", "nobody"]
+    assert b.host.ipv4 in a.host.run([sys.executable, "-m", "tunnel", "status"]).stdout
+    a.down()
+    assert a.host.run(["sh", "-c", "ls /run/tunnel"]).stdout == ""
