@@ -319,7 +319,9 @@ def _fields(packet: Packet) -> Iterator[tuple[str, str]]:
     """Of those that are there, in the order in which they stand."""
     for one in packet.fields_desc:
         if one.name in packet.fields:
-            yield one.name, _shown(one.i2repr(packet, packet.getfieldval(one.name)))
+            value = packet.getfieldval(one.name)
+            # Everybody writes a VNI in decimal but scapy.
+            yield one.name, _shown(value if one.name == "vni" else one.i2repr(packet, value))
 
 
 def _bytes_layer(data: bytes) -> Layer:

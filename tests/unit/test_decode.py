@@ -120,7 +120,7 @@ def test_layers() -> None:
     assert names(tagged)[:3] == ["Ethernet", "802.1Q", "IP"]
     found = decode.explain(Frame(bytes(outer(inner(vni=9))), "ethernet"))
     vxlan, icmp = found.layers[3], found.layers[6]
-    assert vxlan.fields["vni"] == "0x9"
+    assert vxlan.fields["vni"] == "9"
     assert icmp.fields["type"] == "echo-request"
     odd_port = Ether() / IP() / UDP(sport=9, dport=5555) / inner()
     assert names(odd_port) == whole
