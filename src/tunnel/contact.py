@@ -262,6 +262,8 @@ class Contact:
     def _expect(
         self, endpoint: Endpoint, number: int, nth: int = 0
     ) -> asyncio.Future[Message | None]:
+        if self._closed:
+            raise TimeoutError
         waiting: asyncio.Future[Message | None] = self._loop.create_future()
         self._waiting[endpoint, number, nth] = waiting
         return waiting

@@ -1,6 +1,7 @@
 """Nodes in contact: states, round trips and letters, between tunnels in one process on loopback."""
 
 import asyncio
+import ipaddress
 import os
 import resource
 import socket
@@ -26,7 +27,8 @@ from tunnel import (
 from tunnel.control import frames
 from tunnel.control.frames import Echo, Message, Reply
 from tunnel.lab import Lab
-from tunnel.types import ANY_VTEP_MAC, Mac, PeerStatus
+from tunnel.linux.underlay import Underlay
+from tunnel.types import ANY_VTEP_MAC, Address, Mac, PeerStatus
 
 PORT = 18472
 LOOPBACK_MTU = 64950
@@ -261,6 +263,28 @@ async def test_a_node_whose_port_is_another_for_us() -> None:
                 await until(lambda: state(one) is state(two) is PeerState.UP)
             finally:
                 loop.remove_reader(outside)
+
+
+async def test_a_name_that_moves_leads_to_another_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    three = "127.0.0.3"
+    leads_to = TWO
+
+    async def resolve(_: Underlay, endpoint: Endpoint) -> Address | None:
+        return endpoint.address or ipaddress.ip_address(leads_to)
+
+    monkeypatch.setattr(Underlay, "resolve", resolve)
+    named = Endpoint("node.example", PORT)
+    one = tunnel(ONE, f"{named}=10.2.0.0/16")
+    others = [tunnel(at, f"{ONE}:{PORT}=10.1.0.0/16") for at in (TWO, three)]
+    async with asyncio.timeout(20), one, others[0], others[1]:
+        await until(lambda: peer_of(one).path_mtu == LOOPBACK_MTU)
+        leads_to = three
+        await one._resolve(named)
+        known = peer_of(one)
+        assert str(known.address) == three
+        assert (known.state, known.path_mtu, known.rtt) == (PeerState.UNKNOWN, None, None)
+        await until(lambda: peer_of(one).path_mtu == LOOPBACK_MTU)
+        assert state(others[1]) is PeerState.UP
 
 
 # What comes from others.

@@ -180,10 +180,10 @@ class Paths:
         return self._ask(endpoint, path, [path.high], now=now)
 
     def _fan(self, endpoint: Endpoint, path: _Path, *, now: float) -> list[Probe | Measured]:
-        """The largest twice: a loss that comes by chance should not make a path narrow."""
+        """The largest three times: losses that come by chance should not make a path narrow."""
         path.fanned = True
         step = max(1, -(-(path.high - path.low) // FAN))
-        sizes = [*range(path.high, path.low, -step), path.low, _SMALLEST, path.high]
+        sizes = [*range(path.high, path.low, -step), path.low, _SMALLEST, path.high, path.high]
         return self._ask(endpoint, path, sizes, now=now)
 
     def _ask(
