@@ -39,6 +39,7 @@ _SAMPLE_WORDS = 80  # bytes that a sample has beside its data, at most
 
 _TRAFFIC = 1.0  # seconds between looks whether packets flow
 _TICK = 1e-4  # seconds a peer between ticks at least: they cost some 3 % of that
+_ROUNDING = 1e-3  # seconds; uvloop rounds to milliseconds, and too soon is in vain
 
 # What peers ask costs us time in the loop that moves packets, so that a flood of letters is read
 # slowly, and the inbox, which is small, turns the rest away.
@@ -238,9 +239,7 @@ class Contact:
     async def _sample(self, endpoint: Endpoint, size: int, *, together: bool) -> Samples:
         number = next(self._ids)
         data = [random.randbytes(size - _SAMPLE_WORDS) for _ in range(SAMPLES)]
-        messages = [
-            Sample(number, self._port, nth, SAMPLES, one) for nth, one in enumerate(data)
-        ]
+        messages = [Sample(number, self._port, nth, SAMPLES, one) for nth, one in enumerate(data)]
         waiting = [self._expect(endpoint, number, nth) for nth in range(SAMPLES)]
         try:
             if together:
@@ -360,5 +359,6 @@ class Contact:
         if self._timer is not None:
             self._timer.cancel()
         # Not by the loop's clock, which uvloop reads once a turn and in milliseconds.
-        self._timer = self._loop.call_later(max(0.0, due - time.monotonic()), self._tick)
+        delay = max(0.0, due - time.monotonic()) + _ROUNDING
+        self._timer = self._loop.call_later(delay, self._tick)
         self._due = due

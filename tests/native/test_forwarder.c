@@ -1138,9 +1138,8 @@ TEST(telling_of_a_narrow_path_has_a_limit)
     world_free(world);
 }
 
-TEST(ipv6_that_has_to_go_is_fragmented_where_the_kernel_refuses_its_train)
+TEST(a_train_that_the_kernel_finds_too_long_goes_singly_where_the_path_is_wide)
 {
-    /* As if the path's MTU were less: the kernel says so, and loopback's does not hold it back. */
     struct world *world = world_new();
     struct words words = {.version = 6, .payload = 5 * MSS};
     write_super(world, &words);
