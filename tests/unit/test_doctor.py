@@ -245,7 +245,12 @@ FAULTS: dict[str, tuple[Facts, str, Level, str]] = {
         Level.FAILED,
         "trains of datagrams arrive damaged",
     ),
-    "no answer": (replace(RUNNING, trains={END: None}), "trains", Level.FAILED, "not the self-test"),
+    "no answer": (
+        replace(RUNNING, trains={END: None}),
+        "trains",
+        Level.FAILED,
+        "not the self-test",
+    ),
     "no trains": (
         with_peer(trains=False),
         "trains",
@@ -374,8 +379,12 @@ EATS: dict[str, tuple[list[dict[str, Any]], bool]] = {
     ),
     "unless accepted": ([rule(UNKNOWN, ACCEPT), rule(DROP)], False),
     "unless accepted further down": (
-        [chain("sub"), rule(UNKNOWN, {"jump": {"target": "sub"}}), rule(DROP)]
-        + [rule(ACCEPT, chain="sub")],
+        [
+            chain("sub"),
+            rule(UNKNOWN, {"jump": {"target": "sub"}}),
+            rule(DROP),
+            rule(ACCEPT, chain="sub"),
+        ],
         False,
     ),
     "above a rate": ([rule(PORT, LIMIT, DROP)], False),

@@ -77,9 +77,7 @@ def _running(name: str | None) -> Path | None:
     return served.get(name) if name else next(iter(served.values()), None)
 
 
-async def _examine(
-    path: Path | None, config: Config | None
-) -> tuple[Status | None, list[Finding]]:
+async def _examine(path: Path | None, config: Config | None) -> tuple[Status | None, list[Finding]]:
     if path is None:
         return None, await examine(config)
     async with Client(path) as client:

@@ -91,6 +91,10 @@ class Loss:
         return f"{what} of chain {self.family} {self.table} {self.chain}"
 
 
+_End = Loss | Literal["accept"] | None
+"""Where a chain ends; None if behind its last rule."""
+
+
 class Firewall:
     """A ruleset: `words` are what ``nft -j list ruleset`` has printed, parsed."""
 
@@ -144,7 +148,7 @@ class _Walk:
             return Loss(chain["family"], chain["table"], chain["name"], None, not self._doubt)
         return None
 
-    def _chain(self, key: _Key, *, depth: int) -> Loss | Literal["accept"] | None:
+    def _chain(self, key: _Key, *, depth: int) -> _End:
         """Where it ends; None if it comes out behind the last rule."""
         for rule in self._rules.get(key, ()) if depth < _DEEPEST else ():
             verdict, holds, names_port = self._judge(rule)
@@ -155,8 +159,8 @@ class _Walk:
                 if holds or names_port:
                     return Loss(*key, rule.get("handle"), sure=bool(holds) and not self._doubt)
                 continue
-            end = self._follow(kind, verdict[kind], key, holds=bool(holds), depth=depth)
-            if end != "on":
+            ended, end = self._follow(kind, verdict[kind], key, holds=bool(holds), depth=depth)
+            if ended:
                 return end
         return None
 
@@ -183,17 +187,18 @@ class _Walk:
 
     def _follow(
         self, kind: str, value: Any, key: _Key, *, holds: bool, depth: int
-    ) -> Loss | Literal["accept", "on"] | None:
-        """What a verdict that drops nothing itself leads to; ``on`` to the next rule."""
-        end: Loss | Literal["accept"] | None = "accept"
+    ) -> tuple[bool, _End]:
+        """Whether the way through this chain ends at a verdict that drops nothing itself, and
+        where."""
+        end: _End = "accept"
         if kind in ("jump", "goto"):
             end = self._chain((*key[:2], value["target"]), depth=depth + 1)
         elif kind == "return":
             end = None
         if not holds:
             self._doubt |= end == "accept" or kind == "return"
-            return "on"
-        return "on" if kind == "jump" and end is None else end
+            return False, None
+        return kind != "jump" or end is not None, end
 
     def _choose(self, vmap: _Words, rule: _Words) -> tuple[_Words, bool | None]:
         """The verdict that a map has for it; no verdict where it is in none of its keys."""
@@ -232,8 +237,6 @@ class _Walk:
             found = [self._within(value, one, rule) for one in elements]
             return True if True in found else None if None in found else False
         match right:
-            case "*":
-                return True
             case {"elem": {"val": one}}:
                 return self._within(value, one, rule)
             case {"prefix": {"addr": address, "len": length}}:
@@ -242,8 +245,8 @@ class _Walk:
             case {"range": [low, high]}:
                 first, last = _like(value, low), _like(value, high)
                 return None if first is None or last is None else bool(first <= value <= last)
-            case str() if isinstance(value, str) and right.endswith("*"):
-                return value.startswith(right[:-1])
+            case str() if right.endswith("*"):
+                return str(value).startswith(right[:-1])
         same = _like(value, right)
         return None if same is None else bool(same == value)
 
