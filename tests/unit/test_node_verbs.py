@@ -276,7 +276,7 @@ NOW: dict[str, Any] = {
     "name": "tunnel1",
     "device": "tunnel1",
     "vni": 1,
-    "endpoints": ["192.0.2.1:8472", "[2001:db8::1]:8472"],
+    "endpoints": ["192.0.2.1:8472", "[fd00:db8::1]:8472"],
     "mac": "02:00:5e:00:53:01",
     "mtu": 1430,
     "offloads": ["gro", "trains", "tso", "uso"],
@@ -286,7 +286,7 @@ NOW: dict[str, Any] = {
     "subnets": ["10.244.1.0/24"],
     "peers": [
         peer("192.0.2.2:8472"),
-        peer("[2001:db8::3]:8472", state="silent", seconds=42.0, loss=0.35, last_drop="too_big"),
+        peer("[fd00:db8::3]:8472", state="silent", seconds=42.0, loss=0.35, last_drop="too_big"),
         peer("vtep.example.org:4789", state="unknown", rtt=None, loss=None, path_mtu=None),
     ],
 }
@@ -295,7 +295,7 @@ BEFORE = NOW | {
     "seconds": 11518.0,
     "peers": [
         peer("192.0.2.2:8472", outbound={"packets": 0, "bytes": 700_000_000}),
-        peer("[2001:db8::3]:8472"),
+        peer("[fd00:db8::3]:8472"),
     ],
 }
 
@@ -313,7 +313,7 @@ PICTURES = Path(__file__).parent / "pictures"
 @pytest.mark.parametrize("width", [80, 200])
 @pytest.mark.parametrize("kind", ["status", "watch"])
 def test_pictures(kind: str, width: int) -> None:
-    """Compared with what was looked at once, and found right."""
+    """Drawn by hand: what a person should see."""
     said = picture(NOW, width=width, before=BEFORE if kind == "watch" else None)
     assert said + "\n" == (PICTURES / f"{kind}-{width}.txt").read_text()
 

@@ -65,7 +65,9 @@ def print_json(result: object) -> None:
 def console() -> Console:
     """For tables and text that is as wide as it is."""
     piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(highlight=False, width=PIPED_WIDTH if piped else None)
+    # An IPv6 address in brackets is no markup.
+    width = PIPED_WIDTH if piped else None
+    return Console(highlight=False, markup=False, emoji=False, width=width)
 
 
 def duration(seconds: float) -> str:

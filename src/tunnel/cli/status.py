@@ -100,7 +100,7 @@ def _head(now: Status) -> Table:
     }
     table = Table.grid(padding=(0, _GAP, 0, 0))
     for fact, value in facts.items():
-        table.add_row(fact, value)
+        table.add_row(Text(fact), Text(value))
     return table
 
 
