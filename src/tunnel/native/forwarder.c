@@ -12,7 +12,7 @@
 enum {
     OUTBOUND_BUDGET = 4, /* batches for one wake-up */
     INBOUND_BUDGET = 4,
-    EVENTS_MAX = 4, /* device, a socket of each family, and what stops it */
+    EVENTS_MAX = 4,          /* device, a socket of each family, and what stops it */
     TRAIN_LARGE = 16 * 1024, /* a message of this size is one of a bulk transfer */
     RECEIVE_LARGE = 4,
 };
