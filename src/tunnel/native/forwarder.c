@@ -12,7 +12,6 @@
 enum {
     OUTBOUND_BUDGET = 4, /* batches for one wake-up */
     INBOUND_BUDGET = 4,
-    EVENTS_MAX = 4,          /* device, a socket of each family, and what stops it */
     TRAIN_LARGE = 16 * 1024, /* a message of this size is one of a bulk transfer */
     RECEIVE_LARGE = 4,
 };
@@ -522,8 +521,8 @@ int forwarder_run(struct forwarder *forwarder, int watch, int stop, int *failed)
 {
     int result = 0;
     while (!result) {
-        struct epoll_event events[EVENTS_MAX];
-        int ready = epoll_wait(watch, events, EVENTS_MAX, -1);
+        struct epoll_event events[2];
+        int ready = epoll_wait(watch, events, 2, -1);
         if (ready < 0 && errno != EINTR) {
             *failed = watch;
             return -errno;
