@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -282,8 +283,8 @@ def _read_loop(value: object) -> str:
 
 
 def _read_workers(value: object) -> object:
-    # From a flag or the environment a number comes as text.
-    if isinstance(value, str) and value.isascii() and value.isdigit():
+    # From a flag or the environment a number comes as text; int() refuses some that are too long.
+    if isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value):
         value = int(value)
     if isinstance(value, str) and value != "auto":
         raise ConfigError(f"workers {value!r} is neither auto nor a number (1 to {MOST_WORKERS})")

@@ -430,19 +430,20 @@ class Tunnel:
 
     def describe(self) -> str:
         """``tunnel1: vni 1, 192.0.2.1:8472, mtu 1450, 2 peers, device tso+uso, trains 127,
-        gro``: one line for people."""
+        gro, 2 workers``: one line for people."""
         used = self.offloads
-        count = len(self._membership.peers)
+        peers, workers = len(self._membership.peers), len(self._workers)
         device = "+".join(word for word in ("tso", "uso") if word in used) or "plain"
         return ", ".join(
             [
                 f"{self.config.name}: vni {self.config.vni}",
                 *self._underlay.describe(),
                 f"mtu {self.mtu}",
-                f"{count} peer{'' if count == 1 else 's'}",
+                f"{peers} peer{'' if peers == 1 else 's'}",
                 f"device {device}" if self._with_tun else "no device",
                 f"trains {self._underlay.abilities.segments}" if "trains" in used else "no trains",
                 "gro" if "gro" in used else "no gro",
+                f"{workers} worker{'' if workers == 1 else 's'}",
             ]
         )
 

@@ -41,6 +41,9 @@ class Workers:
         self._forwarders = forwarders
         self._watches = [kind(one, attend=attend, failed=failed) for one in forwarders]
 
+    def __len__(self) -> int:
+        return len(self._forwarders)
+
     def start(self, queues: Iterable[int]) -> None:
         """Packets begin to move: what the sockets have and what the device's `queues` give."""
         for watch, queue in zip(self._watches, queues, strict=True):

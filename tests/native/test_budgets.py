@@ -20,10 +20,10 @@ from benchmarks.micro import build
 ROUNDS, SEGMENTS, FRAMES = 100, 40, 64
 
 BUDGETS = {
-    "checksum": (1, 450),
-    "checksum_portable": (1, 1356),
-    "split": (SEGMENTS, 733),
-    "coalesce": (SEGMENTS, 1003),
+    "checksum": (1, 386),
+    "checksum_portable": (1, 1343),
+    "split": (SEGMENTS, 619),
+    "coalesce": (SEGMENTS, 838),
     "encap": (1, 29),
     "trains": (SEGMENTS, 145),
     "decap": (1, 187),

@@ -79,7 +79,8 @@ def test_two_hosts_reach_each_other(
     one = Node.start(a, UP_A.replace("192.0.2.2", at[1]) + f" --loop {loop}")
     two = Node.start(b, UP_B.replace("192.0.2.1", at[0]) + f" --loop {loop}")
     assert re.fullmatch(
-        rf"tunnel1: vni 1, \S+:8472, mtu {mtu}, 1 peer, device tso\+uso, trains \d+, gro",
+        rf"tunnel1: vni 1, \S+:8472, mtu {mtu}, 1 peer, device tso\+uso, trains \d+, gro, "
+        r"\d+ workers?",
         one.ready,
     )
     a.ping("10.2.0.0", count=3)

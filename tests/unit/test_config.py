@@ -104,6 +104,7 @@ WRONG: list[tuple[dict[str, Any], tuple[str | int, ...], str]] = [
     ({"workers": -1}, ("workers",), "out of range"),
     ({"workers": "-1"}, ("workers",), "neither auto nor a number (1 to 64)"),
     ({"workers": "x"}, ("workers",), "neither auto nor a number"),
+    ({"workers": "9" * 5000}, ("workers",), "neither auto nor a number"),
     ({"workers": "1.5"}, ("workers",), "neither auto nor a number"),
     ({"workers": 1.5}, ("workers",), "no whole number"),
     ({"workers": True}, ("workers",), "no whole number"),

@@ -115,12 +115,14 @@ def open_device(name: str, *, offloads: frozenset[str], queues: int = 1) -> Devi
     """
     wanted = offloads & {"tso", "uso"}
     flags = pytun.IFF_TUN | pytun.IFF_NO_PI | (pytun.IFF_VNET_HDR if wanted else 0)
+    count = 1
+    if queues > 1:
+        flags |= pytun.IFF_MULTI_QUEUE
+        count += queues  # one to write to
     tuns: list[Any] = []
     try:
-        if queues == 1:
+        for _ in range(count):
             tuns.append(pytun.TunTapDevice(name=name, flags=flags))
-        for _ in range(queues + 1 if queues > 1 else 0):
-            tuns.append(pytun.TunTapDevice(name=name, flags=flags | pytun.IFF_MULTI_QUEUE))
     except OSError as error:
         _close(tuns)
         raise DeviceError(_reason(name, error, queues=queues)) from error
