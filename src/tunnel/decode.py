@@ -259,9 +259,7 @@ def _show_inner(datagram: bytes, story: _Story) -> None:
     story.layers.append(Layer(f"Control {type(message).__name__}", fields))
 
 
-def judge(
-    datagram: bytes, source: Address | None, ecn: int, *, receiver: Receiver
-) -> str | None:
+def judge(datagram: bytes, source: Address | None, ecn: int, *, receiver: Receiver) -> str | None:
     """
     The reason for which a node would drop a datagram, None if it would take it.
 

@@ -149,9 +149,7 @@ class Service:
         finally:
             writer.close()
 
-    async def _answer_all(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    async def _answer_all(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         unpacker = msgpack.Unpacker(**_LIMITS)
         while piece := await reader.read(_PIECE):
             try:

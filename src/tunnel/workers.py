@@ -115,9 +115,6 @@ class Workers:
                 return DROP_REASONS[reason][0]
         return None
 
-    def __len__(self) -> int:
-        return len(self._forwarders)
-
     def work(self) -> dict[str, int]:
         """How packets were moved, by name."""
         sums = _sums([forwarder.work() for forwarder in self._forwarders])

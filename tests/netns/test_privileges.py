@@ -151,9 +151,7 @@ def test_a_user_that_is_not_there(lab: Lab) -> None:
 
 @pytest.mark.parametrize("words", [(), ("--user", "nobody")])
 @pytest.mark.parametrize("workers", ["1", "3"])
-def test_a_node_runs_on_with_one_capability(
-    lab: Lab, workers: str, words: tuple[str, ...]
-) -> None:
+def test_a_node_runs_on_with_one_capability(lab: Lab, workers: str, words: tuple[str, ...]) -> None:
     a, b = Node(lab.host("a"), 1), Node(lab.host("b"), 2)
     lab.link(a.host, b.host)
     # A name is resolved in threads, which must not have been there before.

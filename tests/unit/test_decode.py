@@ -62,7 +62,10 @@ VERDICTS = {
     "its own MAC": (outer(inner(mac=OURS)), "taken"),
     "IPv6 inside": (outer(inner(IPv6(src="fd02::1") / TCP())), "spoofed"),
     "an echo": (outer(ECHO), "taken"),
-    "an echo for another": (outer(control(ECHO[22:], mac=Mac.parse("02:00:5e:00:53:09"))), "other_mac"),
+    "an echo for another": (
+        outer(control(ECHO[22:], mac=Mac.parse("02:00:5e:00:53:09"))),
+        "other_mac",
+    ),
     "an echo that is none": (outer(control(b"\xc1")), "bad_control"),
     "nobody we know": (outer(inner(), source="192.0.2.9"), "unknown_source"),
     "another's prefix": (outer(inner(IP(src="10.3.0.1") / UDP())), "spoofed"),

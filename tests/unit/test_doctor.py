@@ -328,9 +328,7 @@ def match(left: str, right: Any, *, op: str = "==") -> dict[str, Any]:
 ACCEPT: dict[str, Any] = {"accept": None}
 DROP: dict[str, Any] = {"drop": None}
 PORT = match("udp dport", 8472)
-SET = {
-    "set": {"family": "inet", "table": "t", "name": "s", "elem": [53, {"range": [8000, 9000]}]}
-}
+SET = {"set": {"family": "inet", "table": "t", "name": "s", "elem": [53, {"range": [8000, 9000]}]}}
 LIMIT: dict[str, Any] = {"limit": {"rate": 5, "per": "second"}}
 UNKNOWN: dict[str, Any] = {
     "match": {"op": "==", "left": {"fib": {"result": "type", "flags": ["saddr"]}}, "right": "local"}

@@ -93,9 +93,7 @@ def test_silent_after_three_missed_and_up_again_with_the_next_answer() -> None:
     # The first of them goes unanswered at the usual time; then we want to be sure soon.
     assert when == pytest.approx(INTERVAL + MISSES * PATIENCE)
     assert world.liveness.health[A].since == when
-    assert world.liveness.health[A].loss == pytest.approx(
-        (len(world.asked) - 1) / len(world.asked)
-    )
+    assert world.liveness.health[A].loss == pytest.approx((len(world.asked) - 1) / len(world.asked))
     world.trip = 0.01
     world.run(until=60 + INTERVAL)
     assert world.became[2][1] == Became(A, UP)

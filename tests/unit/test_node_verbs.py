@@ -167,9 +167,7 @@ def test_down_as_json(one: Node) -> None:
     check("down", one.json("down"))
 
 
-def test_watching_a_node_that_goes_down(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_watching_a_node_that_goes_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "one.sock"
     with running(path):
         timer = threading.Timer(1.5, main, [["down", "--control", str(path)]])

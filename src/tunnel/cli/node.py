@@ -33,9 +33,7 @@ def options(verb: Verb) -> Verb:
             help="The node's control socket.  [default: the one in /run/tunnel or "
             "$XDG_RUNTIME_DIR/tunnel]",
         ),
-        click.option(
-            "--name", envvar="TUNNEL_NAME", help="Which node, where there are several."
-        ),
+        click.option("--name", envvar="TUNNEL_NAME", help="Which node, where there are several."),
     ):
         verb = option(verb)
     return verb

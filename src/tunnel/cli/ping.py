@@ -50,9 +50,7 @@ def ping(
     NODE is a peer's endpoint, its host alone, or an overlay address that it owns. Where there is
     no answer, says at which stage it failed. Exit code 1 if nothing was answered.
     """
-    answers = asyncio.run(
-        _ping(control or find(name), peer, count=count, size=size, quiet=as_json)
-    )
+    answers = asyncio.run(_ping(control or find(name), peer, count=count, size=size, quiet=as_json))
     trips = [one["seconds"] for one in answers if one["seconds"] is not None]
     if as_json:
         node.print_json(_summary(answers, trips))

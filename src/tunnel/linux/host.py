@@ -144,4 +144,3 @@ def _address(text: str) -> Address:
     """Words of 32 bits, each as hex in the order of this machine."""
     words = [int(text[start : start + 8], 16) for start in range(0, len(text), 8)]
     return ipaddress.ip_address(struct.pack(f"={len(words)}I", *words))
-

@@ -37,8 +37,8 @@ struct underlay {
 };
 
 struct forwarder {
-    struct gate gate;  /* between the thread that moves packets and all others */
-    bool news;         /* an offload lost or letters came, since forwarder_move() last said so */
+    struct gate gate; /* between the thread that moves packets and all others */
+    bool news;        /* an offload lost or letters came, since forwarder_move() last said so */
     struct device device;
     struct vtep vtep;
     struct peers peers;

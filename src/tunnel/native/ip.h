@@ -12,7 +12,7 @@
 #include <string.h>
 
 enum {
-    IP_MAX = 65535, /* IPv4 total length; we move no jumbograms */
+    IP_MAX = 65535,     /* IPv4 total length; we move no jumbograms */
     IP6_MTU_MIN = 1280, /* every link that carries IPv6 takes as much: RFC 8200, 5 */
     IP_TCP = 6,
     IP_UDP = 17,

@@ -689,8 +689,7 @@ static PyObject *native_decap(PyObject *Py_UNUSED(module), PyObject *args)
     return reason;
 }
 
-static PyObject *native_checksum_backend(
-PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+static PyObject *native_checksum_backend(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 {
     return PyUnicode_FromString(checksum_backend());
 }

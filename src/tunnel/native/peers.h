@@ -42,7 +42,7 @@ struct peer {
 struct peers {
     struct peer *at;
     size_t room;
-    uint16_t *buckets; /* by address, as many as `at` has room for */
+    uint16_t *buckets;      /* by address, as many as `at` has room for */
     struct counters nobody; /* of packets whose peer is not known */
     struct counters gone;   /* of peers that were removed, together */
 };
