@@ -124,7 +124,7 @@ def read(content: bytes, *, kind: str | None = None) -> Iterator[Frame]:
 
 def _read_file(content: bytes) -> Iterator[Frame]:
     try:
-        reader = RawPcapReader(io.BytesIO(content))
+        reader = RawPcapReader(io.BytesIO(content))  # type: ignore[arg-type]  # takes files, too
         for data, about in reader:
             link = getattr(about, "linktype", None)
             link = reader.linktype if link is None else link
@@ -218,11 +218,13 @@ def _open(frame: Frame, story: _Story) -> bytes | None:
 
 
 def _dissect(frame: Frame) -> Packet:
-    # A layer that scapy cannot read is shown as bytes.
+    """A layer that scapy cannot read is bytes to it, if it is not the first."""
     conf.debug_dissector = False
-    if frame.kind == "ip":
-        return (IPv6 if frame.data[:1] >= b"\x60" else IP)(frame.data)
-    return _LAYERS[frame.kind](frame.data)
+    first = _LAYERS.get(frame.kind) or (IPv6 if frame.data[:1] >= b"\x60" else IP)
+    try:
+        return first(frame.data)
+    except struct.error:
+        return Raw(frame.data)
 
 
 def _first_of_train(datagram: bytes, story: _Story) -> bytes:
@@ -307,7 +309,7 @@ def _layers(packet: Packet, *, last: Packet | None = None) -> Iterator[Layer]:
         if isinstance(packet, Raw):
             yield _bytes_layer(packet.load)
         else:
-            yield Layer(packet.name, dict(_fields(packet)))
+            yield Layer(str(packet.name), dict(_fields(packet)))
         if packet is last:
             return
         packet = packet.payload

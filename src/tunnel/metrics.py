@@ -267,7 +267,7 @@ class MetricsServer:
         if path == "/metrics":
             accepted = " ".join(one for one in headers if one.lower().startswith("accept:"))
             if "application/openmetrics-text" in accepted:
-                body = openmetrics.generate_latest(self._registry)
+                body = openmetrics.generate_latest(self._registry)  # type: ignore[no-untyped-call]
                 return "200 OK", body, openmetrics.CONTENT_TYPE_LATEST
             return "200 OK", generate_latest(self._registry), _METRICS
         if path == "/healthz":

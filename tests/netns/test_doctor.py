@@ -50,6 +50,11 @@ def trouble(report: dict[str, Any]) -> list[str]:
     return [one["check"] for one in findings if one["level"] != "ok"]
 
 
+def chain(host: Host, words: str, *, table: str) -> None:
+    """A chain of nftables, in force."""
+    host.run(["nft", f"table {table} {{\n chain eats {{\n {words}\n }}\n}}"])
+
+
 def write(host: Host, value: int, *switches: str) -> None:
     for switch in switches:
         host.run(["sh", "-c", f"echo {value} >/proc/sys/net/{switch}"])
@@ -125,8 +130,8 @@ FIREWALLS = {
 
 @pytest.mark.parametrize("case", FIREWALLS)
 def test_a_firewall_that_eats_the_port(hosts: tuple[Host, Host], case: str) -> None:
-    chain, text = FIREWALLS[case]
-    hosts[0].run(["nft", f"table inet doctor {{ chain eats {{ {chain} }} }}"])
+    words, text = FIREWALLS[case]
+    chain(hosts[0], words, table="inet doctor")
     report = doctor(hosts[0], *PEER)
     ((level, said),) = found(report, "firewall")
     assert text in said
@@ -155,7 +160,7 @@ def test_a_firewall_that_lets_the_port_pass(hosts: tuple[Host, Host]) -> None:
 def test_a_closed_port_is_seen_from_both_sides(pair: tuple[Node, Node]) -> None:
     a, b = pair
     closed = "type filter hook input priority 0; udp dport 8472 drop;"
-    b.host.run(["nft", f"table ip filter {{ chain closed {{ {closed} }} }}"])
+    chain(b.host, closed, table="ip filter")
     for node, other in ((a, b), (b, a)):
         node.kill()
         node.up(peers=[other.at(4)])
@@ -171,7 +176,8 @@ def test_a_closed_port_is_seen_from_both_sides(pair: tuple[Node, Node]) -> None:
 def test_strict_reverse_path_filter(hosts: tuple[Host, Host]) -> None:
     a, b = hosts
     b.ping(a.ipv4)  # so that it knows where: the filter swallows ARP as well
-    a.run("ip link add other type dummy")
+    a.run("ip link add other type veth peer name end")
+    a.run("ip link set end up")
     a.run("ip link set other up")
     a.run(f"ip route add {b.ipv4}/32 dev other src {a.ipv4}")
     assert trouble(doctor(a, *PEER)) == []

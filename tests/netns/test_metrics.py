@@ -37,8 +37,8 @@ def scrape(host: Host, place: str) -> Samples:
 @pytest.mark.parametrize("place", ["127.0.0.1:9472", "[::1]:9472"])
 def test_a_scrape_says_what_status_says(lab: Lab, place: str) -> None:
     a, b = pair(lab)
+    b.up(peers=[a.at(4)])  # first, so that none of a's echoes is lost
     a.up("--metrics", place, peers=[b.at(4)])
-    b.up(peers=[a.at(4)])
     peer = ("peer", f"{b.host.ipv4}:8472")
     a.host.ping(b.ipv4, count=5)
     while ("tunnel_peer_rtt_seconds", (peer,)) not in (found := scrape(a.host, place)):

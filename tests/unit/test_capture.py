@@ -26,7 +26,7 @@ NOON = 1_700_000_000_123_456_789
 
 
 def read(content: bytes) -> list[tuple[bytes, Any]]:
-    return list(RawPcapReader(io.BytesIO(content)))
+    return list(RawPcapReader(io.BytesIO(content)))  # type: ignore[arg-type]  # takes files, too
 
 
 @given(st.lists(st.tuples(st.binary(max_size=70), st.integers(0, 1), st.booleans()), max_size=5))
@@ -86,12 +86,17 @@ def test_a_line_on_a_packet(packet: Layers, says: str) -> None:
     assert line(packet) == f"{says} bytes"
 
 
+# Without addresses scapy asks the network for them, and without flags it sends VXLAN-GPE.
+ETHER = Ether(src="02:00:5e:00:53:02", dst="02:00:5e:00:53:01")
+VNI_7 = VXLAN(flags="Instance", vni=7)
+
+
 def outer(content: bytes | Layers) -> Layers:
-    return Ether() / IP(src="192.0.2.1", dst="192.0.2.2") / UDP(sport=40000, dport=8472) / content
+    return ETHER / IP(src="192.0.2.1", dst="192.0.2.2") / UDP(sport=40000, dport=8472) / content
 
 
 def test_a_line_on_what_carries_another() -> None:
-    said = line(outer(VXLAN(vni=7) / Ether() / FOUR / ICMP()), interface=ETH0)
+    said = line(outer(VNI_7 / ETHER / FOUR / ICMP()), interface=ETH0)
     assert said == (
         "192.0.2.1.40000 > 192.0.2.2.8472: "
         "vni 7 (10.1.0.1 > 10.2.0.1: icmp echo request, 28 bytes), 78 bytes"
@@ -102,7 +107,7 @@ def test_a_line_on_what_carries_another() -> None:
     assert f"vni 7 (control echo, {len(echo) - 22} bytes)" in said
     assert "cannot be read" in line(outer(echo[:22] + b"\xc1"), interface=ETH0)
     assert ": udp, " in line(outer(b"no vxlan"), interface=ETH0)
-    assert line(Ether() / ARP(), interface=ETH0) == "ethertype 0x0806, 42 bytes"
+    assert line(ETHER / ARP(), interface=ETH0) == "ethertype 0x0806, 42 bytes"
 
 
 @given(st.binary(max_size=100), st.sampled_from([ETH0, TUN]))
@@ -112,7 +117,7 @@ def test_any_bytes_have_a_line(data: bytes, interface: Interface) -> None:
 
 @given(st.integers(0, 120), st.sampled_from([4, 6]))
 def test_any_packet_cut_anywhere_has_a_line(size: int, version: int) -> None:
-    whole = bytes(outer(VXLAN(vni=7) / Ether() / (FOUR if version == 4 else SIX) / TCP()))
+    whole = bytes(outer(VNI_7 / ETHER / (FOUR if version == 4 else SIX) / TCP()))
     capture.describe(Packet(ETH0, NOON, False, whole[:size]))
 
 
@@ -126,7 +131,7 @@ def test_filters_that_are_none() -> None:
 
 def test_without_libpcap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packets, "_LIBPCAP", ("libnowhere.so",))
-    with pytest.raises(ConfigError, match="apt-get install libpcap0.8"):
+    with pytest.raises(ConfigError, match=r"apt-get install libpcap0\.8"):
         packets.compile_filter("icmp", link=RAW)
 
 

@@ -301,7 +301,7 @@ def test_many_peers_behind_one_rule_are_one_finding() -> None:
 # The firewall.
 
 
-def chain(name: str, hook: str = "", **words: Any) -> dict[str, Any]:
+def chain(name: str, *, hook: str = "", **words: Any) -> dict[str, Any]:
     base = {"type": "filter", "hook": hook, "prio": 0, "policy": "accept"} if hook else {}
     return {"chain": {"family": "inet", "table": "t", "name": name, **base, **words}}
 
@@ -392,7 +392,7 @@ SEEN = Datagram(8472, 4, THEIRS, OURS, "eth0")
 
 
 def losses(entries: list[dict[str, Any]]) -> Iterator[tuple[int | None, bool]]:
-    firewall = Firewall({"nftables": [{"metainfo": {}}, chain("in", "input"), *entries]})
+    firewall = Firewall({"nftables": [{"metainfo": {}}, chain("in", hook="input"), *entries]})
     for loss in firewall.losses(SEEN, hooks=INBOUND):
         yield loss.handle, loss.sure
 
@@ -422,7 +422,7 @@ def test_rules_that_eat_it(case: str) -> None:
     ],
 )
 def test_chains_that_it_meets(words: dict[str, Any], hooks: tuple[str, ...], lost: bool) -> None:
-    firewall = Firewall({"nftables": [chain("in", "input", **words)]})
+    firewall = Firewall({"nftables": [chain("in", **{"hook": "input", **words})]})
     found = firewall.losses(SEEN, hooks=hooks)
     assert [(loss.handle, loss.sure) for loss in found] == ([(None, True)] if lost else [])
 

@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -82,18 +83,17 @@ async def _run(
     count: int | None,
     as_json: bool,
 ) -> None:
-    with await _prepare(status, text, inner=inner) as packets:
+    with await _prepare(status, text, inner=inner) as packets, _open(write) as out:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, packets.close)
         names = ", ".join(interface.name for interface in packets.interfaces)
         click.echo(f"capturing on {names} (Ctrl-C ends it)", err=True)
         try:
-            if write is None:
+            if out is None:
                 shown = await _show(packets, count, as_json=as_json)
             else:
-                with _open(write) as out:
-                    shown = await _write(packets, count, out, text=text)
+                shown = await _write(packets, count, out, text=text)
         except BrokenPipeError:
             # Whoever read this has had enough; Python shall not say so once more at its end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -116,7 +116,9 @@ async def _prepare(status: dict[str, Any], text: str, *, inner: bool) -> Capture
     return await captures.outside(addresses, ports=ports, text=text)
 
 
-def _open(target: str) -> BinaryIO:
+def _open(target: str | None) -> AbstractContextManager[BinaryIO | None]:
+    if target is None:
+        return nullcontext()
     if target == "-":
         return open(sys.stdout.fileno(), "wb", closefd=False)
     try:

@@ -39,6 +39,7 @@ _COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.FAILED: "red"}
 @click.pass_context
 def doctor(
     context: click.Context,
+    /,
     config: Path | None,
     control: Path | None,
     as_json: bool,
