@@ -1068,7 +1068,7 @@ TEST(super_packets_that_the_path_does_not_take_are_told_once)
                 struct words words = {
                     .version = version, .protocol = udp ? IP_UDP : IP_TCP, .payload = 30 * MSS + 7};
                 struct world *world = world_new();
-                uint32_t segment = MSS + (version == 4 ? 20 : 40) + (udp ? 8 : 20);
+                uint32_t segment = MSS + (version == 4 ? 20u : 40u) + (udp ? 8u : 20u);
                 /* IPv6 takes no less than 1,280, which all of these are below. */
                 bool goes = fits || version == 6;
                 world->forwarder.peers.at[0].mtu = (uint16_t)(segment - !fits);
