@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from types import TracebackType
@@ -174,6 +175,24 @@ class Place(NamedTuple):
         host = self.host or ""
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
+    def listen(self) -> list[socket.socket]:
+        """A socket for each of its addresses. Raises UnderlayError."""
+        opened: list[socket.socket] = []
+        # A kernel without IPv6 names its wildcard all the same.
+        family = socket.AF_UNSPEC if socket.has_dualstack_ipv6() else socket.AF_INET
+        try:
+            found = socket.getaddrinfo(*self, family, socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            for family, *_, address in found:
+                opened.append(socket.create_server(address, family=family))
+        except OSError as error:
+            for sock in opened:
+                sock.close()
+            why = (error.strerror or str(error)).lower()
+            raise UnderlayError(
+                f"cannot listen on {self} for metrics: {why} (choose another --metrics)"
+            ) from error
+        return opened
+
 
 class MetricsServer:
     """
@@ -186,28 +205,26 @@ class MetricsServer:
     ``/readyz``
         200 if :attr:`Tunnel.ready`, else 503.
 
-    One request a connection; a client has 5 seconds and 8 KiB, and there are 32 at a time.
+    One request a connection; a client has 5 seconds and 8 KiB, and there are 32 at a time. Its
+    port is taken when it is made, which a program may do before it gives up the right to low ones.
 
     Raises:
         UnderlayError: The address is not ours or in use.
     """
 
     def __init__(self, tunnel: Tunnel, *, place: Place) -> None:
-        self._tunnel, self._place = tunnel, place
+        self._tunnel = tunnel
+        self._listeners = place.listen()
         self._registry = CollectorRegistry()
         self._registry.register(TunnelCollector(tunnel))
         ProcessCollector(registry=self._registry)
         self._clients: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        host, port = self._place
-        try:
-            self._server = await asyncio.start_server(self._welcome, host, port, limit=_MOST_HEAD)
-        except OSError as error:
-            why = (error.strerror or str(error)).lower()
-            raise UnderlayError(
-                f"cannot listen on {self._place} for metrics: {why} (choose another --metrics)"
-            ) from error
+        self._servers = [
+            await asyncio.start_server(self._welcome, sock=listener, limit=_MOST_HEAD)
+            for listener in self._listeners
+        ]
         return self
 
     async def __aexit__(
@@ -216,7 +233,8 @@ class MetricsServer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._server.close()
+        for server in self._servers:
+            server.close()
         for client in self._clients:
             client.cancel()
         await asyncio.gather(*self._clients, return_exceptions=True)
