@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -133,7 +133,7 @@ class Client:
         with suppress(OSError):
             await self._writer.wait_closed()
 
-    async def call(self, call: str, /, *, timeout: float | None = None, **args: Any) -> Any:
+    async def call(self, call: str, /, **args: Any) -> Any:
         """
         What the node answers. Cancelled, the request may have been carried out.
 
@@ -142,7 +142,7 @@ class Client:
             TimeoutError: The node said that something it waited for did not come.
         """
         try:
-            async with asyncio.timeout(timeout or self._timeout):
+            async with asyncio.timeout(self._timeout):
                 await self._ask(call, args)
                 return _result(await self._reply())
         except _Late:
@@ -154,7 +154,7 @@ class Client:
                 f"the node at {self.path} does not answer (is its process stopped?)"
             ) from error
 
-    async def events(self) -> AsyncIterator[dict[str, Any]]:
+    async def events(self) -> AsyncGenerator[dict[str, Any], None]:
         """
         What happens to the node's tunnel from now on; ends with it. Nothing else can be asked
         here afterwards.

@@ -29,7 +29,7 @@ import msgpack
 from tunnel._native import DROP_REASONS
 from tunnel.client import LARGEST_REPLY, VERSION, directories, is_served
 from tunnel.errors import CodecError, ConfigError, TunnelError
-from tunnel.linux.privileges import find_user
+from tunnel.linux.privileges import choose_user
 from tunnel.tunnel import Tunnel
 from tunnel.types import ANY_VTEP_MAC, Endpoint, Mac, PeerState, PeerStatus
 
@@ -132,22 +132,11 @@ class Service:
     # Conversations.
 
     def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._clients) >= MOST_CLIENTS:
-            full = TunnelError(f"{MOST_CLIENTS} others are connected (end one of them)")
-            writer.write(_pack(_refusal(full)))
-            writer.close()
-            return
-        task = asyncio.create_task(self._converse(reader, writer))
+        full = len(self._clients) >= MOST_CLIENTS
+        talk = _turn_away if full else self._answer_all
+        task = asyncio.create_task(_converse(talk, reader, writer))
         self._clients.add(task)
         task.add_done_callback(self._clients.discard)
-
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await self._answer_all(reader, writer)
-        except OSError:
-            pass  # it left while we spoke
-        finally:
-            writer.close()
 
     async def _answer_all(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         unpacker = msgpack.Unpacker(**_LIMITS)
@@ -356,18 +345,41 @@ class Service:
         return True
 
 
-def hand_over_directory(user: str) -> None:
+async def _converse(
+    talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+) -> None:
+    try:
+        await talk(reader, writer)
+    except OSError:
+        pass  # it left while we spoke
+    finally:
+        writer.close()
+
+
+async def _turn_away(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Not before it has asked: who still writes when we close does not read any more."""
+    async with asyncio.timeout(_GOODBYE):
+        await reader.read(_PIECE)
+    full = TunnelError(f"{MOST_CLIENTS} others are connected (end one of them)")
+    await _send(writer, _refusal(full))
+
+
+def hand_over_directory(user: str | None) -> None:
     """
-    Makes the directory of control sockets that user's, before we become it and may not any more.
+    Makes the directory of control sockets theirs whom this node will run on as, so that it can
+    remove its own at the end. Not while others' sockets are in use there: they want to, too.
 
     Raises:
         ConfigError: There is no such user.
     """
-    owner = find_user(user)
-    place = directories()[0]
-    if os.geteuid() == 0:
-        with suppress(OSError):  # then there will be no control socket, which is said
-            place.mkdir(exist_ok=True)
+    owner, place = choose_user(user), directories()[0]
+    if owner is None or os.geteuid() != 0:
+        return
+    with suppress(OSError):  # then there will be no control socket, which is said
+        place.mkdir(exist_ok=True)
+        if not any(is_served(path) for path in place.glob("*.sock")):
             os.chown(place, owner.pw_uid, owner.pw_gid)
 
 
@@ -377,7 +389,7 @@ def _default_path(name: str) -> Path:
             return place / f"{name}.sock"
     raise TunnelError(
         "no place for a control socket: /run/tunnel cannot be written to, and XDG_RUNTIME_DIR is "
-        "not set or not ours (give --control PATH, or --control none)"
+        "not set or not ours (give --control PATH, --control none, or the same --user to all nodes)"
     )
 
 
@@ -477,17 +489,17 @@ def _plain(value: Any) -> Any:
     """The same as JSON would have it."""
     match value:
         case None | bool() | int() | float() | str():
-            return value
+            plain: Any = value
         case Enum():
-            return value.value
-        case Endpoint() | Mac():
-            return str(value)
+            plain = value.value
         case Mapping():
-            return {str(key): _plain(one) for key, one in value.items()}
+            plain = {str(key): _plain(one) for key, one in value.items()}
         case set() | frozenset():
-            return sorted(_plain(one) for one in value)
+            plain = sorted(_plain(one) for one in value)
         case list() | tuple():
-            return [_plain(one) for one in value]
-    if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    return str(value)
+            plain = [_plain(one) for one in value]
+        case _ if is_dataclass(value) and not isinstance(value, Endpoint | Mac):
+            plain = {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        case _:
+            plain = str(value)
+    return plain

@@ -1,11 +1,11 @@
 """What a running node may still do, and what it may not: asked of the kernel, and tried."""
 
 import json
+import pwd
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,10 +14,10 @@ from tests.netns.node import Node
 from tests.netns.traffic import exchange
 from tunnel.errors import ConfigError
 from tunnel.lab import Host, Lab
-from tunnel.linux.privileges import find_user
+from tunnel.linux.privileges import choose_user
 
 NET_ADMIN, NET_BIND_SERVICE = 1 << 12, 1 << 10
-NOBODY = find_user("nobody").pw_uid
+NOBODY = pwd.getpwnam("nobody").pw_uid
 NO_OTHER_USER = ["setpriv", "--bounding-set=-setuid,-setgid", "--inh-caps=-all", "--"]
 
 # Drops all it can, then says what happens when it tries.
@@ -32,7 +32,7 @@ def attempt(what):
         return type(error).__name__
     return "done"
 
-drop_privileges(user=sys.argv[1] or None, port=int(sys.argv[2]))
+drop_privileges(user=sys.argv[1], port=int(sys.argv[2]))
 
 def bind(port):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
@@ -60,10 +60,10 @@ print(json.dumps({
 
 
 @pytest.fixture
-def host(lab: Lab) -> Iterator[Host]:
+def host(lab: Lab) -> Host:
     host = lab.host("a")
     host.run("sysctl -q -w net.ipv4.ip_unprivileged_port_start=1024")
-    yield host
+    return host
 
 
 def statuses(pid: int) -> list[dict[str, str]]:
@@ -104,12 +104,12 @@ def test_as_another_user_nothing_but_the_network(host: Host, tmp_path: Path) -> 
     }
 
 
-def test_without_a_user_root_has_no_power_over_others_but_its_own_files(
+def test_who_stays_root_has_no_power_over_others_but_its_own_files(
     host: Host, tmp_path: Path
 ) -> None:
     file = tmp_path / "file"
     file.touch()
-    said = tries(host, user="", file=file)
+    said = tries(host, user="root", file=file)
     assert said["chown"] == said["capture"] == said["bind"] == "PermissionError"
     assert said["buffer"] == "done"
     # What root runs gets what root may have: no more than we.
@@ -139,7 +139,7 @@ def test_who_is_that_user_already_stays_so(host: Host, tmp_path: Path) -> None:
 
 def test_a_user_that_is_not_there(lab: Lab) -> None:
     with pytest.raises(ConfigError, match="user no-such-user is not there"):
-        find_user("no-such-user")
+        choose_user("no-such-user")
     a = Node(lab.host("a"), 1)
     command = [sys.executable, "-m", "tunnel", "up", "--user", "no-such-user"]
     process = a.host.popen(command)
@@ -149,7 +149,7 @@ def test_a_user_that_is_not_there(lab: Lab) -> None:
     assert len(errors.splitlines()) == 1
 
 
-@pytest.mark.parametrize("words", [(), ("--user", "nobody")])
+@pytest.mark.parametrize("words", [(), ("--user", "root")])
 @pytest.mark.parametrize("workers", ["1", "3"])
 def test_a_node_runs_on_with_one_capability(lab: Lab, workers: str, words: tuple[str, ...]) -> None:
     a, b = Node(lab.host("a"), 1), Node(lab.host("b"), 2)
@@ -161,7 +161,7 @@ def test_a_node_runs_on_with_one_capability(lab: Lab, workers: str, words: tuple
     a.host.ping(b.ipv4)
     exchange(a.host, b.host, b.ipv6, size=4 << 20)
     for node in (a, b):
-        check(node.pid, uid=NOBODY if words else 0)
+        check(node.pid, uid=0 if words else NOBODY)
     assert b.down() == {}
     a.down()
     assert "tunnel1" not in a.host.run("ip link").stdout
@@ -221,7 +221,7 @@ def write(host: Host, content: str) -> None:
 
 def until_routed(host: Host, prefix: str, routed: bool) -> None:
     """Waits until the kernel has the route, or has not."""
-    test = f"until ip route | {'' if routed else '! '}grep -q '^{prefix} '; do sleep 0.05; done"
+    test = f"{'until' if routed else 'while'} ip route | grep -q '^{prefix} '; do sleep 0.05; done"
     host.run(["sh", "-c", test], timeout=10)
 
 

@@ -30,7 +30,8 @@ class FakeTunnel:
     cleaned_up: ClassVar[bool] = False
     drops: ClassVar[dict[str, int]] = {}
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, confined: bool, user: str | None) -> None:
+        assert confined
         self.config = config
 
     from_config: ClassVar[type[Self]]

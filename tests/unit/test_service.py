@@ -1,11 +1,13 @@
 """The control socket, with two tunnels without devices on loopback, on both event loops."""
 
+# ruff: noqa: ASYNC240 - files are a matter of microseconds here
+
 import asyncio
 import os
 import socket
 import stat
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 
 from tunnel import Client, Config, ConfigError, Peer, Service, Tunnel, TunnelError, client
 from tunnel.service import LARGEST_REQUEST, MOST_CLIENTS
+from tunnel.types import Endpoint
 
 
 def free_port() -> int:
@@ -107,14 +110,24 @@ async def test_a_peer_is_found_by_what_people_know(kind: str, path: Path) -> Non
             await node.call("ping", peer="10.9.9.9")
 
 
-async def test_a_ping_that_gets_no_answer_says_where_it_ended(path: Path) -> None:
+async def test_a_ping_that_gets_no_answer_says_where_it_ended(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with served(path) as (one, node):
-        peer = str(one.peers[0])
+        peer, whole = str(one.peers[0]), one.ping
+
+        async def narrow(to: Endpoint, *, size: int = 0) -> float:
+            if size > 1000:
+                raise TimeoutError
+            return await whole(to, size=size)
+
+        monkeypatch.setattr(one, "ping", narrow)
         await one.add_peer("127.0.0.9=10.9.0.0/16")
         answer = await node.call("ping", peer="127.0.0.9")
         assert (answer["stage"], answer["seconds"]) == ("no_answer", None)
         assert "it has never answered" in answer["why"]
-        answer = await node.call("ping", peer=peer, size=65_000)
+        assert (await node.call("ping", peer=peer, size=1000))["stage"] is None
+        answer = await node.call("ping", peer=peer, size=1001)
         assert answer["stage"] == "too_big"
 
 
@@ -328,7 +341,7 @@ async def test_who_does_not_read_is_not_answered_any_more(path: Path) -> None:
             deaf.connect(str(path))
             deaf.setblocking(False)
             request = msgpack.packb({"v": 1, "call": "drops", "args": {}})
-            with pytest.raises(BlockingIOError):
+            with suppress(BlockingIOError):
                 while True:
                     deaf.send(request * 100)
                     await asyncio.sleep(0)
@@ -349,17 +362,25 @@ async def test_two_at_once(path: Path) -> None:
 async def test_more_than_there_may_be_are_told_so(path: Path) -> None:
     async with served(path) as (_, node):
         others = [await asyncio.open_unix_connection(path) for _ in range(MOST_CLIENTS - 1)]
-        await asyncio.sleep(0.1)
+        for reader, writer in others:  # who is answered was welcomed
+            writer.write(msgpack.packb({"v": 1, "call": "down"}))
+            assert await reader.read(1)
         async with Client(path) as late:
             with pytest.raises(TunnelError, match="others are connected"):
                 await late.call("status")
         assert await node.call("status")
         others.pop()[1].close()
-        await asyncio.sleep(0.1)
-        async with Client(path) as late:
-            assert await late.call("status")
+        assert await soon_welcome(path)
         for _, writer in others:
             writer.close()
+
+
+async def soon_welcome(path: Path) -> Any:
+    """What a client is answered once another's leaving was noticed."""
+    while True:
+        async with Client(path) as late:
+            with suppress(TunnelError):
+                return await late.call("status")
 
 
 # The file.
@@ -462,7 +483,7 @@ def test_no_node(places: Path) -> None:
 async def test_of_several_the_only_living_one(places: Path) -> None:
     leave(places / "a.sock")
     leave(places / "b.sock")
-    with pytest.raises(TunnelError, match="2 nodes .*choose by --name: a, b"):
+    with pytest.raises(TunnelError, match=r"2 nodes .*choose by --name: a, b"):
         client.find()
     async with served(places / "c.sock"):
         assert client.find() == places / "c.sock"

@@ -35,7 +35,7 @@ _HOPELESS = ("unresolved", "no_route")  # nothing was sent, and the next one wou
 )
 @node.options
 @click.pass_context
-def ping(
+def ping(  # noqa: PLR0917 - click names them
     context: click.Context,
     peer: str,
     count: int,

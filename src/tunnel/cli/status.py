@@ -144,7 +144,7 @@ class _Peers:
 
     def __init__(self, now: Status, *, before: Status | None) -> None:
         self._peers: list[Mapping[str, Any]] = now["peers"]
-        self._columns = _COLUMNS
+        self._columns: tuple[_Column, ...] = _COLUMNS
         if before is not None:
             self._peers = _with_rates(now, before)
             self._columns = (*_COLUMNS[:5], *_RATES, *_COLUMNS[5:])
@@ -168,12 +168,13 @@ class _Peers:
 def _with_rates(now: Status, before: Status) -> list[Mapping[str, Any]]:
     """Peers with the bytes a second that went each way since the status before."""
     earlier = {peer["endpoint"]: peer for peer in before["peers"]}
-    seconds = max(now["seconds"] - before["seconds"], 1e-3)
+    seconds: float = max(now["seconds"] - before["seconds"], 1e-3)
 
     def rate(peer: Mapping[str, Any], way: str) -> int:
         # A peer that went and came again in between counts from nothing.
-        past = earlier.get(peer["endpoint"], peer)[way]["bytes"]
-        return max(0, round((peer[way]["bytes"] - past) / seconds))
+        past = earlier.get(peer["endpoint"], peer)
+        gained: int = peer[way]["bytes"] - past[way]["bytes"]
+        return max(0, round(gained / seconds))
 
     return [
         {**peer, "out_rate": rate(peer, "outbound"), "in_rate": rate(peer, "inbound")}

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -115,7 +115,7 @@ def _load_metrics(
 @click.option(
     "--user",
     metavar="NAME",
-    help="Run on as this user, once the device is there.  [default: who started it]",
+    help="Run on as this user, once the device is there.  [default: nobody if root started it]",
 )
 @click.option(
     "--config",
@@ -137,7 +137,8 @@ def up(
 
     Makes a TUN device, sends what the kernel routes into it to the peer that owns the
     destination, and removes all it made when it ends. Needs CAP_NET_ADMIN, which is all that it
-    keeps of the privileges it was started with. With --config, SIGHUP has it read the file again.
+    keeps of the privileges it was started with; root becomes nobody. With --config, SIGHUP has it
+    read the file again.
 
     \b
     On 192.0.2.1:
@@ -233,19 +234,21 @@ async def _run(
     down: Callable[[], None],
 ) -> None:
     async with AsyncExitStack() as stack:
-        if user is not None:
+        if control != "none":
             hand_over_directory(user)
-        tunnel = await stack.enter_async_context(
-            Tunnel.from_config(config, confined=True, user=user)
-        )
-        reload = partial(words.reload, tunnel) if words.path else None
-        if reload is not None:
+        tunnel = Tunnel.from_config(config, confined=True, user=user)
+        # It takes its port now, while we still may.
+        server = metrics(tunnel) if metrics else nullcontext()
+        await stack.enter_async_context(tunnel)
+        reload = None
+        if words.path is not None:
+            _check_readable(words.path)
+            reload = partial(words.reload, tunnel)
             _reload_on_hangup(tunnel, reload)
         if control != "none":
             service = Service(tunnel, path=control, reload=reload, down=down)
             await _serve(service, stack, needed=control is not None)
-        if metrics is not None:
-            await stack.enter_async_context(metrics(tunnel))
+        await stack.enter_async_context(server)
         print(tunnel.describe(), flush=True)
         _notify("READY=1")
         try:
@@ -267,6 +270,17 @@ async def _serve(service: Service, stack: AsyncExitStack, *, needed: bool) -> No
         if needed:
             raise
         log.warning("%s", error)
+
+
+def _check_readable(path: Path) -> None:
+    """Who we are now may not be who could read it at the start."""
+    if not os.access(path, os.R_OK):
+        log.warning(
+            "%s cannot be read again: uid %d, which this node runs on as, may not (change its mode "
+            "or that of its directory, or choose another --user)",
+            path,
+            os.getuid(),
+        )
 
 
 def _reload_on_hangup(tunnel: Tunnel, reload: Callable[[], Awaitable[None]]) -> None:

@@ -7,14 +7,21 @@ pyprctl has seen no release since 2021.
 
 from __future__ import annotations
 
+import codecs
 import ctypes
+import logging
 import os
 import pwd
 from collections.abc import Iterable
+from pathlib import Path
 
 from tunnel.errors import ConfigError
 
-NET_BIND_SERVICE, NET_ADMIN = 10, 12  # linux/capability.h
+log = logging.getLogger(__name__)
+
+NOBODY = "nobody"
+
+SETGID, SETUID, NET_BIND_SERVICE, NET_ADMIN = 6, 7, 10, 12  # linux/capability.h
 _UNPRIVILEGED_PORT = 1024
 _CAPABILITIES = 64  # numbers that there can be
 
@@ -37,14 +44,37 @@ class _Sets(ctypes.Structure):
     )
 
 
-def find_user(name: str) -> pwd.struct_passwd:
-    """Raises ConfigError if there is none of that name."""
+def choose_user(name: str | None) -> pwd.struct_passwd | None:
+    """
+    Whom a node runs on as: `name`; without one nobody, where root has started it and may become
+    him, which containers and user namespaces often forbid. None to stay who we are.
+
+    Raises:
+        ConfigError: There is no user `name`.
+    """
+    if name is None and os.geteuid() != 0:
+        return None
     try:
-        return pwd.getpwnam(name)
+        user = pwd.getpwnam(name or NOBODY)
     except KeyError as error:
+        if name is None:
+            return None
         raise ConfigError(
             f'user {name} is not there (make it with "useradd --system {name}")', key=("user",)
         ) from error
+    return user if name or _may_become(user) else None
+
+
+def _may_become(user: pwd.struct_passwd) -> bool:
+    mapped = _is_mapped("uid", user.pw_uid) and _is_mapped("gid", user.pw_gid)
+    return mapped and _permitted(ctypes.CDLL(None, use_errno=True)) >= {SETGID, SETUID}
+
+
+def _is_mapped(kind: str, number: int) -> bool:
+    """Whether our user namespace has that uid or gid (user_namespaces(7))."""
+    lines = Path(f"/proc/self/{kind}_map").read_text().splitlines()
+    ranges = (map(int, line.split()) for line in lines)
+    return any(first <= number < first + count for first, _, count in ranges)
 
 
 def drop_privileges(*, user: str | None, port: int) -> None:
@@ -56,16 +86,20 @@ def drop_privileges(*, user: str | None, port: int) -> None:
     Threads have capabilities of their own: call it before any is started, for they inherit.
 
     Args:
-        user: Whom to become, with that user's groups; None to stay who we are.
+        user: Whom to become, with that user's groups; None for whom :func:`choose_user` takes.
 
     Raises:
         ConfigError: There is no such user, or we may not become it.
     """
+    # Python loads this for the first name to be resolved, from where that user may not read.
+    codecs.lookup("idna")
     keep = {NET_ADMIN} | ({NET_BIND_SERVICE} if port < _UNPRIVILEGED_PORT else set())
     libc = ctypes.CDLL(None, use_errno=True)
     _bound(libc, keep)
-    if user is not None:
-        _become(libc, find_user(user))
+    if (chosen := choose_user(user)) is not None:
+        _become(libc, chosen)
+    elif os.geteuid() == 0:
+        log.info("runs on as root: here it cannot become user %s", NOBODY)
     _set_capabilities(libc, keep & _permitted(libc))
     _prctl(libc, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
     _prctl(libc, _PR_SET_NO_NEW_PRIVS, 1)
@@ -82,7 +116,7 @@ def _bound(libc: ctypes.CDLL, keep: set[int]) -> None:
 
 
 def _become(libc: ctypes.CDLL, user: pwd.struct_passwd) -> None:
-    if user.pw_uid == os.geteuid() != 0:
+    if user.pw_uid == os.geteuid():
         return
     try:
         _prctl(libc, _PR_SET_KEEPCAPS, 1)
