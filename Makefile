@@ -26,7 +26,7 @@ demo: .venv/installed
 	@$(BIN)/tunnel demo
 
 test: lint
-	@.ci/packages iproute2 iputils-ping iperf3 ethtool nftables tcpdump tshark libpcap0.8 \
+	@.ci/packages iproute2 iputils-ping iperf3 ethtool nftables tcpdump tshark libpcap0.8 systemd \
 		clang libclang-rt-14-dev valgrind
 	@$(BIN)/pytest
 
