@@ -105,12 +105,12 @@ def route_between(lab: Lab, a: Host, b: Host, *, offloads: bool) -> Host:
             for end, link in ((router, port), (host, "eth0")):
                 end.run(f"ethtool -K {link} tx off rx off sg off tso off gso off gro off")
         for end, where, via in (
-            (router, f"{host.ipv4}", f"dev {port}"),
-            (router, f"{host.ipv6}", f"dev {port}"),
-            (host, "default", "via inet6 fe80::1 dev eth0"),
+            (router, f"-4 route add {host.ipv4}", f"dev {port}"),
+            (router, f"-6 route add {host.ipv6}", f"dev {port}"),
+            (host, "-4 route add default", "via inet6 fe80::1 dev eth0"),
+            (host, "-6 route add default", "via fe80::1 dev eth0"),
         ):
-            end.run(f"ip route add {where} {via}")
-        host.run("ip -6 route add default via fe80::1 dev eth0")
+            end.run(f"ip {where} {via}")
     for switch in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
         router.run(["sh", "-c", f"echo 1 >/proc/sys/net/{switch}"])
     return router

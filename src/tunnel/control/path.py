@@ -175,6 +175,7 @@ class Paths:
         """Does what is known to fit still do so, or does more?"""
         if path.size is not None and path.size < path.limit and now >= path.wider:
             path.low, path.high = path.size, path.limit
+            path.wider = now + _until_wider(path)
             return self._fan(endpoint, path, now=now)
         path.low, path.high, path.fanned = path.base, path.size or path.limit, False
         return self._ask(endpoint, path, [path.high], now=now)
@@ -207,7 +208,7 @@ class Paths:
             return self._fan(endpoint, path, now=now)
         path.low = max(path.best, path.base)
         path.high = min((size for size in lost if size >= path.low), default=path.low + 1) - 1
-        said = self._say(endpoint, path, path.low)
+        said = self._say(endpoint, path, path.low, now=now)
         if path.high > path.low:
             return said + self._fan(endpoint, path, now=now)
         self._rest(path, now=now)
@@ -216,11 +217,15 @@ class Paths:
     def _rest(self, path: _Path, *, now: float) -> None:
         often = max(BUSY, len(self._paths) / MOST)
         path.due = now + (often if path.busy else IDLE)
-        if path.fanned:
-            path.wider = now + (WIDER if path.busy else IDLE)
 
-    def _say(self, endpoint: Endpoint, path: _Path, size: int) -> list[Probe | Measured]:
+    def _say(
+        self, endpoint: Endpoint, path: _Path, size: int, *, now: float
+    ) -> list[Probe | Measured]:
         if path.size == size:
             return []
-        path.size = size
+        path.size, path.wider = size, now + _until_wider(path)
         return [Measured(endpoint, size)]
+
+
+def _until_wider(path: _Path) -> float:
+    return WIDER if path.busy else IDLE
