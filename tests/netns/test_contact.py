@@ -88,7 +88,7 @@ class Stranger:
 
     def heard(self) -> list[tuple[Message | None, int]]:
         """Messages that came, and how many bytes they had behind the Ethernet header."""
-        messages = []
+        messages: list[tuple[Message | None, int]] = []
         while True:
             try:
                 body = self.socket.recv(1 << 16)[frames.HEADERS.size :]
@@ -235,7 +235,8 @@ async def test_peers_that_come_and_go_in_the_middle_of_everything() -> None:
         await until(lambda: state(one) is PeerState.UP)
         await until(lambda: peer_of(one).path_mtu == LOOPBACK_MTU)
         assert failures == []
-        assert one.stats.drops == {}
+        # What the other one asked in between came from nobody.
+        assert one.stats.drops.keys() <= {"unknown_source"}
 
 
 async def test_nodes_that_share_an_address_are_told_apart() -> None:
@@ -284,7 +285,7 @@ async def test_a_name_that_moves_leads_to_another_node(monkeypatch: pytest.Monke
         assert str(known.address) == three
         assert (known.state, known.path_mtu, known.rtt) == (PeerState.UNKNOWN, None, None)
         await until(lambda: peer_of(one).path_mtu == LOOPBACK_MTU)
-        assert state(others[1]) is PeerState.UP
+        await until(lambda: state(others[1]) is PeerState.UP)
 
 
 # What comes from others.
@@ -293,11 +294,8 @@ async def test_a_name_that_moves_leads_to_another_node(monkeypatch: pytest.Monke
 async def test_an_answer_is_never_larger_than_its_question() -> None:
     async with with_stranger() as (_, stranger):
         stranger.say(Echo(5, PORT))
-        while not any(
-            message == Reply(5, PORT, frames.LEAST) and size == frames.LEAST
-            for message, size in stranger.heard()
-        ):
-            await asyncio.sleep(0.01)
+        answer = Reply(5, PORT, frames.LEAST), frames.LEAST
+        await until(lambda: answer in stranger.heard())
 
 
 async def test_what_cannot_be_read_is_counted_and_not_answered() -> None:

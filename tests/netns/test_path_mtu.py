@@ -8,8 +8,6 @@ import itertools
 import json
 import queue
 import re
-import select
-import subprocess
 import sys
 import threading
 import time
@@ -33,6 +31,10 @@ NODE = """
 import asyncio, json, signal, sys
 from tunnel import Config, PathChanged, Tunnel
 
+def say(fact):
+    sys.stdout.write(json.dumps(fact) + "\\n")
+    sys.stdout.flush()
+
 async def main():
     words = json.loads(sys.argv[1])
     tunnel = Tunnel(**words)
@@ -41,11 +43,11 @@ async def main():
         signal.SIGTERM, lambda: asyncio.ensure_future(tunnel.close())
     )
     async with tunnel:
-        print(json.dumps("ready"), flush=True)
+        say("ready")
         async for event in events:
             if isinstance(event, PathChanged):
-                print(json.dumps(event.mtu), flush=True)
-    print(json.dumps({"drops": dict(tunnel.stats.drops)}), flush=True)
+                say(event.mtu)
+    say({"drops": dict(tunnel.stats.drops)})
 
 asyncio.run(main())
 """
@@ -284,7 +286,7 @@ def test_the_path_is_shown(lab: Lab) -> None:
     for mtu in (1450, 1350):
         narrow(router, b.host, mtu + 50)
         ping = a.host.popen(f"ping -q -i 0.1 {b.ipv4}")
-        until(lambda mtu=mtu: status(a)["peers"][0]["path_mtu"] == mtu)  # type: ignore[misc]
+        until(lambda mtu=mtu: status(a)["peers"][0]["path_mtu"] == mtu)
         ping.terminate()
 
 

@@ -21,7 +21,7 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(Sample, NUMBERS, NUMBERS, NUMBERS, NUMBERS, st.binary(max_size=2000)),
     st.builds(Verdict, NUMBERS, NUMBERS, NUMBERS, NUMBERS),
 )
-ECHO = {"v": 1, "kind": "echo", "id": 7, "port": 8472}
+ECHO: dict[str, object] = {"v": 1, "kind": "echo", "id": 7, "port": 8472}
 
 
 def body_of(message: Message, *, size: int = 0) -> bytes:
@@ -90,7 +90,7 @@ WRONG = {
     "a date": packed({**ECHO, "more": msgpack.Timestamp(1)}),
     "long text": packed({**ECHO, "more": "x" * 65}),
     "text that is none": packed({**ECHO, "more": 0}).replace(b"\xa4kind", b"\xa4\xff\xff\xff\xff"),
-    "many keys": packed({**ECHO, **{str(n): n for n in range(13)}}),
+    "many keys": packed(ECHO | {str(n): n for n in range(13)}),
     "a key that is a number": packed({**ECHO, 5: 5}),
     "deep": b"\x81\xa1v" * 20_000,
     "a map that promises much": b"\xdf\xff\xff\xff\xff".ljust(LEAST, b"\0"),
