@@ -17,7 +17,8 @@ from tests.unit.test_service import served
 from tunnel import Config, Endpoint, Mac, Peer, PeerState, PeerStatus, Status, Traffic, TunnelError
 from tunnel.cli import main
 from tunnel.control.firewall import INBOUND, OUTBOUND, Datagram, Firewall
-from tunnel.doctor import Facts, Finding, Level, Way, config_of, diagnose, examine, read_status
+from tunnel.doctor import Finding, Level, diagnose, examine
+from tunnel.facts import Facts, Way, config_of, read_status
 from tunnel.linux import host
 
 OURS, THEIRS = ipaddress.ip_address("192.0.2.1"), ipaddress.ip_address("192.0.2.2")
@@ -101,10 +102,10 @@ FAULTS: dict[str, tuple[Facts, str, Level, str]] = {
         "ip link delete vx0",
     ),
     "a process": (
-        replace(STARTING, port_error="in use", holders=("socat (pid 7)",)),
+        replace(STARTING, port_error="in use", holders={7: "socat"}),
         "port",
         Level.FAILED,
-        "in use by socat (pid 7) (stop it",
+        "in use by socat (pid 7) (choose another --port, or stop it: kill 7",
     ),
     "another address": (
         replace(STARTING, port_error="local address 192.0.2.9 is not on this host (choose one)"),
@@ -129,6 +130,12 @@ FAULTS: dict[str, tuple[Facts, str, Level, str]] = {
         "firewall",
         Level.WARNING,
         "nft is not installed",
+    ),
+    "another firewall": (
+        replace(STARTING, legacy=True),
+        "firewall",
+        Level.WARNING,
+        "iptables-legacy -S",
     ),
     "no name": (
         replace(STARTING, ways=(Way(Endpoint("b.example")),)),
@@ -206,7 +213,7 @@ FAULTS: dict[str, tuple[Facts, str, Level, str]] = {
         Level.WARNING,
         "sockets have lost 1 datagram in",
     ),
-    "no clock": (replace(STARTING, clock=False), "clock", Level.WARNING, "chrony"),
+    "no clock": (replace(STARTING, clock=False), "clock", Level.WARNING, "timesyncd"),
     "another namespace": (
         replace(RUNNING, device_mtu=None),
         "node",
@@ -330,6 +337,8 @@ DROP: dict[str, Any] = {"drop": None}
 PORT = match("udp dport", 8472)
 SET = {"set": {"family": "inet", "table": "t", "name": "s", "elem": [53, {"range": [8000, 9000]}]}}
 LIMIT: dict[str, Any] = {"limit": {"rate": 5, "per": "second"}}
+COMMENT = {"xt": {"type": "match", "name": "comment"}}
+REJECT = {"xt": {"type": "target", "name": "REJECT"}}
 UNKNOWN: dict[str, Any] = {
     "match": {"op": "==", "left": {"fib": {"result": "type", "flags": ["saddr"]}}, "right": "local"}
 }
@@ -385,6 +394,7 @@ EATS: dict[str, tuple[list[dict[str, Any]], bool]] = {
         ],
         False,
     ),
+    "by iptables": ([rule(COMMENT, REJECT)], True),
     "above a rate": ([rule(PORT, LIMIT, DROP)], False),
 }
 
@@ -436,7 +446,7 @@ def test_sockets_and_their_owners_are_read() -> None:
         (found,) = host.udp_sockets(sock.getsockname()[1])
         assert (str(found.address), found.drops) == ("::1", 0)
         assert found.inode == os.fstat(sock.fileno()).st_ino
-        assert any(f"(pid {os.getpid()})" in owner for owner in host.owners(found.inode))
+        assert os.getpid() in host.owners({found.inode})
 
 
 def test_what_is_not_there_is_not_known() -> None:

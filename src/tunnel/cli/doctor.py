@@ -12,7 +12,8 @@ from tunnel.cli import node
 from tunnel.cli.up import Words, up
 from tunnel.client import Client, find, is_served, nodes
 from tunnel.config import WORDS, Config
-from tunnel.doctor import Finding, Level, examine, read_status
+from tunnel.doctor import Finding, Level, examine
+from tunnel.facts import read_status
 from tunnel.types import Endpoint, PeerState, Status
 
 _SETTLE = 3.0
@@ -127,5 +128,6 @@ def _words(status: Status | None, findings: Sequence[Finding]) -> dict[str, obje
 def _print(findings: Sequence[Finding]) -> None:
     for one in findings:
         level = click.style(f"{one.level.value:7}", fg=_COLOURS[one.level])
-        advice = f" ({one.advice})" if one.advice else ""
-        click.echo(f"{level}  {one.check:12}  {one.text}{advice}")
+        click.echo(f"{level}  {one.check:12}  {one.text}")
+        if one.advice:  # on a line of its own, so that a command is easily copied
+            click.echo(f"{'':23}{one.advice}")

@@ -25,6 +25,8 @@ _DEEPEST = 16  # chains that jump to each other, as in the kernel (NFT_JUMP_STAC
 _CONDITIONS = {"limit", "quota", "connlimit", "ct count", "meter", "xt"}
 """Statements that may stop a rule, in ways that are not known here."""
 
+_IPTABLES_COMMENT = {"type": "match", "name": "comment"}
+_IPTABLES_REJECT = {"type": "target", "name": "REJECT"}
 _VERDICTS = {"accept", "drop", "reject", "return", "jump", "goto", "queue"}
 
 _Words = Mapping[str, Any]
@@ -179,7 +181,9 @@ class _Walk:
             elif kind == "vmap":
                 verdict, one = self._choose(value, rule)
                 holds = _both(holds, one)
-            elif kind in _CONDITIONS:
+            elif value == _IPTABLES_REJECT:
+                verdict = {"reject": None}
+            elif kind in _CONDITIONS and value != _IPTABLES_COMMENT:
                 holds = _both(holds, None)
             elif kind in _VERDICTS:
                 verdict = statement

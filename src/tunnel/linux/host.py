@@ -10,7 +10,7 @@ import os
 import shutil
 import struct
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,14 +90,15 @@ def udp_sockets(port: int) -> list[UdpSocket]:
     return [one for table in ("udp", "udp6") for one in _read_sockets(table) if one.port == port]
 
 
-def owners(inode: int) -> list[str]:
-    """``NAME (pid PID)`` of the processes that hold a socket, as far as this user may see."""
-    link = f"socket:[{inode}]"
-    found = []
+def owners(inodes: Collection[int]) -> dict[int, str]:
+    """Pids and names of the processes that hold one of these sockets, as far as this user may
+    see."""
+    links = {f"socket:[{inode}]" for inode in inodes}
+    found = {}
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if any(os.readlink(one) == link for one in (process / "fd").iterdir()):
-                found.append(f"{(process / 'comm').read_text().strip()} (pid {process.name})")
+            if any(os.readlink(one) in links for one in (process / "fd").iterdir()):
+                found[int(process.name)] = (process / "comm").read_text().strip()
     return found
 
 
@@ -127,6 +128,15 @@ def read_ruleset() -> tuple[dict[str, Any], str]:
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         return {}, f"nft: {error}"
     return words if isinstance(words, dict) else {}, ""
+
+
+def has_legacy_rules() -> bool:
+    """Whether iptables-legacy filters here as well, which nft does not show."""
+    for name in ("ip_tables_names", "ip6_tables_names"):
+        with suppress(OSError):
+            if "filter" in (_NET / name).read_text().split():
+                return True
+    return False
 
 
 def _read_sockets(table: str) -> Iterator[UdpSocket]:
