@@ -1,4 +1,4 @@
-"""The verbs that ask a running node, against nodes that are processes, with packets on their way."""
+"""The verbs that ask a running node, against nodes that are processes and move packets."""
 
 import json
 import os
@@ -269,7 +269,11 @@ def test_a_file_with_a_mistake_changes_nothing(lab: Lab, tmp_path: Path) -> None
             write(file, a, ["192.0.2.9=10.9.0.0/16"], extra=mistake)
             assert re.search(says, tell(a.host, "reload", code=2))
             assert ask(a.host, "route list") == before
-        # What only the kernel knows: somebody else's route.
+        # What only this host knows: its own address, somebody else's route.
+        write(file, a, [b.at(4), f"{a.host.ipv4}=10.9.0.0/16"])
+        said = tell(a.host, "reload", code=2)
+        assert re.search(r"a\.toml:2: peer\[1\]: peer 192\.0\.2\.1:8472 is this node itself", said)
+        assert ask(a.host, "route list") == before
         a.host.run("ip route add 10.9.0.0/16 dev eth0")
         write(file, a, ["192.0.2.8=10.8.0.0/16", "192.0.2.9=10.9.0.0/16", b.at(4)])
         assert "kernel route 10.9.0.0/16 exists already" in tell(a.host, "reload", code=2)

@@ -13,7 +13,7 @@ import pytest
 
 from tunnel.cli import main, up
 from tunnel.config import Config
-from tunnel.errors import DeviceError
+from tunnel.errors import ConfigError, DeviceError, TunnelError
 from tunnel.types import Stats, Traffic
 
 PEER = "192.0.2.2=10.244.2.0/24"
@@ -24,7 +24,7 @@ class FakeTunnel:
 
     opened: ClassVar[list[Config]] = []
     failure: ClassVar[DeviceError | None] = None
-    refusal: ClassVar[DeviceError | None] = None
+    refusal: ClassVar[TunnelError | None] = None
     opens: ClassVar[bool] = True
     signals: ClassVar[tuple[signal.Signals, ...]] = ()
     cleaned_up: ClassVar[bool] = False
@@ -173,6 +173,20 @@ def test_what_cannot_start_is_exit_code_2(
     assert main(["up"]) == 2
     out, err = capsys.readouterr()
     assert (out, err) == ("", f"tunnel: {fake.refusal}\n")
+
+
+def test_what_only_the_machine_knows_is_placed_in_the_file(
+    fake: type[FakeTunnel], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "tunnel.toml"
+    file.write_text('vni = 4\npeer = [\n "192.0.2.2=10.2.0.0/16",\n "192.0.2.3=10.3.0.0/16"]\n')
+    fake.refusal = ConfigError("peer 192.0.2.3 is this node itself", key=("peer", 1))
+    assert main(["up", "--config", str(file)]) == 2
+    assert capsys.readouterr().err == f"tunnel: {file}:4: peer[1]: {fake.refusal}\n"
+    # Not what the file does not say.
+    fake.refusal = ConfigError("user nobody is not there", key=("user",))
+    assert main(["up", "--config", str(file)]) == 2
+    assert capsys.readouterr().err == f"tunnel: {fake.refusal}\n"
 
 
 def test_what_breaks_while_it_runs_is_exit_code_1(

@@ -16,7 +16,7 @@ import pytest
 
 from tunnel import Client, Config, ConfigError, Peer, Service, Tunnel, TunnelError, client
 from tunnel.service import LARGEST_REQUEST, MOST_CLIENTS
-from tunnel.types import Endpoint
+from tunnel.types import Endpoint, PeerAdded, PeerRemoved
 
 
 def free_port() -> int:
@@ -185,9 +185,18 @@ async def test_reload_says_who_went_and_came(path: Path) -> None:
         assert await node.call("reload") == changed
         wanted[1:] = ["127.0.0.4=10.4.0.0/16", "127.0.0.1=10.5.0.0/16"]
         wanted[2] = f"127.0.0.1:{one.config.port}=10.5.0.0/16"
+        changes = (
+            event async for event in one.events() if isinstance(event, PeerAdded | PeerRemoved)
+        )
+        change = asyncio.ensure_future(anext(changes))
+        await asyncio.sleep(0)
         with pytest.raises(ConfigError, match="this node itself"):
             await node.call("reload")
         assert [str(peer) for peer in one.peers] == [before, "127.0.0.3:8472"]
+        # Nobody went, not even for a moment.
+        assert not change.done()
+        await one.remove_peer("127.0.0.3")
+        assert await change == PeerRemoved(Endpoint("127.0.0.3"))
 
 
 async def test_a_reload_that_fails_half_way_leaves_the_peers_that_were() -> None:

@@ -7,8 +7,14 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext, suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -175,27 +181,28 @@ class Words:
 
     def read(self) -> Config:
         """Raises ConfigError, with the file's line where the word stands there."""
-        file = ConfigFile.read(self.path) if self.path else None
-        try:
-            return Config.from_words({**(file.words if file else {}), **self.flags})
-        except ConfigError as error:
-            raise self._placed(error, file) from None
+        words = ConfigFile.read(self.path).words if self.path else {}
+        with self.placing():
+            return Config.from_words({**words, **self.flags})
 
     async def reload(self, tunnel: Tunnel) -> None:
         """Reads them again, for a tunnel that runs. Raises what :meth:`Tunnel.reload` does."""
-        config = self.read()
-        try:
-            await tunnel.reload(config)
-        except ConfigError as error:
-            if self.path is None or error.key[:1] == ("peer",):
-                raise  # the tunnel counts its peers, not the lines
-            raise self._placed(error, ConfigFile.read(self.path)) from None
+        with self.placing():
+            await tunnel.reload(self.read())
         log.info("%s: %s was read again", tunnel.config.name, self.path)
 
-    def _placed(self, error: ConfigError, file: ConfigFile | None) -> ConfigError:
-        if file is None or not error.key or error.key[0] in self.flags:
-            return error
-        return ConfigError(file.describe(error), key=error.key)
+    @contextmanager
+    def placing(self) -> Iterator[None]:
+        """Adds the file's line to a ConfigError, where the word that is wrong stands there."""
+        try:
+            yield
+        except ConfigError as error:
+            if self.path is None or not error.key or error.key[0] in self.flags:
+                raise
+            file = ConfigFile.read(self.path)
+            if error.key[0] not in file.words:
+                raise
+            raise ConfigError(file.describe(error)) from None
 
 
 async def _until_stopped(
@@ -239,7 +246,8 @@ async def _run(
         tunnel = Tunnel.from_config(config, confined=True, user=user)
         # It takes its port now, while we still may.
         server = metrics(tunnel) if metrics else nullcontext()
-        await stack.enter_async_context(tunnel)
+        with words.placing():
+            await stack.enter_async_context(tunnel)
         reload = None
         if words.path is not None:
             _check_readable(words.path)

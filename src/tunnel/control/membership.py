@@ -120,20 +120,24 @@ class Membership:
         there = self._places.get(address, {})
         return next(iter(there.values())) if len(there) == 1 else there.get(port)
 
+    def check(self, peers: Iterable[Peer]) -> None:
+        """Raises ConfigError, its key ``("peer", index)``, where these cannot be all the peers."""
+        everyone = dict(enumerate(peers))
+        for conflict in conflicts(everyone, subnets=self._subnets, local=self._local):
+            raise conflict
+        endpoints = {peer.endpoint for peer in everyone.values()}
+        for index, peer in everyone.items():
+            holder = self._holder(peer.endpoint.address, peer.endpoint.port)
+            if holder != peer.endpoint and holder in endpoints:
+                raise ConfigError(
+                    f"peer {peer.endpoint} is where {holder} leads (remove that first)",
+                    key=("peer", index),
+                )
+
     def add(self, peers: Iterable[Peer], *, now: float) -> list[Action]:
         """Takes in all of `peers`, or none and raises ConfigError."""
         new = list(peers)
-        everyone = [*(member.peer for member in self._members.values()), *new]
-        for conflict in conflicts(
-            dict(enumerate(everyone)), subnets=self._subnets, local=self._local
-        ):
-            raise conflict
-        for peer in new:
-            holder = self._holder(peer.endpoint.address, peer.endpoint.port)
-            if holder is not None:
-                raise ConfigError(
-                    f"peer {peer.endpoint} is where {holder} leads (remove that first)"
-                )
+        self.check([*(member.peer for member in self._members.values()), *new])
         members = [self._admit(peer) for peer in new]
         if not members:
             return []

@@ -7,8 +7,8 @@ pyprctl has seen no release since 2021.
 
 from __future__ import annotations
 
-import codecs
 import ctypes
+import encodings.idna  # noqa: F401 - resolving a name loads it, from where nobody may not read
 import logging
 import os
 import pwd
@@ -91,8 +91,6 @@ def drop_privileges(*, user: str | None, port: int) -> None:
     Raises:
         ConfigError: There is no such user, or we may not become it.
     """
-    # Python loads this for the first name to be resolved, from where that user may not read.
-    codecs.lookup("idna")
     keep = {NET_ADMIN} | ({NET_BIND_SERVICE} if port < _UNPRIVILEGED_PORT else set())
     libc = ctypes.CDLL(None, use_errno=True)
     _bound(libc, keep)
