@@ -17,6 +17,7 @@ LAYERS = [
     {"tunnel.decode"},
     {"tunnel.capture", "tunnel.doctor", "tunnel.metrics", "tunnel.service"},
     {"tunnel.tunnel"},
+    {"tunnel.peers"},
     {"tunnel.bench", "tunnel.client", "tunnel.contact", "tunnel.events", "tunnel.facts", "tunnel.workers"},
     {"tunnel.control", "tunnel.linux", "tunnel.vxlan", "tunnel.lab"},
     {"tunnel._native", "tunnel.pcapng"},

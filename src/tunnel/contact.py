@@ -187,15 +187,13 @@ class Contact:
         self._liveness.watch(until=now + LOOK, now=now)
         self._wake(now + _TRAFFIC)
 
-    @property
-    def health(self) -> Mapping[Endpoint, Health]:
-        """Of each peer."""
-        return self._liveness.health
+    def health(self, endpoint: Endpoint) -> Health | None:
+        """Of a peer, None for one that is at no address yet."""
+        return self._liveness.health(endpoint)
 
-    @property
-    def path_mtus(self) -> Mapping[Endpoint, int | None]:
-        """Largest inner packet that reaches each peer, in bytes, None where that is not known."""
-        return self._paths.sizes
+    def path_mtu(self, endpoint: Endpoint) -> int | None:
+        """Largest inner packet that reaches a peer, in bytes, None where that is not known."""
+        return self._paths.size(endpoint)
 
     def attend(self) -> None:
         """Letters came: reads them at once, or soon if very many came lately."""

@@ -20,28 +20,16 @@ from typing import Any, Literal, Self
 
 from tunnel._native import Forwarder
 from tunnel.config import AUTO_WORKERS, Config, differences
-from tunnel.contact import SAMPLES, Contact, Post
-from tunnel.control.liveness import Became
-from tunnel.control.membership import (
-    Action,
-    AddKernelRoute,
-    ForgetPeer,
-    Membership,
-    PutPeer,
-    PutRoutes,
-    RemoveKernelRoute,
-    Resolve,
-)
-from tunnel.control.path import Measured
-from tunnel.errors import ConfigError, DeviceError, TunnelError, UnderlayError
+from tunnel.contact import SAMPLES
+from tunnel.errors import ConfigError, DeviceError, UnderlayError
 from tunnel.events import Events
 from tunnel.linux.netlink import Netlink
 from tunnel.linux.pair import Pair
 from tunnel.linux.privileges import drop_privileges
 from tunnel.linux.tun import Device, open_device
 from tunnel.linux.underlay import Underlay
+from tunnel.peers import Peers
 from tunnel.types import (
-    ANY_VTEP_MAC,
     DEFAULT_PORT,
     Address,
     Endpoint,
@@ -49,14 +37,10 @@ from tunnel.types import (
     Interface,
     Mac,
     OffloadLost,
-    PathChanged,
     Peer,
-    PeerAdded,
-    PeerRemoved,
-    PeerSilent,
     PeerState,
+    PeerStats,
     PeerStatus,
-    PeerUp,
     Prefix,
     Stats,
     Status,
@@ -124,18 +108,12 @@ class Tunnel:
         self._confined = False
         self._user: str | None = None
         self._undo = AsyncExitStack()
-        self._changing = asyncio.Lock()
-        self._reloading = asyncio.Lock()
-        self._changes: set[asyncio.Task[None]] = set()
-        self._lookups: set[asyncio.Task[None]] = set()
-        self._timer: asyncio.TimerHandle | None = None
         self._closing: asyncio.Task[None] | None = None
         self._started = False
         self._closed = asyncio.Event()
         self._events = Events()
         self._failure: BaseException | None = None
         self._offloads_seen: frozenset[str] = frozenset()
-        self._fitted = 0
 
     @classmethod
     def from_config(
@@ -212,7 +190,7 @@ class Tunnel:
             UnderlayError: It is the first of its underlay family and no socket opens.
         """
         peer = Peer.parse(peer) if isinstance(peer, str) else peer
-        await self._change(self._add(peer))
+        await self._change(self._peers.add(peer))
 
     async def remove_peer(self, peer: str | Endpoint | Peer) -> None:
         """
@@ -224,7 +202,7 @@ class Tunnel:
         if isinstance(peer, Peer):
             peer = peer.endpoint
         endpoint = Endpoint.parse(peer) if isinstance(peer, str) else peer
-        await self._change(self._remove(endpoint))
+        await self._change(self._peers.remove(endpoint))
 
     async def send(self, packet: bytes) -> None:
         """
@@ -261,13 +239,13 @@ class Tunnel:
 
     @property
     def peers(self) -> tuple[Endpoint, ...]:
-        return tuple(self._membership.peers)
+        return tuple(self._peers.indices)
 
     @property
     def offloads(self) -> frozenset[str]:
         """Those in use now; ``trains`` as long as any peer gets them."""
         tcp, udp = self._workers.coalescing
-        indices = self._membership.peers.values()
+        indices = self._peers.indices.values()
         abilities = self._underlay.abilities
         trains = not indices or any(self._workers.trains(index) for index in indices)
         in_use = {
@@ -282,8 +260,7 @@ class Tunnel:
     def stats(self) -> Stats:
         """Counters since it opened; still there when it is closed."""
         peers = {
-            endpoint: self._workers.stats(index)
-            for endpoint, index in self._membership.peers.items()
+            endpoint: self._workers.stats(index) for endpoint, index in self._peers.indices.items()
         }
         nobody, gone = self._workers.stats(NOBODY), self._workers.stats(GONE)
         everyone = [*peers.values(), nobody, gone]
@@ -313,32 +290,9 @@ class Tunnel:
         All that is known now. Whoever asks again and again gets fresher answers, for echoes go
         out every second for a while; without `look` nothing is made of it.
         """
-        now = time.monotonic()
         if look:
-            self._contact.look()
-        stats, health, path_mtus = self.stats, self._contact.health, self._contact.path_mtus
-        peers = []
-        for endpoint, index in self._membership.peers.items():
-            peer, own = self._membership.peer(endpoint), stats.peers[endpoint]
-            pulse = health.get(endpoint)
-            peers.append(
-                PeerStatus(
-                    endpoint=endpoint,
-                    address=self._membership.address(endpoint),
-                    mac=peer.mac,
-                    prefixes=peer.prefixes,
-                    state=pulse.state if pulse else PeerState.UNKNOWN,
-                    seconds=now - pulse.since if pulse else self._loop.time() - self._opened,
-                    rtt=pulse.rtt if pulse else None,
-                    loss=pulse.loss if pulse else None,
-                    path_mtu=path_mtus.get(endpoint),
-                    trains=self._workers.trains(index),
-                    outbound=own.outbound,
-                    inbound=own.inbound,
-                    drops=own.drops,
-                    last_drop=self._workers.last_drop(index),
-                )
-            )
+            self._peers.contact.look()
+        stats, age = self.stats, time.monotonic() - self._opened
         return Status(
             name=self.config.name,
             device=self._device.name if isinstance(self._device, Device) else None,
@@ -348,9 +302,31 @@ class Tunnel:
             mtu=self.mtu,
             offloads=stats.offloads,
             workers=len(self._workers),
-            seconds=self._loop.time() - self._opened,
-            peers=tuple(peers),
+            seconds=age,
+            peers=tuple(self._peer_status(one, own) for one, own in stats.peers.items()),
             drops=stats.drops,
+            subnets=self.config.subnets,
+        )
+
+    def _peer_status(self, endpoint: Endpoint, own: PeerStats) -> PeerStatus:
+        peer, index = self._peers.peer(endpoint), self._peers.indices[endpoint]
+        # One whose name is not resolved yet was never asked.
+        health = self._peers.contact.health(endpoint)
+        return PeerStatus(
+            endpoint=endpoint,
+            address=self._peers.address(endpoint),
+            mac=peer.mac,
+            prefixes=peer.prefixes,
+            state=health.state if health else PeerState.UNKNOWN,
+            seconds=time.monotonic() - (health.since if health else self._opened),
+            rtt=health.rtt if health else None,
+            loss=health.loss if health else None,
+            path_mtu=self._peers.contact.path_mtu(endpoint),
+            trains=self._workers.trains(index),
+            outbound=own.outbound,
+            inbound=own.inbound,
+            drops=own.drops,
+            last_drop=self._workers.last_drop(index),
         )
 
     def events(self) -> AsyncIterator[Event]:
@@ -367,8 +343,8 @@ class Tunnel:
             TimeoutError: No answer within a second: it is not there, is no node of ours (a
                 kernel vxlan device answers nothing), or `size` does not fit the path.
         """
-        endpoint = self._known(peer)
-        return await self._contact.ping(endpoint, size=size)
+        endpoint = self._peers.known(peer)
+        return await self._peers.contact.ping(endpoint, size=size)
 
     async def try_trains(self, peer: str | Endpoint) -> bool:
         """
@@ -379,15 +355,15 @@ class Tunnel:
             ConfigError: There is no such peer.
             TimeoutError: Single datagrams get no answer either.
         """
-        endpoint = self._known(peer)
-        size = self._contact.path_mtus.get(endpoint) or self.mtu
-        singly, together = await self._contact.try_train(endpoint, size=min(size, self.mtu))
+        endpoint = self._peers.known(peer)
+        size = self._peers.contact.path_mtu(endpoint) or self.mtu
+        singly, together = await self._peers.contact.try_train(endpoint, size=min(size, self.mtu))
         if not singly.intact:
             raise TimeoutError
         # One that arrives damaged is no accident: checksums let none pass. Some get lost anyway.
         if together.damaged or together.intact < SAMPLES // 2 <= singly.intact:
             # It may have gone meanwhile.
-            self._workers.set_trains(self._membership.peers[self._known(endpoint)], False)
+            self._workers.set_trains(self._peers.indices[self._peers.known(endpoint)], False)
             self._look()
             return False
         return True
@@ -405,7 +381,7 @@ class Tunnel:
         for word in differences(self.config, config):
             if word not in ("peer", "loop"):
                 raise ConfigError(f"{word} cannot change while it runs (restart it)", key=(word,))
-        await self._change(self._reload(config.peers))
+        await self._change(self._peers.become(config.peers))
 
     async def is_routed(self, peer: str | Endpoint) -> bool:
         """
@@ -414,7 +390,7 @@ class Tunnel:
         Raises:
             ConfigError: There is no such peer.
         """
-        address = self._membership.address(self._known(peer))
+        address = self._peers.address(self._peers.known(peer))
         return address is not None and await self._netlink.path_to(address) is not None
 
     async def kernel_routes(self) -> frozenset[Prefix] | None:
@@ -424,15 +400,11 @@ class Tunnel:
             return None
         return frozenset(await self._netlink.routes(self._device.index))
 
-    def _known(self, peer: str | Endpoint) -> Endpoint:
-        endpoint = Endpoint.parse(peer) if isinstance(peer, str) else peer
-        return self._membership.peer(endpoint).endpoint
-
     def describe(self) -> str:
         """``tunnel1: vni 1, 192.0.2.1:8472, mtu 1450, 2 peers, device tso+uso, trains 127,
         gro, 2 workers``: one line for people."""
         used = self.offloads
-        peers, workers = len(self._membership.peers), len(self._workers)
+        peers, workers = len(self._peers.indices), len(self._workers)
         device = "+".join(word for word in ("tso", "uso") if word in used) or "plain"
         return ", ".join(
             [
@@ -453,7 +425,7 @@ class Tunnel:
         self._loop = asyncio.get_running_loop()
         self._undo.callback(self._closed.set)
         self._undo.callback(self._events.close)
-        self._opened = self._loop.time()
+        self._opened = time.monotonic()
         self._netlink = await self._undo.enter_async_context(Netlink())
         self._device = await self._open_device()
         if self._confined:
@@ -465,34 +437,23 @@ class Tunnel:
         found = await asyncio.gather(*(self._underlay.resolve(end) for end in endpoints))
         await self._underlay.choose_locals(address for address in found if address is not None)
         self._workers = self._make_workers()
-        self._membership = Membership(subnets=self.config.subnets, local=self._underlay.endpoints)
-        self._contact = Contact(
-            port=self.config.port,
-            post=Post(
-                self._underlay,
-                self._membership,
-                vni=self.config.vni,
-                take=self._workers.take_letters,
-                bad=self._workers.count_bad_control,
-            ),
-            sent=self._count_sent,
-            news=self._hear,
+        self._peers = Peers(
+            self.config,
+            device=self._device,
+            netlink=self._netlink,
+            underlay=self._underlay,
+            workers=self._workers,
+            events=self._events,
         )
         self._undo.callback(self._stop)
-        self._undo.push_async_callback(self._settle)
+        self._undo.push_async_callback(self._peers.settle)
         for family in tuple(self._underlay.locals):
-            await self._listen(family)
+            await self._peers.listen(family)
         await self._set_device_up()
-        now = self._loop.time()
-        first = self._membership.add(self.config.peers, now=now)
-        await self._apply(action for action in first if not isinstance(action, Resolve))
-        for endpoint, address in zip(endpoints, found, strict=True):
-            if endpoint.address is None:
-                await self._apply(self._membership.resolved(endpoint, address, now=now))
+        await self._peers.open(self.config.peers, found=found)
         self._offloads_seen = self.offloads
         self._workers.start(self._device.queues)
         self._started = True
-        self._schedule()
         for reason in self._underlay.abilities.reasons:
             log.warning("%s: %s", self.config.name, reason)
 
@@ -547,176 +508,25 @@ class Tunnel:
         ]
         return Workers(forwarders, attend=self._attend, failed=self._fail)
 
-    async def _listen(self, family: int) -> None:
-        """Opens the sockets of a family unless they are."""
-        descriptors = await self._underlay.open(family, workers=len(self._device.queues))
-        if descriptors is not None:
-            self._workers.listen(family, descriptors)
-
     async def _set_device_up(self) -> None:
         if isinstance(self._device, Device):
-            await self._fit()
+            await self._peers.fit()
             await self._netlink.set_up(self._device.index)
             for interface in self.config.addresses:
                 await self._netlink.add_address(self._device.index, interface)
 
-    # Peers come, go and move.
+    # Running.
 
     async def _change(self, work: Coroutine[Any, Any, None]) -> None:
-        """Sees a change through, even where the caller is cancelled."""
         if self._closing is not None:
             work.close()
             raise DeviceError(f"{self.config.name} is closed")
-        await asyncio.shield(_spawn(self._changes, work))
-
-    async def _add(self, peer: Peer) -> None:
-        async with self._changing:
-            actions = self._membership.add([peer], now=self._loop.time())
-            try:
-                await self._apply(actions)
-            except TunnelError:
-                await self._forget(peer.endpoint)
-                raise
-        log.info("%s: peer %s comes", self.config.name, peer.endpoint)
-        self._events.tell(PeerAdded(peer.endpoint))
-        self._schedule()
-
-    async def _remove(self, endpoint: Endpoint) -> None:
-        async with self._changing:
-            await self._forget(endpoint)
-        log.info("%s: peer %s goes", self.config.name, endpoint)
-        self._events.tell(PeerRemoved(endpoint))
-        self._schedule()
-
-    async def _reload(self, wanted: Iterable[Peer]) -> None:
-        async with self._reloading:
-            before = [self._membership.peer(endpoint) for endpoint in self.peers]
-            try:
-                await self._become(wanted)
-            except TunnelError:
-                await self._become(before)
-                raise
-
-    async def _become(self, wanted: Iterable[Peer]) -> None:
-        before = {endpoint: self._membership.peer(endpoint) for endpoint in self.peers}
-        after = {peer.endpoint: peer for peer in wanted}
-        for endpoint, peer in before.items():
-            if after.get(endpoint) != peer:
-                await self._remove(endpoint)
-        for endpoint, peer in after.items():
-            if before.get(endpoint) != peer:
-                await self._add(peer)
-
-    async def _forget(self, endpoint: Endpoint) -> None:
-        actions = self._membership.remove(endpoint, now=self._loop.time())
-        self._contact.remove(endpoint)
-        await self._apply(actions)
-
-    async def _resolve(self, endpoint: Endpoint) -> None:
-        address = await self._underlay.resolve(endpoint)
-        async with self._changing:
-            actions = self._membership.resolved(endpoint, address, now=self._loop.time())
-            try:
-                await self._apply(actions)
-            except TunnelError as error:
-                # Nobody waits for this answer, and the others' packets go on.
-                log.warning("%s: peer %s: %s", self.config.name, endpoint, error)
-        if actions:
-            log.info("%s: peer %s is at %s", self.config.name, endpoint, address)
-        self._schedule()
-
-    async def _apply(self, actions: Iterable[Action]) -> None:
-        for action in actions:
-            match action:
-                case PutPeer(index, peer, address):
-                    self._workers.set_peer(
-                        index,
-                        address.packed if address else None,
-                        port=peer.endpoint.port,
-                        mac=peer.mac or ANY_VTEP_MAC,
-                    )
-                    if address is not None:
-                        await self._underlay.reach(index, peer.endpoint, address)
-                        await self._listen(address.version)
-                        await self._fit()
-                        self._contact.add(
-                            peer.endpoint,
-                            family=address.version,
-                            limit=self._underlay.carried(index) or self.mtu,
-                        )
-                case ForgetPeer(index):
-                    self._workers.remove_peer(index)
-                    self._underlay.forget(index)
-                    await self._fit()
-                case PutRoutes(routes):
-                    self._workers.set_routes(
-                        [(p.network_address.packed, p.prefixlen, index) for p, index in routes]
-                    )
-                case AddKernelRoute(prefix) if isinstance(self._device, Device):
-                    await self._netlink.add_route(self._device.index, prefix)
-                    await self._underlay.check_outside(prefix, device=self._device.index)
-                case RemoveKernelRoute(prefix) if isinstance(self._device, Device):
-                    await self._netlink.remove_route(self._device.index, prefix)
-                case Resolve(endpoint):
-                    _spawn(self._lookups, self._resolve(endpoint))
-
-    async def _fit(self) -> None:
-        """Gives the device the MTU that fits the paths; a configured one has to fit them."""
-        self._underlay.check_mtu()
-        mtu = self._underlay.mtu
-        if isinstance(self._device, Device) and mtu != self._fitted:
-            await self._netlink.set_mtu(
-                self._device.index, mtu, gso_max_size=self._underlay.gso_max_size
-            )
-            self._fitted = mtu
-
-    # In contact with peers.
-
-    def _count_sent(self) -> dict[Endpoint, int]:
-        sent = self._workers.sent()
-        # Who has just come may not be in the packet path yet.
-        peers = self._membership.peers.items()
-        return {endpoint: sent[index] for endpoint, index in peers if index < len(sent)}
-
-    def _hear(self, news: Became | Measured) -> None:
-        match news:
-            case Became(endpoint, state):
-                log.info("%s: peer %s is %s", self.config.name, endpoint, state.value)
-                up = state is PeerState.UP
-                self._events.tell(PeerUp(endpoint) if up else PeerSilent(endpoint))
-            case Measured(endpoint, size):
-                index = self._membership.index(endpoint)
-                limit = self._underlay.carried(index)
-                # At the first hop's own MTU the kernel knows as much, and the device has it.
-                narrow = size if limit and size < limit else 0
-                self._workers.set_mtu(index, narrow)
-                self._events.tell(PathChanged(endpoint, size))
-                if narrow:
-                    log.info("%s: path to %s takes %d bytes", self.config.name, endpoint, narrow)
+        await work
 
     def _attend(self) -> None:
         """Something other than packets wants to be seen: an offload was lost, letters came."""
-        self._contact.attend()
+        self._peers.contact.attend()
         self._look()
-
-    def _schedule(self) -> None:
-        """Sleeps until membership wants to look again, for ever if it never does."""
-        if self._timer is not None:
-            self._timer.cancel()
-        due = self._membership.next_tick(self._loop.time())
-        self._timer = None if due is None else self._loop.call_at(due, self._tick)
-
-    def _tick(self) -> None:
-        heard = {
-            index: self._workers.stats(index).inbound.packets
-            for index in self._membership.peers.values()
-        }
-        for action in self._membership.tick(heard, now=self._loop.time()):
-            assert isinstance(action, Resolve)
-            _spawn(self._lookups, self._resolve(action.endpoint))
-        self._schedule()
-
-    # Running.
 
     def _look(self) -> None:
         """Says once when an offload was turned off."""
@@ -742,15 +552,7 @@ class Tunnel:
 
     def _stop(self) -> None:
         self._workers.close()
-        self._contact.close()
-        if self._timer is not None:
-            self._timer.cancel()
-
-    async def _settle(self) -> None:
-        """Ends the changes that are under way; nobody waits for the lookups."""
-        for task in self._lookups:
-            task.cancel()
-        await asyncio.gather(*self._lookups, *self._changes, return_exceptions=True)
+        self._peers.stop()
 
     def _pair(self) -> Pair:
         if not isinstance(self._device, Pair):
@@ -759,11 +561,3 @@ class Tunnel:
                 "(open it with device=None to send and receive them here)"
             )
         return self._device
-
-
-def _spawn(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-    """Starts a task and holds it: the loop does not."""
-    task = asyncio.create_task(work)
-    tasks.add(task)
-    task.add_done_callback(tasks.discard)
-    return task

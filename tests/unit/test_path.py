@@ -37,7 +37,7 @@ class World:
 
     @property
     def size(self) -> int | None:
-        return self.paths.sizes[A]
+        return self.paths.size(A)
 
     def run(self, seconds: float, *, busy: bool = True) -> None:
         self.paths.flows(A, busy, now=self.now)
@@ -156,7 +156,7 @@ def test_nothing_is_probed_before_it_was_heard() -> None:
     assert not paths.alive
     assert paths.next_tick(0) is None
     assert paths.tick(now=100) == []
-    assert paths.sizes == {A: None}
+    assert paths.size(A) is None
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -225,7 +225,7 @@ def test_answers_that_nobody_waits_for_change_nothing() -> None:
         assert paths.arrived(peer, number, now=0) == []
     assert paths.arrived(A, 5, now=0) == [Measured(A, 1450)]
     assert paths.arrived(A, 5, now=0) == []
-    assert paths.sizes == {A: 1450, B: None}
+    assert (paths.size(A), paths.size(B)) == (1450, None)
 
 
 def test_who_moves_has_another_path() -> None:
@@ -243,5 +243,5 @@ def test_who_left_is_forgotten() -> None:
     world.run(1)
     world.paths.remove(A)
     world.paths.remove(A)
-    assert world.paths.sizes == {}
+    assert world.paths.size(A) is None
     assert world.paths.next_tick(1) is None

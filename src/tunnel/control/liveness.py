@@ -154,9 +154,10 @@ class Liveness:
         due += [asked + PATIENCE for one in self._pulses.values() for asked in one.asked.values()]
         return max(now, min(due)) if due else None
 
-    @property
-    def health(self) -> Mapping[Endpoint, Health]:
-        return {endpoint: _health(pulse) for endpoint, pulse in self._pulses.items()}
+    def health(self, endpoint: Endpoint) -> Health | None:
+        """None for a peer that was not added."""
+        pulse = self._pulses.get(endpoint)
+        return _health(pulse) if pulse else None
 
     def _miss(self, endpoint: Endpoint, pulse: _Pulse, *, now: float) -> list[Became]:
         late = [number for number, asked in pulse.asked.items() if now >= asked + PATIENCE]

@@ -98,9 +98,10 @@ class Paths:
         self._paths: dict[Endpoint, _Path] = {}
         self._ids = ids
 
-    @property
-    def sizes(self) -> Mapping[Endpoint, int | None]:
-        return {endpoint: path.size for endpoint, path in self._paths.items()}
+    def size(self, endpoint: Endpoint) -> int | None:
+        """What the path to a peer takes, None where that is not known."""
+        path = self._paths.get(endpoint)
+        return path.size if path else None
 
     @property
     def alive(self) -> bool:
