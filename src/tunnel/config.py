@@ -14,6 +14,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from tunnel.errors import ConfigError
@@ -65,6 +66,10 @@ class Config:
             as a NAT on the way may want it.
         workers: How many threads move packets; 1 leaves that to the event loop, ``"auto"`` is
             one for each CPU, up to :data:`AUTO_WORKERS`.
+        networks: The whole overlay's prefix, at most one of each family, around `subnets`. For the
+            two below, which need it.
+        subnet_file: Where flannel's ``subnet.env`` is written, None for nowhere.
+        ip_masq: Whether containers reach the world outside of `networks` by our address.
 
     Raises:
         ConfigError: The first value that cannot be; :func:`faults` finds them all.
@@ -83,6 +88,9 @@ class Config:
     loop: str
     source_ports: int
     workers: int | Literal["auto"]
+    networks: tuple[Prefix, ...]
+    subnet_file: Path | None
+    ip_masq: bool
 
     def __init__(
         self,
@@ -100,6 +108,9 @@ class Config:
         loop: str = "uvloop",
         source_ports: int = 8,
         workers: int | str = "auto",
+        networks: Iterable[str | Prefix] = (),
+        subnet_file: str | Path | None = None,
+        ip_masq: bool = False,
     ) -> None:
         self._hold(
             {
@@ -116,6 +127,9 @@ class Config:
                 "loop": loop,
                 "source-ports": source_ports,
                 "workers": workers,
+                "network": networks,
+                "subnet-file": subnet_file,
+                "ip-masq": ip_masq,
             }
         )
 
@@ -291,6 +305,19 @@ def _read_workers(value: object) -> object:
     return value if value == "auto" else _read_number("workers", low=1, high=MOST_WORKERS)(value)
 
 
+def _read_subnet_file(value: object) -> Path:
+    path = value if isinstance(value, Path) else Path(_text("subnet-file", value))
+    if not path.name:
+        raise ConfigError(f"subnet-file {str(value)!r} is no file (like /run/flannel/subnet.env)")
+    return path
+
+
+def _read_ip_masq(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigError(f"ip-masq {value!r} is neither true nor false (without quotes)")
+    return value
+
+
 class _Word(NamedTuple):
     """How one word is read, or each of its values where it may stand many times."""
 
@@ -314,6 +341,9 @@ _WORDS = {
     "loop": _Word("loop", _read_loop, "uvloop"),
     "source-ports": _Word("source_ports", _read_number("source-ports", low=1, high=64), 8),
     "workers": _Word("workers", _read_workers, "auto"),
+    "network": _Word("networks", _read_prefix, {}, many=True),
+    "subnet-file": _Word("subnet_file", _read_subnet_file),
+    "ip-masq": _Word("ip_masq", _read_ip_masq, False),
 }
 
 WORDS = tuple(_WORDS)
@@ -331,6 +361,7 @@ def _read(words: Mapping[str, object]) -> tuple[dict[str, Any], list[ConfigError
     """The fields of a Config and all that is wrong."""
     fields, wrong = _read_words(words, _WORDS)
     wrong += _rules(**fields)
+    wrong += _container_rules(**fields)
     for word in _WORDS.values():
         if word.many:
             fields[word.field] = tuple(dict.fromkeys(fields[word.field].values()))
@@ -408,6 +439,51 @@ def _rules(
             )
     ourselves = {Endpoint(str(local), port)} if local is not None else set()
     yield from conflicts(peers, subnets=subnets.values(), local=ourselves)
+
+
+def _container_rules(
+    *,
+    subnets: Mapping[int, Prefix],
+    networks: Mapping[int, Prefix],
+    subnet_file: Path | None,
+    ip_masq: bool,
+    **_: object,
+) -> Iterator[ConfigError]:
+    """What containers need: a subnet here in the network of its family, and room in it."""
+    for word, given in (("subnet-file", subnet_file is not None), ("ip-masq", ip_masq)):
+        if given and not networks:
+            yield ConfigError(
+                f"{word} takes the whole overlay's prefix (give network, like 10.244.0.0/16)",
+                key=(word,),
+            )
+    families: dict[int, Prefix] = {}
+    for index, network in networks.items():
+        first = families.setdefault(network.version, network)
+        if first != network:
+            yield ConfigError(
+                f"network {network} is beside {first} (give one of each family, around both)",
+                key=("network", index),
+            )
+        own = {subnet for subnet in subnets.values() if subnet.version == network.version}
+        if len(own) != 1 and subnet_file is not None:
+            yield ConfigError(
+                f"subnet-file tells of one subnet in network {network}, not of {len(own)} "
+                "(give one, or leave subnet-file out)",
+                key=("network", index),
+            )
+    for index, subnet in subnets.items():
+        around = families.get(subnet.version)
+        if families and (around is None or not _covers(around, subnet)):
+            yield ConfigError(
+                f"subnet {subnet} is not within the network {around or 'of its family'} "
+                "(give the network that is around it)",
+                key=("subnet", index),
+            )
+        if subnet_file is not None and subnet.num_addresses < 4:
+            yield ConfigError(
+                f"subnet {subnet} has no room for a bridge and containers (at least 4 addresses)",
+                key=("subnet", index),
+            )
 
 
 def _known(word: str, words: Sequence[str], *, what: str = "key") -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
 from tunnel.config import Config
@@ -53,6 +53,9 @@ class Peers:
     """
     The peers of one tunnel. Changes are made one after the other, whole or not at all, and are
     seen through where who asked for one is cancelled.
+
+    Args:
+        resized: Called with the device's new MTU, in bytes.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Peers:
         underlay: Underlay,
         workers: Workers,
         events: Events,
+        resized: Callable[[int], None],
     ) -> None:
         self._name = config.name
         self._device, self._netlink = device, netlink
@@ -84,6 +88,7 @@ class Peers:
         self._lookups: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
+        self._resized = resized
         self._fitted = 0
 
     @property
@@ -151,6 +156,7 @@ class Peers:
                 self._device.index, mtu, gso_max_size=self._underlay.gso_max_size
             )
             self._fitted = mtu
+            self._resized(mtu)
 
     # Changes.
 

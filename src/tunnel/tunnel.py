@@ -15,12 +15,14 @@ from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import fields
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from tunnel._native import Forwarder
 from tunnel.config import AUTO_WORKERS, Config, differences
 from tunnel.contact import SAMPLES
+from tunnel.containers import Containers
 from tunnel.errors import ConfigError, DeviceError, UnderlayError
 from tunnel.events import Events
 from tunnel.linux.netlink import Netlink
@@ -89,6 +91,9 @@ class Tunnel:
         offload: str | Iterable[str] = "auto",
         source_ports: int = 8,
         workers: int | str = "auto",
+        networks: Iterable[str | Prefix] = (),
+        subnet_file: str | Path | None = None,
+        ip_masq: bool = False,
     ) -> None:
         self.config = Config(
             name=name,
@@ -103,6 +108,9 @@ class Tunnel:
             offload=offload,
             source_ports=source_ports,
             workers=workers,
+            networks=networks,
+            subnet_file=subnet_file,
+            ip_masq=ip_masq,
         )
         self._with_tun = device is not None
         self._confined = False
@@ -426,9 +434,11 @@ class Tunnel:
         self._undo.callback(self._closed.set)
         self._undo.callback(self._events.close)
         self._opened = time.monotonic()
+        self._containers = Containers(self.config)
         self._netlink = await self._undo.enter_async_context(Netlink())
         self._device = await self._open_device()
         if self._confined:
+            self._containers.prepare(user=self._user)
             drop_privileges(user=self._user, port=self.config.port)
         self._underlay = Underlay(self.config, netlink=self._netlink)
         self._undo.callback(self._underlay.close)
@@ -444,6 +454,7 @@ class Tunnel:
             underlay=self._underlay,
             workers=self._workers,
             events=self._events,
+            resized=self._containers.resize,
         )
         self._undo.callback(self._stop)
         self._undo.push_async_callback(self._peers.settle)
@@ -451,6 +462,9 @@ class Tunnel:
             await self._peers.listen(family)
         await self._set_device_up()
         await self._peers.open(self.config.peers, found=found)
+        self._undo.push_async_callback(self._containers.close)
+        await self._containers.start()
+        self._containers.publish(self.mtu)
         self._offloads_seen = self.offloads
         self._workers.start(self._device.queues)
         self._started = True

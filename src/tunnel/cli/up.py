@@ -107,6 +107,26 @@ def _load_metrics(
     "it to the event loop.  [default: auto, one for each CPU up to 4]",
 )
 @click.option(
+    "--network",
+    multiple=True,
+    metavar="PREFIX",
+    help="The whole overlay's prefix, one of each family, for the two below.",
+)
+@click.option(
+    "--subnet-file",
+    is_flag=False,
+    flag_value="/run/flannel/subnet.env",
+    metavar="[PATH]",
+    help="Write subnet.env as flannel does, for its CNI plugin and Docker.  [PATH, if left out: "
+    "/run/flannel/subnet.env]",
+)
+@click.option(
+    "--ip-masq",
+    is_flag=True,
+    default=None,
+    help="Masquerade what containers send out of the overlay; needs nftables.",
+)
+@click.option(
     "--control",
     metavar="PATH|none",
     help="Where other verbs reach this node.  [default: NAME.sock in /run/tunnel or "

@@ -12,7 +12,8 @@ import encodings.idna  # noqa: F401 - resolving a name loads it, from where nobo
 import logging
 import os
 import pwd
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tunnel.errors import ConfigError
@@ -26,7 +27,7 @@ _UNPRIVILEGED_PORT = 1024
 _CAPABILITIES = 64  # numbers that there can be
 
 _PR_SET_KEEPCAPS, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 8, 24, 38, 47
-_PR_CAP_AMBIENT_CLEAR_ALL = 4
+_PR_CAP_AMBIENT_RAISE, _PR_CAP_AMBIENT_CLEAR_ALL = 2, 4
 _CAPABILITY_VERSION = 0x20080522
 
 
@@ -103,6 +104,29 @@ def drop_privileges(*, user: str | None, port: int) -> None:
     _prctl(libc, _PR_SET_NO_NEW_PRIVS, 1)
 
 
+@contextmanager
+def lend(capability: int) -> Iterator[None]:
+    """
+    Programs that this thread starts within the block have a capability as we have it. Others have
+    not: what is not root keeps none when it becomes another program (ambient capabilities).
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, before, lent = _Header(_CAPABILITY_VERSION, 0), (_Sets * 2)(), (_Sets * 2)()
+    for sets in (before, lent):
+        _check(libc.capget(ctypes.byref(header), sets))
+    if not lent[0].permitted >> capability & 1:
+        yield
+        return
+    lent[0].inheritable |= 1 << capability
+    _check(libc.capset(ctypes.byref(header), lent))
+    try:
+        _prctl(libc, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability)
+        yield
+    finally:
+        # What is not inheritable is not ambient either.
+        _check(libc.capset(ctypes.byref(header), before))
+
+
 def _bound(libc: ctypes.CDLL, keep: set[int]) -> None:
     """No program that we start can have more. Who may not say so has little to lose: "no new
     privileges" says as much of him."""
@@ -143,9 +167,9 @@ def _set_capabilities(libc: ctypes.CDLL, keep: Iterable[int]) -> None:
     _check(libc.capset(ctypes.byref(header), sets))
 
 
-def _prctl(libc: ctypes.CDLL, what: int, value: int) -> None:
+def _prctl(libc: ctypes.CDLL, what: int, value: int, more: int = 0) -> None:
     """Its arguments are longs, and those that are not used have to be 0."""
-    _check(libc.prctl(what, *(ctypes.c_ulong(one) for one in (value, 0, 0, 0))))
+    _check(libc.prctl(what, *(ctypes.c_ulong(one) for one in (value, more, 0, 0))))
 
 
 def _check(result: int) -> None:

@@ -1,0 +1,129 @@
+"""nftables, by the program ``nft``, and the kernel's word that somebody has changed a table."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from tunnel.errors import DeviceError
+from tunnel.linux.privileges import NET_ADMIN, lend
+
+_PATH = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"  # Debian's for users lacks these
+_TIMEOUT = 10.0  # seconds
+
+_NETLINK_NETFILTER, _NFNLGRP_NFTABLES = 12, 7  # linux/netlink.h, linux/netfilter/nfnetlink.h
+_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1
+_LARGEST_MESSAGE = 65536
+
+
+class Nft:
+    """
+    The program, in the network namespace of the thread that calls.
+
+    Raises:
+        DeviceError: It is not installed.
+    """
+
+    def __init__(self) -> None:
+        path = shutil.which("nft", path=_PATH)
+        if path is None:
+            raise DeviceError(
+                "cannot find nft, which --ip-masq takes (install the package nftables, or leave "
+                "--ip-masq out)"
+            )
+        self._path = path
+
+    async def run(self, commands: list[dict[str, Any]]) -> None:
+        """
+        Carries out all of them, or none. Cancelled, it finishes first: what follows may undo it.
+
+        Raises:
+            DeviceError: The kernel or nft refuses.
+        """
+        said = json.dumps({"nftables": commands})
+        call = asyncio.ensure_future(asyncio.to_thread(self._call, ["-f", "-"], said))
+        try:
+            await asyncio.shield(call)
+        except asyncio.CancelledError:
+            await asyncio.wait([call])
+            raise
+
+    async def list_table(self, family: str, name: str) -> dict[str, Any]:
+        """What is in a table, handles and all; nothing where it is not there or cannot be read.
+        Cancelled, nothing changes."""
+        with suppress(DeviceError):
+            said = await asyncio.to_thread(self._call, ["list", "table", family, name])
+            words: dict[str, Any] = json.loads(said)
+            return words
+        return {}
+
+    def _call(self, words: list[str], said: str = "") -> str:
+        try:
+            with lend(NET_ADMIN):
+                done = subprocess.run(
+                    [self._path, "-j", *words],
+                    input=said,
+                    capture_output=True,
+                    check=True,
+                    text=True,
+                    timeout=_TIMEOUT,
+                )
+        except subprocess.CalledProcessError as error:
+            # "internal:0:0-0: Error: Could not process rule: Operation not permitted", and more.
+            first = (error.stderr.strip().splitlines() or ["no reason given"])[0]
+            raise _failed(first.rpartition("Error: ")[2]) from error
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise _failed(str(error)) from error
+        return done.stdout
+
+
+class TableWatch:
+    """
+    Calls `changed` in the running loop when anything in a table, or the table, comes or goes: by
+    whomever, and by us.
+
+    Raises:
+        DeviceError: The kernel has no nftables, or CAP_NET_ADMIN is missing.
+    """
+
+    def __init__(self, table: str, *, changed: Callable[[], None]) -> None:
+        self._changed = changed
+        # Every message about a table has its name as a string attribute.
+        self._name = table.encode() + b"\0"
+        self._loop = asyncio.get_running_loop()
+        try:
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
+            self._socket.setblocking(False)
+            self._socket.bind((0, 0))  # without a port of its own it is passed over
+            self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
+        except OSError as error:
+            raise _failed(f"cannot watch for changes: {(error.strerror or '').lower()}") from error
+        self._loop.add_reader(self._socket.fileno(), self._read)
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._socket.fileno())
+        self._socket.close()
+
+    def _read(self) -> None:
+        try:
+            changed = self._name in self._socket.recv(_LARGEST_MESSAGE)
+        except BlockingIOError:
+            return
+        except OSError:  # ENOBUFS: some were lost, which may have been about ours
+            changed = True
+        if changed:
+            self._changed()
+
+
+def _failed(why: str) -> DeviceError:
+    return DeviceError(
+        f"cannot set nftables rules: {why} (run with CAP_NET_ADMIN, on a kernel with nft_masq, or "
+        "leave --ip-masq out)"
+    )
