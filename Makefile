@@ -5,6 +5,7 @@ C_FILES = $(wildcard src/tunnel/native/*.[ch]) $(shell find tests -name '*.[ch]'
 
 help:
 	@echo "make demo         two hosts on this machine, an overlay between them, and what it does"
+	@echo "make demo-pods    pods of two nodes, made by real CNI plugins, and whom they reach"
 	@echo "make test         lint and every test; the last line counts them"
 	@echo "make lint         ruff, mypy, clang-format"
 	@echo "make bench-quick  this overlay beside plain veth, the kernel's vxlan and openvpn"
@@ -24,6 +25,10 @@ help:
 demo: .venv/installed
 	@.ci/packages iproute2 iputils-ping
 	@$(BIN)/tunnel demo
+
+demo-pods: .venv/installed
+	@.ci/packages iproute2 nftables containernetworking-plugins
+	@$(BIN)/python -m examples.pods
 
 test: lint
 	@.ci/packages iproute2 iputils-ping iperf3 ethtool nftables tcpdump tshark libpcap0.8 systemd \
@@ -54,4 +59,4 @@ clean:
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help demo test lint bench bench-quick clean
+.PHONY: help demo demo-pods test lint bench bench-quick clean
