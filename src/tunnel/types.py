@@ -145,11 +145,11 @@ class Peer:
     """
     Another node and the overlay prefixes that it owns.
 
-    ``Peer("192.0.2.2", ["10.244.2.0/24"])``; `mac` is its VTEP's MAC, needed where the
-    peer is a kernel vxlan device.
+    ``Peer("192.0.2.2", ["10.244.2.0/24"])``; `mac` is its VTEP's MAC, which it is asked for
+    otherwise. One without prefixes is of use in TAP mode alone.
 
     Raises:
-        ConfigError: A value is not what it should be, or there is no prefix.
+        ConfigError: A value is not what it should be.
     """
 
     endpoint: Endpoint
@@ -159,7 +159,7 @@ class Peer:
     def __init__(
         self,
         endpoint: str | Endpoint,
-        prefixes: Iterable[str | Prefix],
+        prefixes: Iterable[str | Prefix] = (),
         *,
         mac: str | Mac | None = None,
     ) -> None:
@@ -168,20 +168,14 @@ class Peer:
         if isinstance(prefixes, str):
             prefixes = (prefixes,)
         parsed = tuple(dict.fromkeys(parse_prefix(prefix) for prefix in prefixes))
-        if not parsed:
-            raise ConfigError(f"peer {endpoint} has no prefix (like {endpoint.host}=10.244.2.0/24)")
         object.__setattr__(self, "endpoint", endpoint)
         object.__setattr__(self, "prefixes", parsed)
         object.__setattr__(self, "mac", Mac.parse(mac) if isinstance(mac, str) else mac)
 
     @classmethod
     def parse(cls, text: str) -> Peer:
-        """``ENDPOINT=PREFIX[,PREFIX...][,mac=MAC]``, as ``--peer`` takes it."""
-        endpoint, equals, rest = text.partition("=")
-        if not equals:
-            raise ConfigError(
-                f"peer {text!r} has no '=' (write ENDPOINT=PREFIX, like 192.0.2.2=10.244.2.0/24)"
-            )
+        """``ENDPOINT[=PREFIX...][,mac=MAC]``, with commas between, as ``--peer`` takes it."""
+        endpoint, _, rest = text.partition("=")
         words = [word.strip() for word in rest.split(",") if word.strip()]
         macs = [word.removeprefix("mac=") for word in words if word.startswith("mac=")]
         if len(macs) > 1:
@@ -196,6 +190,49 @@ class PeerState(Enum):
     UNKNOWN = "unknown"
     UP = "up"
     SILENT = "silent"
+
+
+@dataclass(frozen=True)
+class KernelRoute:
+    """
+    What this host's kernel does with a packet, and by which entry.
+
+    Attributes:
+        entry: As ``ip route`` has it; empty where the kernel refuses.
+        kind: ``unicast``, ``local`` ...; empty where the kernel refuses.
+        device: By which the packet leaves, or what it is handed to.
+        gateway: The next hop, None where the destination is on the link.
+        source: The address that a packet made here gets, None where it has one.
+        mtu: Of that device or route, in bytes.
+        error: With which errno the kernel refuses, 0 where it does not.
+    """
+
+    entry: str = ""
+    kind: str = ""
+    device: str = ""
+    gateway: Address | None = None
+    source: Address | None = None
+    mtu: int = 0
+    error: int = 0
+
+
+@dataclass(frozen=True)
+class KernelNeighbour:
+    """
+    What this host's kernel knows of an address on a link.
+
+    Attributes:
+        mac: As text, empty as long as nobody has answered.
+        state: As ``ip neigh`` has it, ``REACHABLE``, ``FAILED`` ...
+        port: Where `device` is a bridge: its port behind which that MAC is.
+        namespace: Whether the other end of that port is in another network namespace.
+    """
+
+    device: str
+    mac: str
+    state: str
+    port: str = ""
+    namespace: bool = False
 
 
 @dataclass(frozen=True)
@@ -239,6 +276,33 @@ class Stats:
     work: Mapping[str, int]
     offloads: frozenset[str]
     strays: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FdbEntry:
+    """
+    Behind which peer a MAC is.
+
+    Attributes:
+        vlan: 1 to 4094, None for frames without a tag.
+        static: Put by somebody, not learned from frames.
+        seconds: Since a frame from it was last seen; 0 for a static one.
+    """
+
+    mac: Mac
+    vlan: int | None
+    peer: Endpoint
+    static: bool
+    seconds: int
+
+
+class MacSource(Enum):
+    """Who said which MAC a peer's VTEP has; nobody, where any node's is used."""
+
+    CONFIGURED = "configured"
+    CONTROL = "control"
+    RESOLVED = "resolved"
+    ANY = "any"
 
 
 @dataclass(frozen=True)
@@ -333,6 +397,15 @@ class PathChanged:
 
 
 @dataclass(frozen=True)
+class MacChanged:
+    """A peer's VTEP has another MAC than before: it was restarted, or replaced."""
+
+    endpoint: Endpoint
+    mac: Mac
+    before: Mac
+
+
+@dataclass(frozen=True)
 class OffloadLost:
     """Turned off at run time, for it did not work."""
 
@@ -346,4 +419,13 @@ class EventsLost:
     count: int
 
 
-Event = PeerAdded | PeerRemoved | PeerUp | PeerSilent | PathChanged | OffloadLost | EventsLost
+Event = (
+    PeerAdded
+    | PeerRemoved
+    | PeerUp
+    | PeerSilent
+    | PathChanged
+    | MacChanged
+    | OffloadLost
+    | EventsLost
+)

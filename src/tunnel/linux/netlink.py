@@ -15,9 +15,10 @@ from typing import Any, Self
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.rtnl import rt_proto, rt_scope, rt_type
 
 from tunnel.errors import DeviceError
-from tunnel.types import Address, Interface, Prefix
+from tunnel.types import Address, Interface, KernelNeighbour, KernelRoute, Prefix
 
 PROTOCOL = 84
 """Protocol number of our kernel routes (``ip route show proto 84``), free in
@@ -35,6 +36,17 @@ _SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
 _MAIN_TABLE = 254
 _ADDR_GEN_MODE_NONE = 1
 _LARGEST_MESSAGE = 65536
+_FIB_MATCH = 0x2000  # RTM_F_FIB_MATCH: the entry that decides, not the route made of it
+_NEIGHBOUR_STATES = {
+    0x01: "INCOMPLETE",
+    0x02: "REACHABLE",
+    0x04: "STALE",
+    0x08: "DELAY",
+    0x10: "PROBE",
+    0x20: "FAILED",
+    0x40: "NOARP",
+    0x80: "PERMANENT",
+}
 
 
 @dataclass(frozen=True)
@@ -192,6 +204,60 @@ class Netlink:
         source = message.get("prefsrc")
         return Path(ipaddress.ip_address(source), mtu, message.get("oif")) if source else None
 
+    async def decide(
+        self, destination: Address, *, source: Address | None = None, arrival: str = ""
+    ) -> KernelRoute:
+        """
+        What the kernel does with a packet, made here or, if that is said, come by the device
+        `arrival`. `source` has to be an address of this host's where the packet is made here.
+        """
+        family = socket.AF_INET if destination.version == 4 else socket.AF_INET6
+        words: dict[str, Any] = {"family": family, "dst": str(destination)}
+        if source is not None:
+            words["src"] = str(source)
+        try:
+            if arrival:
+                words["iif"] = socket.if_nametoindex(arrival)
+            (route,) = await self._route.route("get", **words)
+            (entry,) = await self._route.route("get", flags=_FIB_MATCH, **words)
+            (link,) = await self._route.link("get", index=route.get("oif"))
+        except NetlinkError as error:
+            return KernelRoute(error=error.code)
+        except OSError as error:
+            return KernelRoute(error=error.errno or errno.ENODEV)
+        gateway, chosen = route.get("gateway"), route.get("prefsrc")
+        return KernelRoute(
+            entry=_spell(entry, device=route.get("oif")),
+            kind=rt_type.get(route["type"], str(route["type"])),
+            device=name_of(route.get("oif")),
+            gateway=ipaddress.ip_address(gateway) if gateway else None,
+            source=ipaddress.ip_address(chosen) if chosen else None,
+            mtu=route.get(("metrics", "mtu")) or link.get("mtu"),
+        )
+
+    async def neighbour(self, address: Address, *, device: str) -> KernelNeighbour | None:
+        """What the kernel knows of an address on a link, None where it never looked for it."""
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        async for message in await self._route.neigh("dump", family=family, dst=str(address)):
+            if name_of(message["ifindex"]) != device:
+                continue
+            mac = message.get("lladdr") or ""
+            state = _NEIGHBOUR_STATES.get(message["state"], str(message["state"]))
+            port = await self._bridge_port(message["ifindex"], mac)
+            if port is None:
+                return KernelNeighbour(device, mac, state)
+            (link,) = await self._route.link("get", index=port)
+            away = link.get("link_netnsid") is not None
+            return KernelNeighbour(device, mac, state, name_of(port), away)
+        return None
+
+    async def _bridge_port(self, bridge: int, mac: str) -> int | None:
+        """Index of the port of a bridge behind which a MAC is."""
+        async for message in await self._route.neigh("dump", family=socket.AF_BRIDGE):
+            if message.get("lladdr") == mac and message.get("master") == bridge:
+                return int(message["ifindex"])
+        return None
+
     async def device_with(self, address: Address) -> str | None:
         """Name of the device that has an address of ours, None where none has."""
         family = socket.AF_INET if address.version == 4 else socket.AF_INET6
@@ -251,6 +317,26 @@ def _route(index: int, prefix: Prefix) -> dict[str, Any]:
 def _destination(message: Any) -> Prefix:
     unspecified = "0.0.0.0" if message["family"] == socket.AF_INET else "::"
     return ipaddress.ip_network(f"{message.get('dst') or unspecified}/{message['dst_len']}")
+
+
+def _spell(message: Any, *, device: int | None) -> str:
+    """A kernel route as ``ip route`` prints it; of several next hops, `device` is the one taken."""
+    prefix, kind, table = _destination(message), rt_type.get(message["type"]), message.get("table")
+    words = [] if kind == "unicast" else [str(kind)]
+    words.append(str(prefix) if prefix.prefixlen else "default")
+    if message.get("gateway"):
+        words += ["via", message.get("gateway")]
+    words += ["dev", name_of(message.get("oif") or device)]
+    if table != _MAIN_TABLE:
+        words += ["table", str(table)]
+    words += ["proto", str(rt_proto.get(message["proto"], message["proto"]))]
+    if message["family"] == socket.AF_INET and message["scope"] != _SCOPE_UNIVERSE:
+        words += ["scope", str(rt_scope.get(message["scope"], message["scope"]))]
+    if message.get("prefsrc"):
+        words += ["src", message.get("prefsrc")]
+    if message.get("priority"):
+        words += ["metric", str(message.get("priority"))]
+    return " ".join(words)
 
 
 def name_of(index: int | None) -> str:
