@@ -28,6 +28,40 @@ def decap(datagram: Buffer, vni: int, mac: bytes, ecn: int) -> str | None:
     as far as the datagram shows by itself; None where it would not."""
 
 @final
+class Fdb:
+    """
+    Which peer a MAC is behind: one table that all workers' forwarders share.
+
+    A VLAN is 1 to 4,094, or None for frames without a tag; peers go by their index. Entries are
+    put (static), or learned from frames; learned ones never take a static one's place.
+
+    Args:
+        limit: Most learned entries, at most 2**20. Memory for them is taken as they come.
+        share: Most of them from one peer: who floods us with MACs crowds out nobody else.
+        ageing: Seconds after which a learned entry that was not seen again is none.
+    """
+
+    def __init__(self, *, limit: int, share: int, ageing: int) -> None: ...
+    def put(self, mac: bytes, vlan: int | None, index: int) -> None:
+        """Puts a static entry in the place of what was there. OverflowError if there are 65,536."""
+
+    def remove(self, mac: bytes, vlan: int | None) -> bool:
+        """Removes an entry of either kind. Returns whether there was one."""
+
+    def lookup(self, mac: bytes, vlan: int | None) -> int:
+        """Index of the peer, -1 if none is known."""
+
+    def flush(self, index: int | None, learned_only: bool) -> None:
+        """Removes the entries of one peer, or of all."""
+
+    def entries(self) -> list[tuple[bytes, int | None, int, bool, int]]:
+        """``(MAC, VLAN, peer index, static, seconds since it was seen)``; static ones: 0."""
+
+    def counters(self) -> dict[str, int]:
+        """Since it was made: ``learned`` entries, those that ``moved`` to another peer, those that
+        ``aged``, and frames whose source was ``refused_full``: there was no room for it."""
+
+@final
 class Forwarder:
     """
     One worker: a device descriptor, UDP sockets, and the tables between them.
@@ -43,6 +77,12 @@ class Forwarder:
         vni: 0 to 2**24-1.
         mac: Ours, 6 bytes.
         segments: Most datagrams in one train (127, 63), 1 turns trains off.
+        fdb: The device is a TAP device: Ethernet frames go by this table instead of packets by
+            their routes. Routes only tell then whose address is whose (``spoofed``).
+        flood: Frames for a MAC that nobody is known for, and for all, go to every peer.
+        learning: Frames from peers teach where their sources are.
+        storm: Most flooded frames a second, and at once, to each peer, and from each those for
+            all; more are dropped. 0 for any number. Each forwarder counts for itself.
     """
 
     def __init__(
@@ -56,6 +96,10 @@ class Forwarder:
         vni: int,
         mac: bytes,
         segments: int,
+        fdb: Fdb | None = None,
+        flood: bool = True,
+        learning: bool = True,
+        storm: int = 0,
     ) -> None: ...
     def set_sockets(self, family: int, sockets: Sequence[int]) -> None:
         """UDP sockets of one underlay family (4 or 6). The first receives; each sends,
@@ -66,8 +110,8 @@ class Forwarder:
         Without an address (not resolved yet) its packets are dropped and counted."""
 
     def remove_peer(self, index: int) -> None:
-        """Forgets the peer; its counters go to index -2. Routes to it must go first
-        (ValueError)."""
+        """Forgets the peer, and its entries in the FDB; its counters go to index -2. Routes to it
+        must go first (ValueError)."""
 
     def set_routes(self, routes: Sequence[tuple[bytes, int, int]]) -> None:
         """Replaces all routes, each ``(network, prefix length, peer index)``, at once."""
@@ -113,9 +157,15 @@ class Forwarder:
         """Largest inner packet that the path to a peer takes, 0 to forget it. Senders of
         larger ones are told by ICMP."""
 
-    def take_letters(self) -> list[tuple[int, bytes, bytes]]:
-        """Control frames that came since: ``(index of a peer at that address, packed outer
-        source address, body)``. :meth:`move` and :meth:`run` return True when more came."""
+    def set_neighbours(self, neighbours: Sequence[tuple[bytes, bytes]]) -> None:
+        """Replaces the table of ``(overlay address, MAC)`` by which ARP and NDP are answered: in
+        TUN mode our own addresses, for peers that ask; with an `fdb` the peers', for the device."""
+
+    def take_letters(self) -> list[tuple[int, bytes, int, bytes, bytes]]:
+        """What came since for Python to read: ``(index of a peer at that address, packed outer
+        source address, EtherType, inner source MAC, body)``. EtherType 0x88b5 is a control frame,
+        0x0806 ARP, 0x86dd an NDP message, the whole IPv6 packet; those two are copies, checked to
+        be well-formed. :meth:`move` and :meth:`run` return True when more came."""
 
     def count_bad_control(self, index: int) -> None:
         """Counts a control frame that could not be read as a drop of that peer's."""

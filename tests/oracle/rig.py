@@ -20,7 +20,7 @@ from types import TracebackType
 
 from scapy.packet import Packet
 
-from tunnel._native import DROP_REASONS, WORK, Forwarder
+from tunnel._native import DROP_REASONS, WORK, Fdb, Forwarder
 from tunnel.lab import Host
 
 from .wire import NO_OFFLOAD, OUR_MAC, PEER_MAC, Vnet
@@ -116,6 +116,10 @@ class Rig:
         segments: int = 127,
         sockets: int = 1,
         device: int | None = None,
+        fdb: Fdb | None = None,
+        flood: bool = True,
+        learning: bool = True,
+        storm: int = 0,
     ) -> None:
         self._stack = ExitStack()
         self.family, self.vnet = family, vnet
@@ -138,6 +142,10 @@ class Rig:
             vni=vni,
             mac=OUR_MAC,
             segments=segments,
+            fdb=fdb,
+            flood=flood,
+            learning=learning,
+            storm=storm,
         )
         self.forwarder.set_sockets(family, [sock.fileno() for sock in self.sockets])
 

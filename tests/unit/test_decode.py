@@ -95,6 +95,8 @@ def test_every_reason_that_one_datagram_can_have_is_among_them() -> None:
     reasons = {reason for _, reason in VERDICTS.values()}
     # These are about more than one datagram: a queue, a device.
     others = {"control_full", "device_full", "device_refused"}
+    # And these about frames, or neighbours, which the codec does not judge.
+    others |= {"loop", "peer_storm", "peer_link_local", "bad_neighbour"}
     inbound = {reason for reason, direction, _ in DROP_REASONS if direction == "inbound"}
     assert inbound - reasons <= others
 

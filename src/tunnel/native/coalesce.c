@@ -52,6 +52,12 @@ static enum role role_of(const struct coalescer *coalescer, const struct ip_pack
     return PASSES;
 }
 
+static bool same_link(const struct ip_packet *a, const struct ip_packet *b)
+{
+    return a->link == b->link &&
+           (!a->link || memcmp(a->data - a->link, b->data - b->link, a->link) == 0);
+}
+
 static bool same_flow(const struct ip_packet *a, const struct ip_packet *b)
 {
     return a->protocol == b->protocol && ip_same_hosts(a, b) &&
@@ -88,7 +94,7 @@ static bool may_join(const struct run *run, const struct ip_packet *packet, uint
     uint32_t payload = packet->length - header;
     if (payload > run->size || run->length + payload > IP_MAX || run->segments == RUN_SEGMENTS_MAX)
         return false;
-    if (!same_ip_fields(run, packet))
+    if (!same_ip_fields(run, packet) || !same_link(&run->first, packet))
         return false;
     return packet->protocol == IP_UDP || same_tcp_fields(run, packet, header);
 }
@@ -116,7 +122,7 @@ static struct run *begin(struct coalescer *coalescer, struct ip_packet *packet, 
     run->checked = run->push = false;
     memset(run->header_bytes, 0, OFFLOAD_HEADER);
     run->pieces[0] = (struct iovec){run->header_bytes, OFFLOAD_HEADER};
-    run->pieces[1] = (struct iovec){packet->data, packet->length};
+    run->pieces[1] = (struct iovec){packet->data - packet->link, packet->length + packet->link};
     return run;
 }
 
@@ -182,19 +188,19 @@ static void finish(struct run *run)
 {
     const struct ip_packet *first = &run->first;
     bool tcp = first->protocol == IP_TCP;
-    uint8_t *ip = run->header_bytes + OFFLOAD_HEADER;
+    uint8_t *ip = run->header_bytes + OFFLOAD_HEADER + first->link;
     uint8_t *transport = ip + first->header;
     uint32_t behind_ip = run->length - first->header;
     struct offload offload = {
         .flags = OFFLOAD_NEEDS_CSUM,
         .gso_type = gso_type(first),
-        .header_length = run->header,
+        .header_length = (uint16_t)(first->link + run->header),
         .gso_size = run->size,
-        .checksum_start = first->header,
+        .checksum_start = (uint16_t)(first->link + first->header),
         .checksum_offset = tcp ? TCP_CHECK : UDP_CHECK,
     };
     memcpy(run->header_bytes, &offload, sizeof offload);
-    memcpy(ip, first->data, run->header);
+    memcpy(ip - first->link, first->data - first->link, (size_t)first->link + run->header);
     if (first->version == 4) {
         put16(ip + 2, (uint16_t)run->length);
         ip_finish_header(ip, first->header);
@@ -208,7 +214,7 @@ static void finish(struct run *run)
     uint64_t pseudo = checksum_pseudo(first->source, first->destination, first->address_size,
                                       first->protocol, behind_ip);
     checksum_store(transport + offload.checksum_offset, checksum_fold(pseudo));
-    run->pieces[0].iov_len = (size_t)OFFLOAD_HEADER + run->header;
+    run->pieces[0].iov_len = (size_t)OFFLOAD_HEADER + first->link + run->header;
 }
 
 void coalesce_finish(struct coalescer *coalescer)

@@ -6,6 +6,9 @@
  * super-packet are joined. Packets leave in the order in which they came; a segment may join an
  * earlier one of its flow only if nothing of that flow lies between that it must not overtake.
  *
+ * Packets with an Ethernet header before them (their `link`) are written with it, and joined only
+ * if it is the same.
+ *
  * Payload is pointed at, never copied: the packets must stay where they are until the batch is
  * written.
  */
@@ -22,7 +25,8 @@
 enum {
     RUNS_MAX = 64,
     RUN_SEGMENTS_MAX = 128,
-    RUN_HEADER_MAX = 40 + 60, /* IPv6 without extensions, or IPv4 without options; TCP */
+    /* Ethernet with a tag; IPv6 without extensions, or IPv4 without options; TCP */
+    RUN_HEADER_MAX = 18 + 40 + 60,
 };
 
 /* One packet for the device: a single one as it came, or several joined. */
@@ -34,7 +38,7 @@ struct run {
     uint32_t bytes;    /* of all packets in it, as they came */
     uint32_t length;   /* of the packet to write */
     uint32_t sequence; /* TCP: that comes next */
-    uint16_t header;   /* IP and TCP or UDP header bytes */
+    uint16_t header;   /* IP and TCP or UDP header bytes; before them, `first.link` of Ethernet */
     uint16_t size;     /* payload of the first segment */
     uint16_t segments;
     uint16_t peer;

@@ -19,6 +19,23 @@ bool vtep_accepts(const struct vtep *vtep, const uint8_t *mac)
     return memcmp(mac, vtep->mac, MAC_SIZE) == 0 || memcmp(mac, any_vtep_mac, MAC_SIZE) == 0;
 }
 
+/* The IP packet of a frame, with the outer ECN bits carried in. */
+static inline enum drop open_inner(uint8_t *data, size_t length, uint16_t ethertype,
+                                   uint8_t outer_ecn, struct ip_packet *packet)
+{
+    struct ip_packet inner;
+    if (!ip_parse(data, length, &inner) || inner.version != (ethertype == ETHERTYPE_IP4 ? 4 : 6))
+        return DROP_bad_inner;
+    uint8_t before = ip_ecn(&inner);
+    int after = ecn_combined(before, outer_ecn);
+    if (after < 0)
+        return DROP_bad_ecn;
+    if (after != before)
+        ip_set_ecn(&inner, (uint8_t)after);
+    *packet = inner;
+    return DROP_NONE;
+}
+
 enum drop decap(const struct vtep *vtep, uint8_t *datagram, size_t length, uint8_t outer_ecn,
                 struct ip_packet *packet)
 {
@@ -33,16 +50,35 @@ enum drop decap(const struct vtep *vtep, uint8_t *datagram, size_t length, uint8
     if (!vtep_accepts(vtep, frame.destination))
         return DROP_other_mac;
 
-    struct ip_packet inner;
-    if (!ip_parse(datagram + VXLAN_OVERHEAD, length - VXLAN_OVERHEAD, &inner) ||
-        inner.version != (frame.ethertype == ETHERTYPE_IP4 ? 4 : 6))
-        return DROP_bad_inner;
-    uint8_t before = ip_ecn(&inner);
-    int after = ecn_combined(before, outer_ecn);
-    if (after < 0)
-        return DROP_bad_ecn;
-    if (after != before)
-        ip_set_ecn(&inner, (uint8_t)after);
-    *packet = inner;
-    return DROP_NONE;
+    return open_inner(datagram + VXLAN_OVERHEAD, length - VXLAN_OVERHEAD, frame.ethertype,
+                      outer_ecn, packet);
+}
+
+enum drop decap_frame(const struct vtep *vtep, uint8_t *datagram, size_t length, uint8_t outer_ecn,
+                      struct inner_frame *frame)
+{
+    struct vxlan_frame outer;
+    enum vxlan_verdict verdict = vxlan_parse(datagram, length, &outer);
+    if (verdict == VXLAN_NO_VNI)
+        return DROP_no_vni;
+    frame->data = datagram + VXLAN_HEADER;
+    frame->length = length - VXLAN_HEADER;
+    frame->packet.version = 0;
+    if (verdict == VXLAN_SHORT || !ethernet_parse(frame->data, frame->length, &frame->header))
+        return DROP_short_frame;
+    if (outer.vni != vtep->vni)
+        return DROP_other_vni;
+    if (memcmp(outer.source, vtep->mac, MAC_SIZE) == 0)
+        return DROP_loop;
+    if (mac_is_group(outer.destination) && mac_is_link_local(outer.destination))
+        return DROP_peer_link_local;
+    if (memcmp(outer.destination, any_vtep_mac, MAC_SIZE) == 0)
+        memcpy(frame->data, vtep->mac, MAC_SIZE);
+    if (!ethernet_is_ip(&frame->header))
+        return DROP_NONE;
+    uint8_t size = frame->header.size;
+    enum drop reason = open_inner(frame->data + size, frame->length - size, frame->header.type,
+                                  outer_ecn, &frame->packet);
+    frame->packet.link = size;
+    return reason;
 }

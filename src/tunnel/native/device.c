@@ -17,7 +17,7 @@ static unsigned lay_out(struct device_packet *packet, struct iovec *pieces)
     uint8_t *payload = packet->data + layout.header;
     unsigned count = 1;
     for (; room < DEVICE_PACKET_MAX; room += layout.size) {
-        payload += layout_stride(layout);
+        payload += layout.stride;
         pieces[count++] = (struct iovec){payload, layout.size};
     }
     return count;
@@ -50,7 +50,7 @@ static ssize_t read_one(struct device *device, uint8_t *room, struct device_pack
         return (ssize_t)(DEVICE_GAP + leading);
     }
     size_t parts = (packet->length - leading - 1) / packet->layout.size + 2;
-    return (ssize_t)(parts * layout_stride(packet->layout));
+    return (ssize_t)(parts * packet->layout.stride);
 }
 
 static void lose_patience(struct device *device, const struct device_packet *packet)
@@ -79,7 +79,8 @@ void device_expect(struct device *device, uint32_t header, uint32_t size)
 {
     if (size < DEVICE_APART_MIN || header > DEVICE_HEADER_MAX)
         return;
-    device->expected = (struct layout){header, size};
+    uint32_t gap = device->frames ? DEVICE_FRAME_GAP : DEVICE_GAP;
+    device->expected = (struct layout){header, size, header + gap + size};
     device->patience = DEVICE_PATIENCE;
 }
 
@@ -91,7 +92,7 @@ void device_gather(struct device_packet *packet)
     while (done < packet->length) {
         size_t left = packet->length - done;
         size_t part = left < layout.size ? left : layout.size;
-        payload += layout_stride(layout);
+        payload += layout.stride;
         memmove(packet->data + done, payload, part);
         done += part;
     }

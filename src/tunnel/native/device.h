@@ -1,7 +1,8 @@
 /*
  * The device: a descriptor that gives and takes one packet a call.
  *
- * A TUN device, or one end of a SOCK_SEQPACKET pair whose other end a program holds.
+ * A TUN or TAP device, or one end of a SOCK_SEQPACKET pair whose other end a program holds. What is
+ * said of packets here is said of a TAP device's Ethernet frames, too.
  */
 #ifndef TUNNEL_DEVICE_H
 #define TUNNEL_DEVICE_H
@@ -16,9 +17,10 @@
 
 enum {
     DEVICE_BATCH = 64,
-    /* What stays free before each packet, and before each part of one that is read apart. */
+    /* What stays free before each packet: VXLAN and Ethernet headers. */
     DEVICE_GAP = 22,
-    DEVICE_PACKET_MAX = 65536,
+    DEVICE_FRAME_GAP = 8, /* a frame brings the Ethernet header */
+    DEVICE_PACKET_MAX = 65535 + 18,
     /* Only segments of this size and more are read apart: fewer pieces, bounded room. */
     DEVICE_APART_MIN = 1000,
     DEVICE_PARTS_MAX = DEVICE_PACKET_MAX / DEVICE_APART_MIN + 2,
@@ -39,12 +41,14 @@ enum {
 struct layout {
     uint32_t header;
     uint32_t size;
+    uint32_t stride; /* from one segment's payload to the next's */
 };
 
 struct device {
     int fd;
     int output; /* to write to: of several queues' workers, one that learns no flows */
     bool offload_header;
+    bool frames;            /* a TAP device: gives and takes Ethernet frames */
     struct layout expected; /* of the next super-packet: most often that of the last */
     unsigned patience;
 };
@@ -62,12 +66,6 @@ struct device_batch {
     uint8_t room[DEVICE_ROOM];
 };
 
-/* From one segment's payload to the next's, of a packet that was read apart. */
-static inline uint32_t layout_stride(struct layout layout)
-{
-    return layout.header + DEVICE_GAP + layout.size;
-}
-
 /* Bytes at the packet's start that are in one piece. */
 static inline size_t device_leading(const struct device_packet *packet)
 {
@@ -81,7 +79,17 @@ static inline size_t device_leading(const struct device_packet *packet)
  */
 int device_read(struct device *device, struct device_batch *batch);
 
-/* Says how the super-packet just read was cut, which is how the next one will be read. */
+/* Takes `size` bytes off a packet's start: those that are in one piece, at most. */
+static inline void device_pull(struct device_packet *packet, uint32_t size)
+{
+    packet->data += size;
+    packet->length -= size;
+    packet->layout.header -= packet->layout.size ? size : 0;
+    packet->offload.checksum_start = (uint16_t)(packet->offload.checksum_start - size);
+}
+
+/* Says how the super-packet just read was cut, `header` being all of its headers, which is how the
+ * next one will be read. */
 void device_expect(struct device *device, uint32_t header, uint32_t size);
 
 /* Brings a packet that was read apart into one piece. */

@@ -15,9 +15,11 @@
 #include "coalesce.h"
 #include "decap.h"
 #include "device.h"
+#include "fdb.h"
 #include "gate.h"
 #include "icmp.h"
 #include "inbox.h"
+#include "neighbour.h"
 #include "peers.h"
 #include "route.h"
 #include "stats.h"
@@ -36,6 +38,16 @@ struct underlay {
     int fds[SOCKETS_MAX];
 };
 
+/* What there is where frames are forwarded. */
+struct bridge {
+    struct fdb *fdb; /* borrowed; NULL: packets are, by their routes */
+    bool flood;      /* frames for nobody known, and for all, go to every peer */
+    bool learning;
+    uint32_t storm; /* flooded frames a second to or from a peer, 0: any number */
+    uint32_t now;   /* of this batch: monotonic seconds */
+    uint64_t now_ns;
+};
+
 struct forwarder {
     struct gate gate; /* between the thread that moves packets and all others */
     bool news;        /* an offload lost or letters came, since forwarder_move() last said so */
@@ -43,7 +55,9 @@ struct forwarder {
     struct vtep vtep;
     struct peers peers;
     struct route_table *routes;
-    struct underlay underlays[2]; /* IPv4, IPv6 */
+    struct bridge bridge;
+    struct neighbour_table *neighbours; /* whose MACs we tell who asks, NULL: nobody's */
+    struct underlay underlays[2];       /* IPv4, IPv6 */
     struct icmp_limit icmp;
     struct work work;
 
@@ -57,6 +71,9 @@ struct forwarder {
     struct receiver receiver;
     struct inbox inbox;
 };
+
+/* Looks at the clock, if there is need of it. */
+void bridge_tick(struct bridge *bridge);
 
 /* A forwarder with no peer and no route, all else zero; NULL if memory ran out. Its buffers take
  * 5 MiB of address space, of which only what packets touch is ever made real. */

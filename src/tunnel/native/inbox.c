@@ -9,19 +9,17 @@ static size_t without_padding(const uint8_t *body, size_t length)
     return length;
 }
 
-bool inbox_put(struct inbox *inbox, uint16_t sender, const struct address *from,
-               const uint8_t *body, size_t length)
+bool inbox_put(struct inbox *inbox, const struct letter *about, const uint8_t *body, size_t length)
 {
     size_t kept = without_padding(body, length);
-    if (inbox->count == INBOX_LETTERS || kept > INBOX_ROOM - inbox->used)
+    unsigned most = about->ethertype == ETHERTYPE_CONTROL ? INBOX_LETTERS : INBOX_COPIES;
+    if (inbox->count >= most || kept > INBOX_ROOM - inbox->used)
         return false;
-    inbox->letters[inbox->count++] = (struct letter){
-        .from = *from,
-        .sender = sender,
-        .offset = (uint32_t)inbox->used,
-        .kept = (uint32_t)kept,
-        .length = (uint32_t)length,
-    };
+    struct letter *letter = &inbox->letters[inbox->count++];
+    *letter = *about;
+    letter->offset = (uint32_t)inbox->used;
+    letter->kept = (uint32_t)kept;
+    letter->length = (uint32_t)length;
     memcpy(inbox->room + inbox->used, body, kept);
     inbox->used += kept;
     return true;

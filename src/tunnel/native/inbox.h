@@ -1,5 +1,5 @@
 /*
- * The inbox: control frames from peers, kept until Python takes them.
+ * The inbox: control frames, ARP and NDP from peers, kept until Python takes them.
  *
  * Bounded, because anybody who can send from a peer's address can fill it. Zeros at a letter's end
  * take no room: that is how probes are padded.
@@ -13,12 +13,18 @@
 
 #include "peers.h"
 
-enum { INBOX_LETTERS = 256, INBOX_ROOM = 1 << 17 };
+enum {
+    INBOX_LETTERS = 256,
+    INBOX_COPIES = INBOX_LETTERS / 2, /* what is no control frame leaves room for those */
+    INBOX_ROOM = 1 << 17,
+};
 
 struct letter {
     struct address from;
     uint16_t sender; /* some peer with that address */
-    uint32_t offset; /* of what was kept of the body, in the inbox's room */
+    uint16_t ethertype;
+    uint8_t source[MAC_SIZE]; /* of the frame it came in */
+    uint32_t offset;          /* of what was kept of the body, in the inbox's room */
     uint32_t kept;
     uint32_t length; /* of the body; zeros are missing at its end */
 };
@@ -30,9 +36,9 @@ struct inbox {
     uint8_t room[INBOX_ROOM];
 };
 
-/* Copies a letter in. Returns false, nothing changed, if there is no room for it. */
-bool inbox_put(struct inbox *inbox, uint16_t sender, const struct address *from,
-               const uint8_t *body, size_t length);
+/* Copies a letter in, all but its place and body's size as `about` has it. Returns false, nothing
+ * changed, if there is no room for it. */
+bool inbox_put(struct inbox *inbox, const struct letter *about, const uint8_t *body, size_t length);
 
 /* Writes a letter's body, all of it, at `out`. */
 void inbox_copy(const struct inbox *inbox, unsigned index, uint8_t *out);

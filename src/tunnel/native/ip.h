@@ -35,6 +35,7 @@ struct ip_packet {
     uint8_t address_size; /* 4 or 16 */
     bool fragment;        /* part of a fragmented packet */
     bool plain;           /* no IPv4 options, no IPv6 extension header, no fragment */
+    uint8_t link; /* bytes of Ethernet header before `data` that go with it, 0 in TUN mode */
     const uint8_t *source;
     const uint8_t *destination;
 };

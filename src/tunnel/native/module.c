@@ -4,6 +4,8 @@
 #include <errno.h>
 #include <stdbool.h>
 #include <stdlib.h>
+#include <sys/random.h>
+#include <time.h>
 
 #include "checksum.h"
 #include "codec.h"
@@ -11,6 +13,7 @@
 
 struct module_state {
     PyObject *codec_error;
+    PyTypeObject *fdb_type;
 };
 
 static struct PyModuleDef module_def;
@@ -53,11 +56,227 @@ static int convert_vni(PyObject *number, void *vni)
     return 1;
 }
 
+/* ---- Fdb ---- */
+
+typedef struct {
+    PyObject_HEAD
+    struct fdb *fdb;
+} FdbObject;
+
+enum { VLAN_MAX = 4094 };
+
+static uint32_t seconds_now(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now); /* as the forwarders do */
+    return (uint32_t)now.tv_sec;
+}
+
+static int Fdb_init(FdbObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"limit", "share", "ageing", NULL};
+    unsigned limit, share, ageing;
+    uint64_t seed;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$III", names, &limit, &share, &ageing))
+        return -1;
+    if (limit > FDB_LIMIT_MAX || ageing < 1 || ageing > INT32_MAX) {
+        PyErr_Format(PyExc_ValueError, "limit is at most %d, ageing 1 second or more",
+                     FDB_LIMIT_MAX);
+        return -1;
+    }
+    if (self->fdb) {
+        PyErr_SetString(PyExc_RuntimeError, "an FDB is initialised once");
+        return -1;
+    }
+    if (getrandom(&seed, sizeof seed, 0) != sizeof seed) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        return -1;
+    }
+    self->fdb = fdb_new((struct fdb_limits){limit, share, ageing}, seed);
+    if (!self->fdb)
+        PyErr_NoMemory();
+    return self->fdb ? 0 : -1;
+}
+
+static void Fdb_dealloc(FdbObject *self)
+{
+    PyTypeObject *type = Py_TYPE((PyObject *)self);
+    fdb_free(self->fdb);
+    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    release(self);
+    Py_DECREF(type);
+}
+
+static struct fdb *fdb_of(FdbObject *self)
+{
+    if (!self->fdb)
+        PyErr_SetString(PyExc_RuntimeError, "not initialised");
+    return self->fdb;
+}
+
+/* For "O&": None for no VLAN. */
+static int convert_vlan(PyObject *number, void *vlan)
+{
+    long value = number == Py_None ? 0 : PyLong_AsLong(number);
+    if (PyErr_Occurred())
+        return 0;
+    if (value < (number == Py_None ? 0 : 1) || value > VLAN_MAX) {
+        PyErr_Format(PyExc_ValueError, "a VLAN is 1 to %d, or None", VLAN_MAX);
+        return 0;
+    }
+    *(uint16_t *)vlan = (uint16_t)value;
+    return 1;
+}
+
+/* For "O&": None for every peer. */
+static int convert_index(PyObject *number, void *index)
+{
+    long value = number == Py_None ? FDB_NONE : PyLong_AsLong(number);
+    if (PyErr_Occurred())
+        return 0;
+    if (number != Py_None && (value < 0 || value >= PEERS_MAX)) {
+        PyErr_SetString(PyExc_ValueError, "index out of range");
+        return 0;
+    }
+    *(uint16_t *)index = (uint16_t)value;
+    return 1;
+}
+
+static PyObject *Fdb_put(FdbObject *self, PyObject *args)
+{
+    struct fdb *fdb = fdb_of(self);
+    const char *bytes;
+    Py_ssize_t size;
+    uint8_t mac[MAC_SIZE];
+    uint16_t vlan, index;
+    if (!fdb || !PyArg_ParseTuple(args, "y#O&O&", &bytes, &size, convert_vlan, &vlan, convert_index,
+                                  &index))
+        return NULL;
+    if (!parse_mac(bytes, size, mac))
+        return NULL;
+    if (mac_is_group(mac) || index == FDB_NONE) {
+        PyErr_SetString(PyExc_ValueError, "an entry is one host's MAC behind one peer");
+        return NULL;
+    }
+    if (!fdb_put(fdb, fdb_key(mac, vlan), index))
+        return PyErr_Format(PyExc_OverflowError, "at most %d static entries", FDB_STATIC_MAX);
+    Py_RETURN_NONE;
+}
+
+static bool parse_key(PyObject *args, uint64_t *key)
+{
+    const char *bytes;
+    Py_ssize_t size;
+    uint8_t mac[MAC_SIZE];
+    uint16_t vlan;
+    if (!PyArg_ParseTuple(args, "y#O&", &bytes, &size, convert_vlan, &vlan) ||
+        !parse_mac(bytes, size, mac))
+        return false;
+    *key = fdb_key(mac, vlan);
+    return true;
+}
+
+static PyObject *Fdb_remove(FdbObject *self, PyObject *args)
+{
+    struct fdb *fdb = fdb_of(self);
+    uint64_t key;
+    if (!fdb || !parse_key(args, &key))
+        return NULL;
+    return PyBool_FromLong(fdb_remove(fdb, key));
+}
+
+static PyObject *Fdb_lookup(FdbObject *self, PyObject *args)
+{
+    struct fdb *fdb = fdb_of(self);
+    uint64_t key;
+    if (!fdb || !parse_key(args, &key))
+        return NULL;
+    uint16_t index = fdb_lookup(fdb, key, seconds_now());
+    return PyLong_FromLong(index == FDB_NONE ? -1 : index);
+}
+
+static PyObject *Fdb_flush(FdbObject *self, PyObject *args)
+{
+    struct fdb *fdb = fdb_of(self);
+    uint16_t index;
+    int learned_only;
+    if (!fdb || !PyArg_ParseTuple(args, "O&p", convert_index, &index, &learned_only))
+        return NULL;
+    fdb_flush(fdb, index, learned_only);
+    Py_RETURN_NONE;
+}
+
+static PyObject *fdb_item(const struct fdb_entry *entry)
+{
+    PyObject *vlan = entry->vlan ? PyLong_FromLong(entry->vlan) : Py_NewRef(Py_None);
+    return Py_BuildValue("y#NiNk", entry->mac, (Py_ssize_t)MAC_SIZE, vlan, entry->index,
+                         PyBool_FromLong(entry->fixed), (unsigned long)entry->age);
+}
+
+static PyObject *Fdb_entries(FdbObject *self, PyObject *Py_UNUSED(none))
+{
+    struct fdb *fdb = fdb_of(self);
+    if (!fdb)
+        return NULL;
+    uint32_t now = seconds_now();
+    size_t room = fdb_entries(fdb, NULL, 0, now);
+    struct fdb_entry *entries = malloc((room + 1) * sizeof *entries);
+    if (!entries)
+        return PyErr_NoMemory();
+    size_t count = fdb_entries(fdb, entries, room, now);
+    if (count > room) /* some came in between */
+        count = room;
+    PyObject *list = PyList_New((Py_ssize_t)count);
+    for (size_t i = 0; list && i < count; i++) {
+        PyObject *item = fdb_item(&entries[i]);
+        if (!item || PyList_SetItem(list, (Py_ssize_t)i, item) < 0)
+            Py_CLEAR(list);
+    }
+    free(entries);
+    return list;
+}
+
+static PyObject *Fdb_counters(FdbObject *self, PyObject *Py_UNUSED(none))
+{
+    struct fdb *fdb = fdb_of(self);
+    if (!fdb)
+        return NULL;
+    struct fdb_counters counters = fdb_counters(fdb);
+    return Py_BuildValue("{sKsKsKsK}", "learned", counters.learned, "moved", counters.moved, "aged",
+                         counters.aged, "refused_full", counters.refused_full);
+}
+
+static PyMethodDef fdb_methods[] = {
+    {"put", (PyCFunction)Fdb_put, METH_VARARGS, NULL},
+    {"remove", (PyCFunction)Fdb_remove, METH_VARARGS, NULL},
+    {"lookup", (PyCFunction)Fdb_lookup, METH_VARARGS, NULL},
+    {"flush", (PyCFunction)Fdb_flush, METH_VARARGS, NULL},
+    {"entries", (PyCFunction)Fdb_entries, METH_NOARGS, NULL},
+    {"counters", (PyCFunction)Fdb_counters, METH_NOARGS, NULL},
+    {0},
+};
+
+static PyType_Slot fdb_slots[] = {
+    {Py_tp_doc, "Which peer a MAC is behind: one table for all workers."},
+    {Py_tp_init, Fdb_init},
+    {Py_tp_dealloc, Fdb_dealloc},
+    {Py_tp_methods, fdb_methods},
+    {0},
+};
+
+static PyType_Spec fdb_spec = {
+    .name = "tunnel._native.Fdb",
+    .basicsize = sizeof(FdbObject),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = fdb_slots,
+};
+
 /* ---- Forwarder ---- */
 
 typedef struct {
     PyObject_HEAD
     struct forwarder *forwarder;
+    PyObject *fdb; /* whose table the forwarder has, or NULL */
 } ForwarderObject;
 
 /* Every method goes through the gate; waiting for a batch to end must not keep Python from
@@ -93,21 +312,49 @@ static void leave(ForwarderObject *self)
         return result;                                                                             \
     }
 
+/* Whether the first of these keywords were given: what comes before "$" cannot be optional. */
+static bool has_all(PyObject *kwargs, char **names, int count)
+{
+    for (int i = 0; i < count; i++) {
+        if (!kwargs || !PyDict_GetItemString(kwargs, names[i])) {
+            PyErr_Format(PyExc_TypeError, "missing keyword argument: '%s'", names[i]);
+            return false;
+        }
+    }
+    return true;
+}
+
+static PyTypeObject *fdb_type_of(PyObject *forwarder)
+{
+    struct module_state *state = PyType_GetModuleState(Py_TYPE(forwarder));
+    return state->fdb_type;
+}
+
 static int Forwarder_init(ForwarderObject *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"device",       "output",       "vnet_header",
-                            "coalesce_tcp", "coalesce_udp", "vni",
-                            "mac",          "segments",     NULL};
-    int device, output, vnet_header, coalesce_tcp, coalesce_udp;
+    static char *names[] = {"device",   "output", "vnet_header", "coalesce_tcp", "coalesce_udp",
+                            "vni",      "mac",    "segments",    "fdb",          "flood",
+                            "learning", "storm",  NULL};
+    enum { REQUIRED = 8 };
+    int device, output, vnet_header, coalesce_tcp, coalesce_udp, flood = 1, learning = 1;
     unsigned long segments;
+    unsigned storm = 0;
+    PyObject *fdb = Py_None;
     const char *mac;
     Py_ssize_t mac_size;
     struct vtep vtep;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$iipppO&y#k", names, &device, &output,
+    if (!has_all(kwargs, names, REQUIRED) ||
+        !PyArg_ParseTupleAndKeywords(args, kwargs, "|$iipppO&y#kOppI", names, &device, &output,
                                      &vnet_header, &coalesce_tcp, &coalesce_udp, convert_vni,
-                                     &vtep.vni, &mac, &mac_size, &segments))
+                                     &vtep.vni, &mac, &mac_size, &segments, &fdb, &flood, &learning,
+                                     &storm))
         return -1;
+    if (fdb != Py_None &&
+        (!PyObject_TypeCheck(fdb, fdb_type_of((PyObject *)self)) || !((FdbObject *)fdb)->fdb)) {
+        PyErr_SetString(PyExc_TypeError, "fdb is an initialised Fdb or None");
+        return -1;
+    }
     if (!parse_mac(mac, mac_size, vtep.mac))
         return -1;
     if (segments < 1 || segments > TRAIN_SEGMENTS_MAX) {
@@ -132,6 +379,16 @@ static int Forwarder_init(ForwarderObject *self, PyObject *args, PyObject *kwarg
     forwarder->coalescer.tcp = vnet_header && coalesce_tcp;
     forwarder->coalescer.udp = vnet_header && coalesce_udp;
     forwarder->trains.segments = (unsigned)segments;
+    if (fdb != Py_None) {
+        self->fdb = Py_NewRef(fdb);
+        forwarder->device.frames = true;
+        forwarder->bridge = (struct bridge){
+            .fdb = ((FdbObject *)fdb)->fdb,
+            .flood = flood,
+            .learning = learning,
+            .storm = storm,
+        };
+    }
     self->forwarder = forwarder;
     return 0;
 }
@@ -140,6 +397,7 @@ static void Forwarder_dealloc(ForwarderObject *self)
 {
     PyTypeObject *type = Py_TYPE((PyObject *)self);
     forwarder_free(self->forwarder);
+    Py_XDECREF(self->fdb);
     freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
     release(self);
     Py_DECREF(type);
@@ -212,6 +470,8 @@ static PyObject *remove_peer(struct forwarder *forwarder, PyObject *args)
     if (route_table_names(forwarder->routes, (uint16_t)index))
         return PyErr_Format(PyExc_ValueError, "peer %d still has routes", index);
     peers_remove(&forwarder->peers, (uint16_t)index);
+    if (forwarder->bridge.fdb) /* the last worker to forget him forgets what others learned since */
+        fdb_flush(forwarder->bridge.fdb, (uint16_t)index, false);
     Py_RETURN_NONE;
 }
 
@@ -264,6 +524,45 @@ static PyObject *set_routes(struct forwarder *forwarder, PyObject *list)
         return PyErr_NoMemory();
     route_table_free(forwarder->routes);
     forwarder->routes = table;
+    Py_RETURN_NONE;
+}
+
+static bool parse_neighbour(PyObject *item, struct neighbour *neighbour)
+{
+    const char *bytes, *mac;
+    Py_ssize_t size, mac_size;
+    struct address address;
+    if (!PyArg_ParseTuple(item, "y#y#", &bytes, &size, &mac, &mac_size) ||
+        !parse_address(bytes, size, &address) || !parse_mac(mac, mac_size, neighbour->mac))
+        return false;
+    memcpy(neighbour->address, address.bytes, sizeof neighbour->address);
+    neighbour->size = address.size;
+    return true;
+}
+
+static PyObject *set_neighbours(struct forwarder *forwarder, PyObject *list)
+{
+    Py_ssize_t count = PySequence_Size(list);
+    if (count < 0)
+        return NULL;
+    struct neighbour *neighbours = malloc(((size_t)count + 1) * sizeof *neighbours);
+    if (!neighbours)
+        return PyErr_NoMemory();
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *item = PySequence_GetItem(list, i);
+        bool parsed = item && parse_neighbour(item, &neighbours[i]);
+        Py_XDECREF(item);
+        if (!parsed) {
+            free(neighbours);
+            return NULL;
+        }
+    }
+    struct neighbour_table *table = neighbour_table_new(neighbours, (size_t)count);
+    free(neighbours);
+    if (!table)
+        return PyErr_NoMemory();
+    neighbour_table_free(forwarder->neighbours);
+    forwarder->neighbours = table;
     Py_RETURN_NONE;
 }
 
@@ -430,8 +729,9 @@ static PyObject *letter(const struct inbox *inbox, unsigned index)
     if (!body)
         return NULL;
     inbox_copy(inbox, index, (uint8_t *)PyBytes_AsString(body));
-    return Py_BuildValue("iy#N", one->sender, (const char *)one->from.bytes,
-                         (Py_ssize_t)one->from.size, body);
+    return Py_BuildValue("iy#iy#N", one->sender, (const char *)one->from.bytes,
+                         (Py_ssize_t)one->from.size, one->ethertype, (const char *)one->source,
+                         (Py_ssize_t)MAC_SIZE, body);
 }
 
 static PyObject *take_letters(struct forwarder *forwarder, PyObject *Py_UNUSED(none))
@@ -480,6 +780,7 @@ METHOD(set_sockets)
 METHOD(set_peer)
 METHOD(remove_peer)
 METHOD(set_routes)
+METHOD(set_neighbours)
 METHOD(lookup)
 METHOD(outbound)
 METHOD(inbound)
@@ -515,6 +816,7 @@ static PyMethodDef forwarder_methods[] = {
     {"set_peer", (PyCFunction)Forwarder_set_peer, METH_VARARGS, NULL},
     {"remove_peer", (PyCFunction)Forwarder_remove_peer, METH_VARARGS, NULL},
     {"set_routes", (PyCFunction)Forwarder_set_routes, METH_O, NULL},
+    {"set_neighbours", (PyCFunction)Forwarder_set_neighbours, METH_O, NULL},
     {"lookup", (PyCFunction)Forwarder_lookup, METH_VARARGS, NULL},
     {"outbound", (PyCFunction)Forwarder_outbound, METH_NOARGS, NULL},
     {"inbound", (PyCFunction)Forwarder_inbound, METH_VARARGS, NULL},
@@ -741,6 +1043,9 @@ static int module_exec(PyObject *module)
     Py_XDECREF(errors);
     if (!state->codec_error)
         return -1;
+    state->fdb_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &fdb_spec, NULL);
+    if (!state->fdb_type || PyModule_AddType(module, state->fdb_type) < 0)
+        return -1;
     if (add(module, "Forwarder", PyType_FromModuleAndSpec(module, &forwarder_spec, NULL)) ||
         add(module, "ANY_VTEP_MAC",
             PyBytes_FromStringAndSize((const char *)any_vtep_mac, MAC_SIZE)) ||
@@ -753,6 +1058,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
 {
     struct module_state *state = PyModule_GetState(module);
     Py_VISIT(state->codec_error);
+    Py_VISIT(state->fdb_type);
     return 0;
 }
 
@@ -760,6 +1066,7 @@ static int module_clear(PyObject *module)
 {
     struct module_state *state = PyModule_GetState(module);
     Py_CLEAR(state->codec_error);
+    Py_CLEAR(state->fdb_type);
     return 0;
 }
 

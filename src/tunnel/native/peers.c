@@ -117,6 +117,29 @@ uint16_t peers_find(const struct peers *peers, const struct address *address)
     return index;
 }
 
+/* The next with the same address, behind `index` in its bucket. */
+static uint16_t next_at(const struct peers *peers, uint16_t index)
+{
+    const struct address *address = &peers->at[index].address;
+    do
+        index = peers->at[index].next;
+    while (index != PEER_NONE && !address_equal(&peers->at[index].address, address));
+    return index;
+}
+
+bool peers_are_several(const struct peers *peers, uint16_t index)
+{
+    return next_at(peers, index) != PEER_NONE;
+}
+
+uint16_t peers_find_mac(const struct peers *peers, uint16_t index, const uint8_t *mac)
+{
+    uint16_t found = index;
+    while (found != PEER_NONE && memcmp(peers->at[found].mac, mac, MAC_SIZE) != 0)
+        found = next_at(peers, found);
+    return found == PEER_NONE ? index : found;
+}
+
 void peers_free(struct peers *peers)
 {
     free(peers->at);

@@ -33,8 +33,9 @@ struct peer {
     } to;
     socklen_t to_size;
     uint8_t mac[MAC_SIZE];
-    uint16_t mtu;  /* largest inner packet that its path takes, 0 where that is not known */
-    uint16_t next; /* in its bucket, PEER_NONE at the end */
+    uint16_t mtu;        /* largest inner packet that its path takes, 0 where that is not known */
+    uint16_t next;       /* in its bucket, PEER_NONE at the end */
+    uint64_t flooded[2]; /* storm_allowed(): outbound, inbound */
     bool used;
     bool trains; /* false once its path refused a train */
 };
@@ -60,6 +61,12 @@ struct peer *peers_get(const struct peers *peers, uint16_t index);
 
 /* Any peer with this address, or PEER_NONE. */
 uint16_t peers_find(const struct peers *peers, const struct address *address);
+
+/* Whether others have the address of this one. */
+bool peers_are_several(const struct peers *peers, uint16_t index);
+
+/* Of the peers with the address of this one, that whose MAC it is; else this one. */
+uint16_t peers_find_mac(const struct peers *peers, uint16_t index, const uint8_t *mac);
 
 void peers_free(struct peers *peers);
 

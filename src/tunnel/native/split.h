@@ -49,6 +49,12 @@ static inline bool split_done(const struct split *split)
     return split->offset >= split->packet.length - split->header;
 }
 
+/* Back to the first segment. */
+static inline void split_rewind(struct split *split)
+{
+    split->offset = split->index = 0;
+}
+
 /* How many segments it is. */
 static inline uint32_t split_segments(const struct split *split)
 {

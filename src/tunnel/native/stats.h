@@ -12,6 +12,11 @@
 #define DROPS(X)                                                                                   \
     X(not_ip, "outbound", "the device gave no whole IPv4 or IPv6 packet")                          \
     X(bad_offload, "outbound", "a packet that contradicts its own offload header")                 \
+    X(bad_frame, "outbound", "the device gave no whole Ethernet frame")                            \
+    X(link_local, "outbound", "spanning tree and the like, which no bridge forwards")              \
+    X(no_fdb, "outbound", "no peer is known for this MAC, and flooding is off")                    \
+    X(no_flood, "outbound", "broadcast and multicast, and flooding is off")                        \
+    X(storm, "outbound", "more flooded frames a second than a peer is sent")                       \
     X(multicast, "outbound", "multicast and broadcast have no owner in a routed overlay")          \
     X(no_route, "outbound", "no peer owns the destination; the sender was told by ICMP")           \
     X(unresolved, "outbound", "the peer's name has no address yet: check DNS")                     \
@@ -25,6 +30,10 @@
     X(no_vni, "inbound", "not VXLAN: its I flag is not set")                                       \
     X(other_vni, "inbound", "another overlay's VNI: compare --vni on both nodes")                  \
     X(other_mac, "inbound", "for another VTEP's MAC: compare --mac here and mac= there")           \
+    X(loop, "inbound", "our own MAC is the source: another node has it, or a bridge loops")        \
+    X(peer_link_local, "inbound", "spanning tree and the like, which no bridge forwards")          \
+    X(peer_storm, "inbound", "more broadcast and multicast a second than is taken from a peer")    \
+    X(bad_neighbour, "inbound", "an ARP or NDP message that contradicts itself")                   \
     X(ethertype, "inbound", "not IP inside: ARP and others mean nothing to a routed overlay")      \
     X(bad_control, "inbound", "a control frame that cannot be read: compare versions")             \
     X(control_full, "inbound", "control frames came faster than they could be read")               \
@@ -54,7 +63,11 @@ enum drop {
     X(trains_sent) /* messages of more than one datagram */                                        \
     X(trains_received)                                                                             \
     X(icmp_sent)                                                                                   \
-    X(socket_overflows) /* datagrams the socket's full buffer lost before we saw them */
+    X(frames_flooded)    /* from the device, to every peer */                                      \
+    X(neighbours_heard)  /* ARP and NDP messages from peers that say who has which MAC */          \
+    X(neighbour_answers) /* ARP and NDP requests answered here */                                  \
+    X(neighbour_floods)  /* those of the device that were flooded */                               \
+    X(socket_overflows)  /* datagrams the socket's full buffer lost before we saw them */
 
 struct work {
 #define X(name) uint64_t name;

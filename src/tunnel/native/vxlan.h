@@ -14,7 +14,10 @@ enum {
     ETHERNET_HEADER = 14,
     VXLAN_OVERHEAD = VXLAN_HEADER + ETHERNET_HEADER,
     VNI_MAX = (1 << 24) - 1,
+    VLAN_TAG = 4,
     ETHERTYPE_IP4 = 0x0800,
+    ETHERTYPE_ARP = 0x0806,
+    ETHERTYPE_VLAN = 0x8100, /* one 802.1Q tag */
     ETHERTYPE_IP6 = 0x86dd,
     ETHERTYPE_CONTROL = 0x88b5 /* IEEE 802 local experimental */,
     MAC_SIZE = 6,
@@ -32,6 +35,9 @@ struct vxlan_frame {
 };
 
 enum vxlan_verdict { VXLAN_OK, VXLAN_SHORT, VXLAN_NO_VNI };
+
+/* The VXLAN header alone. */
+void vxlan_put_header(uint8_t *bytes, uint32_t vni);
 
 void vxlan_put(uint8_t *bytes, const struct vxlan_frame *frame);
 

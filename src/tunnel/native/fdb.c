@@ -1,0 +1,342 @@
+#include "fdb.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+enum { PEERS = 1 << 16, LOOKUP_TRIES = 4 };
+
+/* A node's value: USED, FIXED, the peer's index, and when it was last seen. */
+#define USED ((uint64_t)1 << 63)
+#define FIXED ((uint64_t)1 << 62)
+
+/*
+ * An entry in a chain of its bucket. Readers walk chains while a writer changes them. A node that
+ * was taken out keeps its key and its way on, so that whoever stands on it comes to the end all
+ * the same; only its value says that it is none. When it is used again `recycled` counts up
+ * first, and a walk during which that happened is begun anew.
+ */
+struct node {
+    _Atomic uint64_t key;
+    _Atomic uint64_t value; /* 0: not in use */
+    _Atomic uint32_t next;  /* in its bucket, 0 at the end */
+    uint32_t free;          /* next of those not in use */
+};
+
+struct fdb {
+    struct fdb_limits limits;
+    uint64_t seed;
+    uint64_t mask; /* buckets - 1 */
+    _Atomic uint32_t *buckets;
+    struct node *nodes; /* from 1 on */
+    _Atomic uint32_t recycled;
+
+    pthread_mutex_t lock; /* all below, and whoever changes a chain */
+    uint32_t free;        /* first node that was used before, 0 for none */
+    uint32_t fresh;       /* first that never was */
+    uint32_t fixed;       /* how many entries are static */
+    struct fdb_counters counters;
+    _Atomic uint64_t refused_full;
+    /* Written under the lock; read without it to refuse cheaply. */
+    _Atomic uint32_t expired; /* when the old were last swept out */
+    _Atomic uint32_t learned; /* how many entries are */
+    _Atomic uint32_t learned_from[PEERS];
+};
+
+static uint64_t load(const _Atomic uint64_t *from)
+{
+    return atomic_load_explicit(from, memory_order_acquire);
+}
+
+static uint32_t load32(const _Atomic uint32_t *from)
+{
+    return atomic_load_explicit(from, memory_order_acquire);
+}
+
+static uint16_t index_of(uint64_t value)
+{
+    return (uint16_t)(value >> 32);
+}
+
+static uint64_t value_of(uint16_t index, uint32_t seen)
+{
+    return USED | (uint64_t)index << 32 | seen;
+}
+
+/* Whether it is an entry still. A clock read by another thread may be a second ahead. */
+static bool holds(const struct fdb *fdb, uint64_t value, uint32_t now)
+{
+    if (!(value & USED))
+        return false;
+    int32_t age = (int32_t)(now - (uint32_t)value);
+    return value & FIXED || age < (int32_t)fdb->limits.ageing;
+}
+
+static _Atomic uint32_t *bucket_of(const struct fdb *fdb, uint64_t key)
+{
+    uint64_t hash = (key ^ fdb->seed) * 0x9e3779b97f4a7c15u;
+    hash = (hash ^ hash >> 32) * 0x9e3779b97f4a7c15u;
+    return &fdb->buckets[hash >> 32 & fdb->mask];
+}
+
+/* The node of a key, NULL if there is none. Without the lock it may be one that was just taken out,
+ * with it never. */
+static struct node *find(const struct fdb *fdb, uint64_t key)
+{
+    uint32_t at = load32(bucket_of(fdb, key));
+    while (at && load(&fdb->nodes[at].key) != key)
+        at = load32(&fdb->nodes[at].next);
+    return at ? &fdb->nodes[at] : NULL;
+}
+
+uint16_t fdb_lookup(const struct fdb *fdb, uint64_t key, uint32_t now)
+{
+    for (int i = 0; i < LOOKUP_TRIES; i++) {
+        uint32_t before = load32(&fdb->recycled);
+        const struct node *node = find(fdb, key);
+        uint64_t value = node ? load(&node->value) : 0;
+        if (load32(&fdb->recycled) == before)
+            return holds(fdb, value, now) ? index_of(value) : FDB_NONE;
+    }
+    return FDB_NONE; /* rather than wait: a frame for nobody that is known can be flooded */
+}
+
+/* ---- changes, under the lock ---- */
+
+static void count_one(struct fdb *fdb, uint64_t value, uint32_t more)
+{
+    if (value & FIXED) {
+        fdb->fixed += more;
+        return;
+    }
+    atomic_fetch_add_explicit(&fdb->learned, more, memory_order_relaxed);
+    atomic_fetch_add_explicit(&fdb->learned_from[index_of(value)], more, memory_order_relaxed);
+}
+
+static void set_value(struct fdb *fdb, struct node *node, uint64_t value)
+{
+    uint64_t before = load(&node->value);
+    if (before & USED)
+        count_one(fdb, before, (uint32_t)-1);
+    if (value & USED)
+        count_one(fdb, value, 1);
+    /* The stamp may be refreshed meanwhile by who does not take the lock; that is no loss. */
+    atomic_store_explicit(&node->value, value, memory_order_release);
+}
+
+static void insert(struct fdb *fdb, uint64_t key, uint64_t value)
+{
+    uint32_t at = fdb->free;
+    if (at) {
+        fdb->free = fdb->nodes[at].free;
+        atomic_fetch_add_explicit(&fdb->recycled, 1, memory_order_seq_cst);
+    } else {
+        at = fdb->fresh++;
+    }
+    struct node *node = &fdb->nodes[at];
+    _Atomic uint32_t *bucket = bucket_of(fdb, key);
+    atomic_store_explicit(&node->key, key, memory_order_release);
+    atomic_store_explicit(&node->next, load32(bucket), memory_order_release);
+    set_value(fdb, node, value);
+    atomic_store_explicit(bucket, at, memory_order_release);
+}
+
+static void take_out(struct fdb *fdb, struct node *node)
+{
+    uint32_t at = (uint32_t)(node - fdb->nodes);
+    _Atomic uint32_t *link = bucket_of(fdb, load(&node->key));
+    while (load32(link) != at)
+        link = &fdb->nodes[load32(link)].next;
+    atomic_store_explicit(link, load32(&node->next), memory_order_release);
+    set_value(fdb, node, 0);
+    node->free = fdb->free;
+    fdb->free = at;
+}
+
+/* Forgets what is too old, at most once a second. */
+static void expire(struct fdb *fdb, uint32_t now)
+{
+    if (load32(&fdb->expired) == now)
+        return;
+    atomic_store_explicit(&fdb->expired, now, memory_order_relaxed);
+    for (uint32_t at = 1; at < fdb->fresh; at++) {
+        struct node *node = &fdb->nodes[at];
+        uint64_t value = load(&node->value);
+        if (value & USED && !holds(fdb, value, now)) {
+            take_out(fdb, node);
+            fdb->counters.aged++;
+        }
+    }
+}
+
+/* ---- learning ---- */
+
+static bool is_full(const struct fdb *fdb, uint16_t index)
+{
+    return load32(&fdb->learned) >= fdb->limits.learned ||
+           load32(&fdb->learned_from[index]) >= fdb->limits.share;
+}
+
+static void learn_anew(struct fdb *fdb, uint64_t key, uint16_t index, uint32_t now)
+{
+    struct node *node = find(fdb, key);
+    uint64_t before = node ? load(&node->value) : 0;
+    if (before & FIXED)
+        return;
+    if (node && index_of(before) == index) { /* another worker was faster */
+        set_value(fdb, node, value_of(index, now));
+        return;
+    }
+    if (is_full(fdb, index)) {
+        expire(fdb, now);
+        node = find(fdb, key); /* it may have been one of the old */
+    }
+    /* Who moves takes no room from the others, only from his new peer's share. */
+    bool room = node ? load32(&fdb->learned_from[index]) < fdb->limits.share : !is_full(fdb, index);
+    if (!room) {
+        atomic_fetch_add_explicit(&fdb->refused_full, 1, memory_order_relaxed);
+    } else if (node) {
+        fdb->counters.moved += holds(fdb, before, now);
+        set_value(fdb, node, value_of(index, now));
+    } else {
+        fdb->counters.learned++;
+        insert(fdb, key, value_of(index, now));
+    }
+}
+
+void fdb_learn(struct fdb *fdb, uint64_t key, uint16_t index, uint32_t now)
+{
+    if (key >> 56 & 1 || !(key >> 16))
+        return;
+    struct node *node = find(fdb, key);
+    uint64_t value = node ? load(&node->value) : 0;
+    if (value & USED && (value & FIXED || index_of(value) == index)) {
+        /* Whoever else changes it now knows better: no second try. */
+        if (!(value & FIXED) && (uint32_t)value != now)
+            atomic_compare_exchange_strong_explicit(&node->value, &value, value_of(index, now),
+                                                    memory_order_release, memory_order_relaxed);
+        return;
+    }
+    if (!node && is_full(fdb, index) && load32(&fdb->expired) == now) {
+        atomic_fetch_add_explicit(&fdb->refused_full, 1, memory_order_relaxed);
+        return; /* a flood of sources does not even take the lock */
+    }
+    pthread_mutex_lock(&fdb->lock);
+    learn_anew(fdb, key, index, now);
+    pthread_mutex_unlock(&fdb->lock);
+}
+
+/* ---- what somebody puts, removes and asks ---- */
+
+bool fdb_put(struct fdb *fdb, uint64_t key, uint16_t index)
+{
+    uint64_t value = value_of(index, 0) | FIXED;
+    pthread_mutex_lock(&fdb->lock);
+    struct node *node = find(fdb, key);
+    bool room = fdb->fixed < FDB_STATIC_MAX || (node && load(&node->value) & FIXED);
+    if (room && node)
+        set_value(fdb, node, value);
+    else if (room)
+        insert(fdb, key, value);
+    pthread_mutex_unlock(&fdb->lock);
+    return room;
+}
+
+bool fdb_remove(struct fdb *fdb, uint64_t key)
+{
+    pthread_mutex_lock(&fdb->lock);
+    struct node *node = find(fdb, key);
+    if (node)
+        take_out(fdb, node);
+    pthread_mutex_unlock(&fdb->lock);
+    return node;
+}
+
+void fdb_flush(struct fdb *fdb, uint16_t index, bool learned_only)
+{
+    pthread_mutex_lock(&fdb->lock);
+    for (uint32_t at = 1; at < fdb->fresh; at++) {
+        struct node *node = &fdb->nodes[at];
+        uint64_t value = load(&node->value);
+        if (value & USED && (index == FDB_NONE || index_of(value) == index) &&
+            !(learned_only && value & FIXED))
+            take_out(fdb, node);
+    }
+    pthread_mutex_unlock(&fdb->lock);
+}
+
+static struct fdb_entry entry_of(const struct node *node, uint64_t value, uint32_t now)
+{
+    uint64_t key = load(&node->key);
+    int32_t age = value & FIXED ? 0 : (int32_t)(now - (uint32_t)value);
+    struct fdb_entry entry = {
+        .vlan = (uint16_t)key,
+        .index = index_of(value),
+        .fixed = value & FIXED,
+        .age = age > 0 ? (uint32_t)age : 0,
+    };
+    put32(entry.mac, (uint32_t)(key >> 32));
+    put16(entry.mac + 4, (uint16_t)(key >> 16));
+    return entry;
+}
+
+size_t fdb_entries(struct fdb *fdb, struct fdb_entry *out, size_t room, uint32_t now)
+{
+    size_t count = 0;
+    pthread_mutex_lock(&fdb->lock);
+    for (uint32_t at = 1; at < fdb->fresh; at++) {
+        uint64_t value = load(&fdb->nodes[at].value);
+        if (!holds(fdb, value, now))
+            continue;
+        if (count < room)
+            out[count] = entry_of(&fdb->nodes[at], value, now);
+        count++;
+    }
+    pthread_mutex_unlock(&fdb->lock);
+    return count;
+}
+
+struct fdb_counters fdb_counters(struct fdb *fdb)
+{
+    pthread_mutex_lock(&fdb->lock);
+    struct fdb_counters counters = fdb->counters;
+    pthread_mutex_unlock(&fdb->lock);
+    counters.refused_full = load(&fdb->refused_full);
+    return counters;
+}
+
+/* ---- life ---- */
+
+struct fdb *fdb_new(struct fdb_limits limits, uint64_t seed)
+{
+    size_t nodes = (size_t)limits.learned + FDB_STATIC_MAX + 1, buckets = 1;
+    while (buckets < nodes)
+        buckets *= 2;
+    /* Cleared pages that nothing was written to are not real memory yet. */
+    struct fdb *fdb = calloc(1, sizeof *fdb);
+    if (!fdb)
+        return NULL;
+    fdb->limits = limits;
+    fdb->seed = seed;
+    fdb->mask = buckets - 1;
+    fdb->fresh = 1;
+    fdb->buckets = calloc(buckets, sizeof *fdb->buckets);
+    fdb->nodes = calloc(nodes, sizeof *fdb->nodes);
+    if (!fdb->buckets || !fdb->nodes || pthread_mutex_init(&fdb->lock, NULL)) {
+        free(fdb->buckets);
+        free(fdb->nodes);
+        free(fdb);
+        return NULL;
+    }
+    return fdb;
+}
+
+void fdb_free(struct fdb *fdb)
+{
+    if (!fdb)
+        return;
+    pthread_mutex_destroy(&fdb->lock);
+    free(fdb->buckets);
+    free(fdb->nodes);
+    free(fdb);
+}

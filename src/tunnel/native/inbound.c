@@ -1,0 +1,325 @@
+/* Inbound: peers to device. */
+#include "forwarder.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "storm.h"
+
+enum {
+    INBOUND_BUDGET = 4,      /* batches for one wake-up */
+    TRAIN_LARGE = 16 * 1024, /* a message of this size is one of a bulk transfer */
+    RECEIVE_LARGE = 4,
+};
+
+static struct counters *counters_of(struct forwarder *forwarder, uint16_t index)
+{
+    struct peer *peer = peers_get(&forwarder->peers, index);
+    return peer ? &peer->counters : &forwarder->peers.nobody;
+}
+
+/* What became of `packets` from a peer that went to the device as one. */
+static void count_written(struct forwarder *forwarder, uint16_t index, int error, unsigned packets,
+                          uint64_t bytes)
+{
+    struct counters *counters = counters_of(forwarder, index);
+    if (!error) {
+        forwarder->work.device_writes++;
+        count_traffic(&counters->inbound, packets, bytes);
+        return;
+    }
+    bool full = error == -EAGAIN || error == -ENOBUFS;
+    count_drops(counters, full ? DROP_device_full : DROP_device_refused, packets);
+}
+
+/* The packets of a joined run, each as it came: its headers lie before its payload. */
+static void write_singly(struct forwarder *forwarder, const struct run *run)
+{
+    uint8_t none[OFFLOAD_HEADER] = {0};
+    for (unsigned i = 1; i <= run->segments; i++) {
+        const struct iovec *payload = &run->pieces[i];
+        size_t header = run->first.link + run->header;
+        const struct iovec pieces[2] = {
+            {none, OFFLOAD_HEADER},
+            {(uint8_t *)payload->iov_base - header, payload->iov_len + header},
+        };
+        int error = device_write(&forwarder->device, pieces, 2);
+        count_written(forwarder, run->peer, error, 1, payload->iov_len + run->header);
+    }
+}
+
+static void write_run(struct forwarder *forwarder, const struct run *run)
+{
+    bool joined = run->segments > 1;
+    int error = device_write(&forwarder->device, run->pieces, run->segments + 1u);
+    if (error == -EINVAL && joined) {
+        /* Some kernels refuse valid super-packets: this one gets no more of them. */
+        bool tcp = run->first.protocol == IP_TCP;
+        *(tcp ? &forwarder->coalescer.tcp : &forwarder->coalescer.udp) = false;
+        forwarder->news = true;
+        write_singly(forwarder, run);
+        return;
+    }
+    forwarder->work.super_packets_written += joined && !error;
+    count_written(forwarder, run->peer, error, run->segments, run->bytes);
+}
+
+static void flush_runs(struct forwarder *forwarder)
+{
+    struct coalescer *coalescer = &forwarder->coalescer;
+    coalesce_finish(coalescer);
+    for (unsigned i = 0; i < coalescer->count; i++)
+        write_run(forwarder, &coalescer->runs[i]);
+    coalesce_reset(coalescer);
+}
+
+/* The peer that owns the inner source, if it is one that sends from this address. */
+static uint16_t owner_of(const struct forwarder *forwarder, const struct ip_packet *packet,
+                         const struct address *from)
+{
+    uint16_t index = route_lookup(forwarder->routes, packet->source, packet->address_size);
+    if (index == ROUTE_NONE || !address_equal(&forwarder->peers.at[index].address, from))
+        return PEER_NONE;
+    return index;
+}
+
+/* What the datagrams of one arrival have in common: who sent them, and most often whose packets
+ * are inside. */
+struct origin {
+    uint16_t sender;
+    uint16_t owner; /* of `source` */
+    uint8_t size;   /* of `source`, 0 as long as there is none */
+    const uint8_t *source;
+    /* Of frames: */
+    bool anothers;    /* `source` is in the prefix of a peer at another address */
+    uint16_t bridged; /* the sender, of those at this address, by `link` in `vlan` */
+    uint16_t vlan;
+    const uint8_t *link; /* a source MAC, NULL as long as there is none */
+};
+
+static uint16_t known_owner(const struct forwarder *forwarder, struct origin *origin,
+                            const struct ip_packet *packet, const struct address *from)
+{
+    if (origin->size != packet->address_size ||
+        memcmp(origin->source, packet->source, packet->address_size) != 0) {
+        origin->owner = owner_of(forwarder, packet, from);
+        origin->size = packet->address_size;
+        origin->source = packet->source;
+    }
+    return origin->owner;
+}
+
+static struct letter letter_from(const struct arrival *arrival, uint16_t sender, uint16_t ethertype,
+                                 const uint8_t *source)
+{
+    struct letter letter = {.from = arrival->from, .sender = sender, .ethertype = ethertype};
+    memcpy(letter.source, source, MAC_SIZE);
+    return letter;
+}
+
+/* A frame that is not IP: for us all the same if it is a control frame. */
+static enum drop take_control(struct forwarder *forwarder, const uint8_t *data, size_t length,
+                              const struct arrival *arrival, uint16_t sender)
+{
+    struct vxlan_frame frame;
+    if (vxlan_parse(data, length, &frame) != VXLAN_OK || frame.ethertype != ETHERTYPE_CONTROL)
+        return DROP_ethertype;
+    if (!vtep_accepts(&forwarder->vtep, frame.destination))
+        return DROP_other_mac;
+    struct letter letter = letter_from(arrival, sender, ETHERTYPE_CONTROL, frame.source);
+    if (!inbox_put(&forwarder->inbox, &letter, data + VXLAN_OVERHEAD, length - VXLAN_OVERHEAD))
+        return DROP_control_full;
+    forwarder->news = true;
+    return DROP_NONE;
+}
+
+static void unpack_datagram(struct forwarder *forwarder, uint8_t *data, size_t length,
+                            const struct arrival *arrival, struct origin *origin)
+{
+    struct ip_packet packet;
+    enum drop reason = decap(&forwarder->vtep, data, length, arrival->ecn, &packet);
+    uint16_t owner = PEER_NONE;
+    if (reason == DROP_ethertype) {
+        reason = take_control(forwarder, data, length, arrival, origin->sender);
+        if (reason == DROP_NONE)
+            return;
+    }
+    if (reason == DROP_NONE) {
+        owner = known_owner(forwarder, origin, &packet, &arrival->from);
+        if (owner == PEER_NONE)
+            reason = DROP_spoofed;
+    }
+    if (reason != DROP_NONE) {
+        count_drops(counters_of(forwarder, origin->sender), reason, 1);
+        return;
+    }
+    if (coalesce_full(&forwarder->coalescer))
+        flush_runs(forwarder);
+    coalesce_add(&forwarder->coalescer, &packet, owner);
+}
+
+/* ---- frames ---- */
+
+static bool is_at(const struct forwarder *forwarder, uint16_t index, const struct address *from)
+{
+    const struct peer *peer = peers_get(&forwarder->peers, index);
+    return peer && address_equal(&peer->address, from);
+}
+
+/* Who of the peers at one address sent a frame: the one that its source is known to be behind, or
+ * whose own MAC it is, else any. */
+static uint16_t sender_of(const struct forwarder *forwarder, const struct ethernet *header,
+                          const struct address *from, uint16_t any)
+{
+    const struct peers *peers = &forwarder->peers;
+    if (!peers_are_several(peers, any))
+        return any;
+    uint16_t index = fdb_lookup(forwarder->bridge.fdb, fdb_key(header->source, header->vlan),
+                                forwarder->bridge.now);
+    return is_at(forwarder, index, from) ? index : peers_find_mac(peers, any, header->source);
+}
+
+/* Takes note of the source, once for those of an arrival that follow each other. */
+static void note_source(struct forwarder *forwarder, struct origin *origin,
+                        const struct ethernet *header, const struct address *from)
+{
+    const struct bridge *bridge = &forwarder->bridge;
+    if (origin->link && origin->vlan == header->vlan &&
+        memcmp(origin->link, header->source, MAC_SIZE) == 0)
+        return;
+    origin->link = header->source;
+    origin->vlan = header->vlan;
+    origin->bridged = sender_of(forwarder, header, from, origin->sender);
+    if (bridge->learning)
+        fdb_learn(bridge->fdb, fdb_key(header->source, header->vlan), origin->bridged, bridge->now);
+}
+
+/* Whether a packet's source is in a prefix of a peer that is not at this address. */
+static bool is_anothers(const struct forwarder *forwarder, struct origin *origin,
+                        const struct ip_packet *packet, const struct address *from)
+{
+    if (origin->size != packet->address_size ||
+        memcmp(origin->source, packet->source, packet->address_size) != 0) {
+        uint16_t owner = route_lookup(forwarder->routes, packet->source, packet->address_size);
+        origin->anothers = owner != ROUTE_NONE && !is_at(forwarder, owner, from);
+        origin->size = packet->address_size;
+        origin->source = packet->source;
+    }
+    return origin->anothers;
+}
+
+/* What is not IP is written as it came; its order among packets matters to nobody. */
+static void write_frame(struct forwarder *forwarder, const struct inner_frame *frame,
+                        uint16_t index)
+{
+    uint8_t none[OFFLOAD_HEADER] = {0};
+    const struct iovec pieces[2] = {{none, OFFLOAD_HEADER}, {frame->data, frame->length}};
+    int error = device_write(&forwarder->device, pieces, 2);
+    count_written(forwarder, index, error, 1, frame->length - frame->header.size);
+}
+
+/* Whether a frame may pass. */
+static enum drop judge_frame(struct forwarder *forwarder, struct origin *origin,
+                             const struct inner_frame *frame, const struct address *from)
+{
+    const struct bridge *bridge = &forwarder->bridge;
+    if (frame->packet.version && is_anothers(forwarder, origin, &frame->packet, from))
+        return DROP_spoofed;
+    note_source(forwarder, origin, &frame->header, from);
+    struct peer *peer = peers_get(&forwarder->peers, origin->bridged);
+    if (mac_is_group(frame->header.destination) &&
+        !storm_allowed(&peer->flooded[1], bridge->storm, 1, bridge->now_ns))
+        return DROP_peer_storm;
+    return DROP_NONE;
+}
+
+static bool is_control(const struct forwarder *forwarder, const struct inner_frame *frame)
+{
+    return frame->header.type == ETHERTYPE_CONTROL && frame->header.size == ETHERNET_HEADER &&
+           vtep_accepts(&forwarder->vtep, frame->header.destination);
+}
+
+static void unpack_frame(struct forwarder *forwarder, uint8_t *data, size_t length,
+                         const struct arrival *arrival, struct origin *origin)
+{
+    struct inner_frame frame;
+    enum drop reason = decap_frame(&forwarder->vtep, data, length, arrival->ecn, &frame);
+    uint16_t index = origin->sender;
+    if (reason == DROP_NONE && is_control(forwarder, &frame)) {
+        reason = take_control(forwarder, data, length, arrival, index);
+        if (reason == DROP_NONE)
+            return;
+    }
+    if (reason == DROP_NONE) {
+        reason = judge_frame(forwarder, origin, &frame, &arrival->from);
+        index = origin->bridged;
+    }
+    if (reason != DROP_NONE) {
+        count_drops(counters_of(forwarder, index), reason, 1);
+        return;
+    }
+    if (!frame.packet.version) {
+        write_frame(forwarder, &frame, index);
+        return;
+    }
+    if (coalesce_full(&forwarder->coalescer))
+        flush_runs(forwarder);
+    coalesce_add(&forwarder->coalescer, &frame.packet, index);
+}
+
+/* ---- both ---- */
+
+static void unpack(struct forwarder *forwarder, const struct arrival *arrival)
+{
+    struct work *work = &forwarder->work;
+    size_t datagrams = arrival->length ? (arrival->length - 1) / arrival->size + 1 : 1;
+    struct origin origin = {.sender = peers_find(&forwarder->peers, &arrival->from)};
+    work->datagrams_received += datagrams;
+    work->trains_received += datagrams > 1;
+    if (origin.sender == PEER_NONE || arrival->cut) {
+        enum drop reason = arrival->cut ? DROP_short_frame : DROP_unknown_source;
+        count_drops(counters_of(forwarder, origin.sender), reason, datagrams);
+        return;
+    }
+    for (size_t i = 0; i < datagrams; i++) {
+        size_t offset = i * arrival->size;
+        size_t left = arrival->length - offset,
+               length = left < arrival->size ? left : arrival->size;
+        if (forwarder->bridge.fdb)
+            unpack_frame(forwarder, arrival->data + offset, length, arrival, &origin);
+        else
+            unpack_datagram(forwarder, arrival->data + offset, length, arrival, &origin);
+    }
+}
+
+/* Of large messages only so many at once that they are still in the cache when written. */
+static unsigned receive_most(size_t mean_bytes)
+{
+    return mean_bytes > TRAIN_LARGE ? RECEIVE_LARGE : RECEIVE_BATCH;
+}
+
+int forwarder_inbound(struct forwarder *forwarder, struct underlay *underlay)
+{
+    int moved = 0;
+    for (int batch = 0; batch < INBOUND_BUDGET; batch++) {
+        unsigned most = forwarder->receive_most;
+        int count = underlay_receive(&underlay->receiving, &forwarder->receiver, most,
+                                     &forwarder->work);
+        if (count < 0)
+            return moved ? moved : count;
+        size_t bytes = 0;
+        bridge_tick(&forwarder->bridge);
+        for (int i = 0; i < count; i++) {
+            struct arrival arrival = underlay_arrival(&forwarder->receiver, (unsigned)i);
+            bytes += arrival.length;
+            unpack(forwarder, &arrival);
+        }
+        flush_runs(forwarder);
+        moved += count;
+        if (count)
+            forwarder->receive_most = receive_most(bytes / (unsigned)count);
+        if ((unsigned)count < most)
+            break;
+    }
+    return moved;
+}
