@@ -37,6 +37,12 @@ OFFLOADS = ("tso", "uso", "trains", "gro")
 
 LOOPS = ("uvloop", "asyncio")
 
+MODES = ("tun", "tap")
+"""Packets by their routes, or Ethernet frames by their MACs."""
+
+FRAME_DEFAULTS = {"flood": True, "learning": True, "ageing": 300, "storm_limit": 2000}
+"""Fields that mean something in TAP mode alone; as the kernel's vxlan has them, but for the last."""
+
 MOST_WORKERS = 64
 
 AUTO_WORKERS = 4
@@ -66,6 +72,14 @@ class Config:
             as a NAT on the way may want it.
         workers: How many threads move packets; 1 leaves that to the event loop, ``"auto"`` is
             one for each CPU, up to :data:`AUTO_WORKERS`.
+        mode: ``"tun"``, packets by their routes; ``"tap"``, Ethernet frames by their MACs. The
+            four below are of the latter, and None in the former.
+        flood: Whether a frame goes to every peer where no peer is known for its MAC, and where it
+            is for all.
+        learning: Whether frames from peers teach behind which peer a MAC is.
+        ageing: Seconds after which that is forgotten unless it was seen again.
+        storm_limit: Flooded frames a second to each peer, and from each; 0 for any number. Of
+            several workers each counts for itself.
         networks: The whole overlay's prefix, at most one of each family, around `subnets`. For the
             two below, which need it.
         subnet_file: Where flannel's ``subnet.env`` is written, None for nowhere.
@@ -88,6 +102,11 @@ class Config:
     loop: str
     source_ports: int
     workers: int | Literal["auto"]
+    mode: Literal["tun", "tap"]
+    flood: bool | None
+    learning: bool | None
+    ageing: int | None
+    storm_limit: int | None
     networks: tuple[Prefix, ...]
     subnet_file: Path | None
     ip_masq: bool
@@ -108,6 +127,11 @@ class Config:
         loop: str = "uvloop",
         source_ports: int = 8,
         workers: int | str = "auto",
+        mode: str = "tun",
+        flood: bool | None = None,
+        learning: bool | None = None,
+        ageing: int | None = None,
+        storm_limit: int | None = None,
         networks: Iterable[str | Prefix] = (),
         subnet_file: str | Path | None = None,
         ip_masq: bool = False,
@@ -127,6 +151,11 @@ class Config:
                 "loop": loop,
                 "source-ports": source_ports,
                 "workers": workers,
+                "mode": mode,
+                "flood": flood,
+                "learning": learning,
+                "ageing": ageing,
+                "storm-limit": storm_limit,
                 "network": networks,
                 "subnet-file": subnet_file,
                 "ip-masq": ip_masq,
@@ -163,14 +192,24 @@ def differences(before: Config, after: Config) -> list[str]:
 
 
 def conflicts(
-    peers: Mapping[int, Peer], *, subnets: Iterable[Prefix], local: Collection[Endpoint]
+    peers: Mapping[int, Peer],
+    *,
+    subnets: Iterable[Prefix],
+    local: Collection[Endpoint],
+    mode: str = "tun",
 ) -> Iterator[ConfigError]:
     """
     What keeps these peers from being together in one tunnel with us: one that is ourselves, one
-    named twice, a prefix of two owners. Takes n log n time; a fault's key is ``("peer", index)``.
+    named twice, one to which no packet is routed, a prefix of two owners. Takes n log n time; a
+    fault's key is ``("peer", index)``.
     """
     seen: set[Endpoint] = set()
     for index, peer in peers.items():
+        if mode == "tun" and not peer.prefixes:
+            yield ConfigError(
+                f"peer {peer.endpoint} has no prefix (like {peer.endpoint.host}=10.244.2.0/24)",
+                key=("peer", index),
+            )
         if peer.endpoint in local:
             yield ConfigError(
                 f"peer {peer.endpoint} is this node itself (leave it out)", key=("peer", index)
@@ -296,6 +335,10 @@ def _read_loop(value: object) -> str:
     return _known(_text("loop", value), LOOPS, what="loop")
 
 
+def _read_mode(value: object) -> str:
+    return _known(_text("mode", value), MODES, what="mode")
+
+
 def _read_workers(value: object) -> object:
     # From a flag or the environment a number comes as text; int() refuses some that are too long.
     if isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value):
@@ -312,10 +355,13 @@ def _read_subnet_file(value: object) -> Path:
     return path
 
 
-def _read_ip_masq(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise ConfigError(f"ip-masq {value!r} is neither true nor false (without quotes)")
-    return value
+def _read_switch(word: str) -> Callable[[object], bool]:
+    def read(value: object) -> bool:
+        if not isinstance(value, bool):
+            raise ConfigError(f"{word} {value!r} is neither true nor false (without quotes)")
+        return value
+
+    return read
 
 
 class _Word(NamedTuple):
@@ -341,9 +387,14 @@ _WORDS = {
     "loop": _Word("loop", _read_loop, "uvloop"),
     "source-ports": _Word("source_ports", _read_number("source-ports", low=1, high=64), 8),
     "workers": _Word("workers", _read_workers, "auto"),
+    "mode": _Word("mode", _read_mode, "tun"),
+    "flood": _Word("flood", _read_switch("flood")),
+    "learning": _Word("learning", _read_switch("learning")),
+    "ageing": _Word("ageing", _read_number("ageing", low=1, high=10**6)),
+    "storm-limit": _Word("storm_limit", _read_number("storm-limit", low=0, high=10**6)),
     "network": _Word("networks", _read_prefix, {}, many=True),
     "subnet-file": _Word("subnet_file", _read_subnet_file),
-    "ip-masq": _Word("ip_masq", _read_ip_masq, False),
+    "ip-masq": _Word("ip_masq", _read_switch("ip-masq"), False),
 }
 
 WORDS = tuple(_WORDS)
@@ -361,14 +412,22 @@ def _read(words: Mapping[str, object]) -> tuple[dict[str, Any], list[ConfigError
     """The fields of a Config and all that is wrong."""
     fields, wrong = _read_words(words, _WORDS)
     wrong += _rules(**fields)
+    wrong += _frame_rules(**fields)
     wrong += _container_rules(**fields)
     for word in _WORDS.values():
         if word.many:
             fields[word.field] = tuple(dict.fromkeys(fields[word.field].values()))
     fields["name"] = fields["name"] or f"tunnel{fields['vni']}"
-    fields["addresses"] = fields["addresses"] or tuple(
-        ipaddress.ip_interface(subnet.network_address) for subnet in fields["subnets"]
+    given = {address.version for address in fields["addresses"]}
+    fields["addresses"] += tuple(
+        ipaddress.ip_interface(subnet.network_address)
+        for subnet in fields["subnets"]
+        if subnet.version not in given
     )
+    if fields["mode"] == "tap":
+        for field, value in FRAME_DEFAULTS.items():
+            if fields[field] is None:
+                fields[field] = value
     return fields, wrong
 
 
@@ -412,6 +471,7 @@ def _rules(
     mtu: int | None,
     mac: Mac | None,
     peers: Mapping[int, Peer],
+    mode: str,
     **_: object,
 ) -> Iterator[ConfigError]:
     """What no word shows by itself."""
@@ -438,7 +498,18 @@ def _rules(
                 key=("peer", index),
             )
     ourselves = {Endpoint(str(local), port)} if local is not None else set()
-    yield from conflicts(peers, subnets=subnets.values(), local=ourselves)
+    yield from conflicts(peers, subnets=subnets.values(), local=ourselves, mode=mode)
+
+
+def _frame_rules(*, mode: str, **fields: Any) -> Iterator[ConfigError]:
+    """What is about Ethernet frames means nothing where there are none."""
+    for name, word in _WORDS.items():
+        if mode == "tun" and word.field in FRAME_DEFAULTS and fields[word.field] is not None:
+            yield ConfigError(
+                f"{name} is about Ethernet frames, and mode tun has none (give mode tap as well, "
+                f"or leave {name} out)",
+                key=(name,),
+            )
 
 
 def _container_rules(

@@ -92,7 +92,7 @@ BAD_WORDS = [
     (["--local", "192.0.2.2", "--peer", PEER], "this node itself"),
     (["--subnet", "10.244.2.0/24", "--peer", PEER], "of this node"),
     (["--peer", PEER, "--peer", "192.0.2.3=10.244.0.0/16"], "overlaps"),
-    (["--peer", "192.0.2.2"], "has no '='"),
+    (["--peer", "192.0.2.2"], "has no prefix"),
     (["--mtu", "100", "--subnet", "fd00::/64"], "at least 1280"),
     (["--mac", "ff:ff:ff:ff:ff:ff"], "not a unicast address"),
     (["--offload", "tsp"], "did you mean 'tso'"),

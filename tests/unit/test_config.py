@@ -23,6 +23,17 @@ def test_defaults() -> None:
     assert (config.local, config.mtu, config.mac) == (None, None, None)
     assert (config.subnets, config.addresses, config.peers) == ((), (), ())
     assert (config.offload, config.loop) == (frozenset(OFFLOADS), "uvloop")
+    assert (config.mode, config.flood, config.learning) == ("tun", None, None)
+    assert (config.ageing, config.storm_limit) == (None, None)
+
+
+def test_frames_are_flooded_and_learned_from_unless_told_otherwise() -> None:
+    config = Config(mode="tap", peers=["192.0.2.2"])
+    assert (config.flood, config.learning) == (True, True)
+    assert (config.ageing, config.storm_limit) == (300, 2000)
+    config = Config(mode="tap", flood=False, learning=False, ageing=5, storm_limit=0)
+    assert (config.flood, config.learning) == (False, False)
+    assert (config.ageing, config.storm_limit) == (5, 0)
 
 
 def test_loose_values_become_exact() -> None:
@@ -54,6 +65,11 @@ def test_exact_values_stay() -> None:
 def test_vni_0_and_the_longest_default_name() -> None:
     assert Config(vni=0).name == "tunnel0"
     assert Config(vni=2**24 - 1).name == "tunnel16777215"
+
+
+def test_addresses_are_derived_for_the_family_that_has_none() -> None:
+    config = Config(subnets=["10.244.1.0/24", "fd00:1::/64"], addresses=["fd00:1::5/64"])
+    assert [str(address) for address in config.addresses] == ["fd00:1::5/64", "10.244.1.0/32"]
 
 
 def test_given_addresses_replace_the_derived_ones() -> None:
@@ -108,6 +124,19 @@ WRONG: list[tuple[dict[str, Any], tuple[str | int, ...], str]] = [
     ({"workers": "1.5"}, ("workers",), "neither auto nor a number"),
     ({"workers": 1.5}, ("workers",), "no whole number"),
     ({"workers": True}, ("workers",), "no whole number"),
+    ({"mode": "tab"}, ("mode",), "did you mean 'tap'"),
+    ({"mode": "tap", "flood": "no"}, ("flood",), "neither true nor false"),
+    ({"mode": "tap", "ageing": 0}, ("ageing",), "out of range"),
+    ({"mode": "tap", "storm-limit": -1}, ("storm-limit",), "out of range"),
+    *[
+        ({word: value}, (word,), f"{word} is about Ethernet frames")
+        for word, value in (
+            ("flood", True),
+            ("learning", False),
+            ("ageing", 5),
+            ("storm-limit", 0),
+        )
+    ],
     ({"local": "here"}, ("local",), "no IPv4 or IPv6 address"),
     ({"local": "0.0.0.0"}, ("local",), "not a unicast address"),
     ({"local": 1}, ("local",), "not text"),
@@ -124,7 +153,7 @@ WRONG: list[tuple[dict[str, Any], tuple[str | int, ...], str]] = [
         ("peer", 0),
         "this node's own",
     ),
-    ({"peer": ["192.0.2.2"]}, ("peer", 0), "has no '='"),
+    ({"peer": ["192.0.2.2"]}, ("peer", 0), "has no prefix"),
     ({"peer": [PEER, 7]}, ("peer", 1), "not text"),
     ({"peer": [PEER, PEER.replace("244.2", "244.3")]}, ("peer", 1), "is there twice"),
     ({"local": "192.0.2.2", "peer": [PEER]}, ("peer", 0), "this node itself"),
@@ -212,7 +241,7 @@ def test_every_fault_is_found_and_a_wrong_peer_shifts_no_index() -> None:
     words = {
         "vni": -1,
         "peer": [
-            "nonsense",
+            "no sense",
             PEER,
             {"endpoint": "?", "prefix": ["x", "10.0.0.0/8", "y"], "mac": 1},
             "192.0.2.3=10.244.2.128/25",

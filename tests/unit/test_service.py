@@ -137,7 +137,7 @@ WRONG_ARGUMENTS: list[tuple[str, dict[str, Any], str]] = [
     ("ping", {"peer": "127.0.0.2", "size": True}, "size is True"),
     ("ping", {"peer": "127.0.0.2", "size": 1 << 40}, "out of range"),
     ("ping", {"peer": "x" * 1000}, "is not there"),
-    ("peer_add", {"peer": "127.0.0.3"}, "has no '='"),
+    ("peer_add", {"peer": "127.0.0.3"}, "has no prefix"),
     ("peer_remove", {"endpoint": "::1:"}, "endpoint"),
     ("frobnicate", {}, "known: status, peers"),
     ("reload", {}, "not started from a file"),

@@ -144,13 +144,15 @@ def test_a_peer_takes_loose_values() -> None:
     assert Peer("192.0.2.2", ["10.244.2.0/24", *peer.prefixes]).prefixes == peer.prefixes
 
 
+@pytest.mark.parametrize("text", ["192.0.2.2", "192.0.2.2=", "192.0.2.2=,"])
+def test_a_peer_may_own_nothing(text: str) -> None:
+    assert Peer.parse(text) == Peer("192.0.2.2")
+    assert Peer.parse("192.0.2.2=mac=02:00:5e:00:53:01").mac == Mac.parse("02:00:5e:00:53:01")
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("192.0.2.2", "has no '='"),
-        ("192.0.2.2=", "has no prefix"),
-        ("192.0.2.2=,", "has no prefix"),
-        ("192.0.2.2=mac=02:00:5e:00:53:01", "has no prefix"),
         ("=10.244.2.0/24", "no IPv4 or IPv6 address"),
         ("192.0.2.2=10.244.2.0/33", "no IPv4 or IPv6 prefix"),
         ("192.0.2.2=10.244.2.1/24", "write 10.244.2.0/24"),

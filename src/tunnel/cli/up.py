@@ -85,7 +85,36 @@ def _load_metrics(
     multiple=True,
     metavar="ENDPOINT=PREFIX[,PREFIX...][,mac=MAC]",
     help="Another node and what lives behind it; may be given many times. ENDPOINT is an address "
-    "or name, with :PORT unless that is 8472, IPv6 in brackets. A kernel vxlan device needs mac=.",
+    "or name, with :PORT unless that is 8472, IPv6 in brackets. Without mac= it is asked for that.",
+)
+@click.option(
+    "--mode",
+    metavar="tun|tap",
+    help="Move packets by their routes, or Ethernet frames by their MACs.  [default: tun]",
+)
+@click.option(
+    "--flood/--no-flood",
+    default=None,
+    help="With --mode tap: send to every peer what is for all, or for a MAC that nobody is known "
+    "for.  [default: flood]",
+)
+@click.option(
+    "--learning/--no-learning",
+    default=None,
+    help="With --mode tap: learn from frames behind which peer a MAC is.  [default: learning]",
+)
+@click.option(
+    "--ageing",
+    type=int,
+    metavar="SECONDS",
+    help="With --mode tap: forget what was learned and not seen since.  [default: 300]",
+)
+@click.option(
+    "--storm-limit",
+    type=int,
+    metavar="FRAMES",
+    help="With --mode tap: most flooded frames a second to each peer and from each, 0 for any "
+    "number.  [default: 2000]",
 )
 @click.option(
     "--offload",
@@ -161,7 +190,7 @@ def up(
     """
     Join this host to an overlay, until SIGTERM or Ctrl-C.
 
-    Makes a TUN device, sends what the kernel routes into it to the peer that owns the
+    Makes a TUN or TAP device, sends what the kernel routes into it to the peer that owns the
     destination, and removes all it made when it ends. Needs CAP_NET_ADMIN, which is all that it
     keeps of the privileges it was started with; root becomes nobody. With --config, SIGHUP has it
     read the file again.

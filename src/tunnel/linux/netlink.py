@@ -7,9 +7,11 @@ import errno
 import ipaddress
 import os
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path as FilePath
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,11 +20,11 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import rt_proto, rt_scope, rt_type
 
 from tunnel.errors import DeviceError
-from tunnel.types import Address, Interface, KernelNeighbour, KernelRoute, Prefix
+from tunnel.types import Address, Interface, KernelNeighbour, KernelRoute, Mac, Prefix
 
 PROTOCOL = 84
-"""Protocol number of our kernel routes (``ip route show proto 84``), free in
-linux/rtnetlink.h and iproute2's rt_protos: what has it is ours to remove."""
+"""Protocol number of our kernel routes and neighbour entries (``ip route show proto 84``), free
+in linux/rtnetlink.h and iproute2's rt_protos: what has it is ours to remove."""
 
 _HINTS = {
     errno.EPERM: 'run with CAP_NET_ADMIN, or inside "unshare -Urn"',
@@ -32,7 +34,11 @@ _HINTS = {
 """What each refusal most often means, and what to do."""
 
 _QUEUE_LENGTH = 4096  # packets; a TUN device's 500 overflow within one slow wake-up
-_SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
+_SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
+_ONLINK = 4  # RTNH_F_ONLINK: the gateway is on the link, whatever the routes say
+_NO_DAD = 2  # IFA_F_NODAD
+_PERMANENT = 0x80  # NUD_PERMANENT
+_IFF_UP = 1
 _MAIN_TABLE = 254
 _ADDR_GEN_MODE_NONE = 1
 _LARGEST_MESSAGE = 65536
@@ -133,30 +139,91 @@ class Netlink:
         with _explained(f"set mtu {mtu} on device {name_of(index)}"):
             await self._route.link("set", index=index, mtu=mtu, gso_max_size=gso_max_size)
 
-    async def set_up(self, index: int) -> None:
-        """Sets the queue length, then the link up."""
+    async def set_up(self, index: int, *, mac: Mac | None = None) -> None:
+        """Sets the queue length and, on a TAP device, the MAC; then the link up."""
         with _explained(f"set device {name_of(index)} up"):
             await self._route.link("set", index=index, txqlen=_QUEUE_LENGTH)
-            await self._silence(index)
+            if mac is None:
+                await self._silence(index)
+            else:
+                await self._route.link("set", index=index, address=str(mac))
+                _refuse_routers(name_of(index))
             await self._route.link("set", index=index, state="up")
 
+    async def is_up(self, index: int) -> bool:
+        """Whether nobody has set the device down, or removed it."""
+        try:
+            (link,) = await self._route.link("get", index=index)
+        except NetlinkError:
+            return False
+        return bool(link["flags"] & _IFF_UP)
+
     async def add_address(self, index: int, address: Interface) -> None:
-        """Adds an address; one that is there already is fine."""
+        """Adds an address; one that is there already is fine. Nobody is asked whether he has it:
+        who has which is configured, and an answer would take a second to stay away."""
         with _explained(f"add address {address} to device {name_of(index)}"):
             await self._route.addr(
-                "replace", index=index, address=str(address.ip), prefixlen=address.network.prefixlen
+                "replace",
+                index=index,
+                address=str(address.ip),
+                prefixlen=address.network.prefixlen,
+                **({"IFA_FLAGS": _NO_DAD} if address.version == 6 else {}),
             )
 
-    async def add_route(self, index: int, prefix: Prefix) -> None:
+    async def addresses(self, index: int) -> list[Interface]:
+        """Those of a device."""
+        with _explained(f"read the addresses of device {name_of(index)}"):
+            return [
+                ipaddress.ip_interface(
+                    f"{message.get('local') or message.get('address')}/{message['prefixlen']}"
+                )
+                async for message in await self._route.addr("dump", index=index)
+            ]
+
+    async def put_neighbour(self, index: int, address: Address, mac: Mac) -> None:
+        """Tells the kernel for ever behind which MAC an address on the link is."""
+        with _explained(f"add neighbour {address} to device {name_of(index)}"):
+            await self._route.neigh(
+                "replace",
+                family=_family(address),
+                ifindex=index,
+                dst=str(address),
+                lladdr=str(mac),
+                state=_PERMANENT,
+                protocol=PROTOCOL,
+            )
+
+    async def remove_neighbour(self, index: int, address: Address) -> None:
+        """Removes our entry; one that is gone already is fine."""
+        with _explained(f"remove neighbour {address}"):
+            try:
+                await self._route.neigh(
+                    "del", family=_family(address), ifindex=index, dst=str(address)
+                )
+            except NetlinkError as error:
+                if error.code not in (errno.ENOENT, errno.ENODEV):
+                    raise
+
+    async def neighbours(self, index: int) -> dict[Address, Mac]:
+        """Our own entries on a device."""
+        with _explained(f"read the neighbours on device {name_of(index)}"):
+            return {
+                ipaddress.ip_address(message.get("dst")): Mac.parse(message.get("lladdr"))
+                async for message in await self._route.neigh("dump", ifindex=index)
+                if message.get("protocol") == PROTOCOL and message["state"] == _PERMANENT
+            }
+
+    async def add_route(self, index: int, prefix: Prefix, *, via: Address | None = None) -> None:
         """
-        Routes `prefix` to the device; our own route, there already, is fine.
+        Routes `prefix` to the device, or `via` a gateway that is on its link; our own route,
+        there already, is fine.
 
         Raises:
             DeviceError: Another kernel route has that prefix. It stays as it is.
         """
         with _explained(f"add kernel route {prefix} to device {name_of(index)}"):
             try:
-                await self._route.route("add", **_route(index, prefix))
+                await self._route.route("add", **_route(index, prefix, via=via))
             except NetlinkError as error:
                 if error.code != errno.EEXIST:
                     raise
@@ -166,7 +233,7 @@ class Netlink:
         """Removes our route; one that is gone already is fine."""
         with _explained(f"remove kernel route {prefix}"):
             try:
-                await self._route.route("del", **_route(index, prefix))
+                await self._route.route("del", **{**_route(index, prefix), "scope": _SCOPE_NOWHERE})
             except NetlinkError as error:
                 if error.code not in (errno.ESRCH, errno.ENODEV):
                     raise
@@ -178,11 +245,13 @@ class Netlink:
             return [_destination(message) async for message in found]
 
     async def clear(self, index: int) -> None:
-        """Takes our routes and every address but link-local ones from a device that
-        outlives its process; one that is gone already is fine."""
+        """Takes our routes, our neighbour entries and every address but link-local ones from a
+        device that outlives its process; one that is gone already is fine."""
         with _explained(f"clear device {name_of(index)}"):
             for prefix in await self.routes(index):
                 await self.remove_route(index, prefix)
+            for neighbour in await self.neighbours(index):
+                await self.remove_neighbour(index, neighbour)
             async for message in await self._route.addr("dump", index=index):
                 address = ipaddress.ip_address(message.get("address"))
                 if not address.is_link_local:
@@ -291,7 +360,7 @@ class Netlink:
             await self._route.link("set", index=index, IFLA_AF_SPEC={"attrs": [("AF_INET6", mode)]})
 
     async def _check_ours(self, index: int, prefix: Prefix) -> None:
-        family = _route(index, prefix)["family"]
+        family = _family(prefix)
         async for message in await self._route.route("dump", family=family, table=_MAIN_TABLE):
             if _destination(message) != prefix:
                 continue
@@ -303,15 +372,88 @@ class Netlink:
                 )
 
 
-def _route(index: int, prefix: Prefix) -> dict[str, Any]:
-    return {
-        "family": socket.AF_INET if prefix.version == 4 else socket.AF_INET6,
+class DeviceWatch:
+    """
+    Calls `changed` in the running loop when something of a device's is taken away, by whomever:
+    one of our kernel routes, a neighbour entry, an address; and when the link or an address comes.
+
+    Raises:
+        DeviceError: The kernel refuses.
+    """
+
+    def __init__(self, index: int, *, changed: Callable[[], None]) -> None:
+        self._index, self._changed = index, changed
+        self._loop = asyncio.get_running_loop()
+        try:
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+            self._socket.setblocking(False)
+            self._socket.bind((0, _GROUPS))
+        except OSError as error:
+            why = (error.strerror or "").lower()
+            raise DeviceError(f"cannot watch device {name_of(index)}: {why}") from error
+        self._loop.add_reader(self._socket.fileno(), self._read)
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._socket.fileno())
+        self._socket.close()
+
+    def _read(self) -> None:
+        try:
+            messages = self._socket.recv(_LARGEST_MESSAGE)
+        except BlockingIOError:
+            return
+        except OSError:  # ENOBUFS: some were lost, which may have been about ours
+            self._changed()
+            return
+        while len(messages) >= 24:
+            size, kind = _MESSAGE.unpack_from(messages)
+            if self._is_ours(kind, messages):
+                self._changed()
+                return
+            messages = messages[(size + 3) & ~3 :]
+
+    def _is_ours(self, kind: int, message: bytes) -> bool:
+        if kind == _DELROUTE:
+            return message[_ROUTE_PROTOCOL] == PROTOCOL
+        return kind in _OF_A_LINK and _LINK_INDEX.unpack_from(message, 20)[0] == self._index
+
+
+# linux/rtnetlink.h. A header of 16 bytes, then a struct by the kind of message; those that are of
+# one link have its index behind their first four bytes.
+_MESSAGE, _LINK_INDEX = struct.Struct("=IH"), struct.Struct("=i")
+_ROUTE_PROTOCOL = 16 + 5
+_NEWLINK, _NEWADDR, _DELADDR, _DELROUTE, _DELNEIGH = 16, 20, 21, 25, 29
+_OF_A_LINK = (_NEWLINK, _NEWADDR, _DELADDR, _DELNEIGH)
+_GROUPS = 0x1 | 0x4 | 0x10 | 0x40 | 0x100 | 0x400  # links, neighbours, addresses and routes
+
+
+def _refuse_routers(device: str) -> None:
+    """No default route or address by router advertisement: a peer could give us one, as any host
+    of a LAN could. Where sysctls are not to be written, that is how this host wants it."""
+    with suppress(OSError):
+        FilePath("/proc/sys/net/ipv6/conf", device, "accept_ra").write_text("0")
+
+
+def _family(inner: Address | Prefix) -> int:
+    return socket.AF_INET if inner.version == 4 else socket.AF_INET6
+
+
+def _route(index: int, prefix: Prefix, *, via: Address | None = None) -> dict[str, Any]:
+    words: dict[str, Any] = {
+        "family": _family(prefix),
         "dst": str(prefix),
         "oif": index,
         "proto": PROTOCOL,
         "table": _MAIN_TABLE,
-        "scope": _SCOPE_LINK if prefix.version == 4 else _SCOPE_UNIVERSE,
+        "scope": _SCOPE_LINK if prefix.version == 4 and via is None else _SCOPE_UNIVERSE,
     }
+    if via is not None:
+        words["flags"] = _ONLINK
+        if via.version == prefix.version:
+            words["gateway"] = str(via)
+        else:  # Linux 5.2
+            words["via"] = {"family": _family(via), "addr": str(via)}
+    return words
 
 
 def _destination(message: Any) -> Prefix:

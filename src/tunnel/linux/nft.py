@@ -65,23 +65,26 @@ class Nft:
         return {}
 
     def _call(self, words: list[str], said: str = "") -> str:
+        pipe = subprocess.PIPE
         try:
+            # It has its capability from here on; no thread of ours keeps what it could pass on.
             with lend(NET_ADMIN):
-                done = subprocess.run(
-                    [self._path, "-j", *words],
-                    input=said,
-                    capture_output=True,
-                    check=True,
-                    text=True,
-                    timeout=_TIMEOUT,
+                process = subprocess.Popen(
+                    [self._path, "-j", *words], stdin=pipe, stdout=pipe, stderr=pipe, text=True
                 )
-        except subprocess.CalledProcessError as error:
-            # "internal:0:0-0: Error: Could not process rule: Operation not permitted", and more.
-            first = (error.stderr.strip().splitlines() or ["no reason given"])[0]
-            raise _failed(first.rpartition("Error: ")[2]) from error
+            with process:
+                try:
+                    stdout, stderr = process.communicate(said, timeout=_TIMEOUT)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    raise
         except (OSError, subprocess.TimeoutExpired) as error:
             raise _failed(str(error)) from error
-        return done.stdout
+        if process.returncode:
+            # "internal:0:0-0: Error: Could not process rule: Operation not permitted", and more.
+            first = (stderr.strip().splitlines() or ["no reason given"])[0]
+            raise _failed(first.rpartition("Error: ")[2])
+        return stdout
 
 
 class TableWatch:

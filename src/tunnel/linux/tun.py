@@ -1,4 +1,4 @@
-"""The TUN device: opened by pytun, then its descriptor belongs to the C core."""
+"""The TUN or TAP device: opened by pytun, then its descriptor belongs to the C core."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytun
 
@@ -36,7 +36,7 @@ _VNET_HEADER_SIZE = 10  # struct virtio_net_hdr, without the num_buffers of newe
 
 class Device:
     """
-    An open TUN device, non-blocking, one packet per read and write.
+    An open TUN or TAP device, non-blocking, one packet or frame per read and write.
 
     With several queues, packets are not written to them but to a descriptor whose queue is
     detached. From an attached one the kernel learns: what comes in by a queue is answered
@@ -100,21 +100,25 @@ class Device:
         _close(self._tuns)
 
 
-def open_device(name: str, *, offloads: frozenset[str], queues: int = 1) -> Device:
+def open_device(
+    name: str, *, offloads: frozenset[str], queues: int = 1, mode: Literal["tun", "tap"] = "tun"
+) -> Device:
     """
-    Opens the TUN device `name`, making it unless an idle persistent one is there.
+    Opens the device `name`, making it unless an idle persistent one is there.
 
     Args:
         name: At most 15 bytes.
         offloads: Of ``tso`` and ``uso``, those wanted; without any of them packets
             have no virtio header.
         queues: How many may be read from at once.
+        mode: Of IP packets, or of Ethernet frames.
 
     Raises:
         DeviceError: No /dev/net/tun, no privilege, or the name is taken.
     """
     wanted = offloads & {"tso", "uso"}
-    flags = pytun.IFF_TUN | pytun.IFF_NO_PI | (pytun.IFF_VNET_HDR if wanted else 0)
+    flags = pytun.IFF_TUN if mode == "tun" else pytun.IFF_TAP
+    flags |= pytun.IFF_NO_PI | (pytun.IFF_VNET_HDR if wanted else 0)
     count = 1
     if queues > 1:
         flags |= pytun.IFF_MULTI_QUEUE
@@ -125,7 +129,7 @@ def open_device(name: str, *, offloads: frozenset[str], queues: int = 1) -> Devi
             tuns.append(pytun.TunTapDevice(name=name, flags=flags))
     except OSError as error:
         _close(tuns)
-        raise DeviceError(_reason(name, error, queues=queues)) from error
+        raise DeviceError(_reason(name, error, queues=queues, mode=mode)) from error
     try:
         return Device(tuns, wanted=wanted)
     except OSError as error:
@@ -172,8 +176,8 @@ def read_drops(name: str) -> int:
     return 0
 
 
-def _reason(name: str, error: OSError, *, queues: int) -> str:
-    """One line for each way that opening a TUN device fails."""
+def _reason(name: str, error: OSError, *, queues: int, mode: str) -> str:
+    """One line for each way that opening a device fails."""
     match error.errno:
         case errno.ENOENT | errno.ENODEV | errno.ENXIO:
             return "cannot open /dev/net/tun: it does not exist (load it with: modprobe tun)"
@@ -186,7 +190,7 @@ def _reason(name: str, error: OSError, *, queues: int) -> str:
             return f"device {name} is in use by another process (stop it, or choose another --name)"
         case errno.EINVAL:
             return (
-                f"device {name} exists and is no TUN device with "
+                f"device {name} exists and is no {mode.upper()} device with "
                 f"{'several queues' if queues > 1 else 'one queue'} "
                 f'(choose another --name, or remove it with "ip link delete {name}")'
             )

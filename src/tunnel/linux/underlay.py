@@ -274,7 +274,7 @@ def _forwards() -> bool:
 
 def _machine_id() -> str:
     try:
-        with open("/etc/machine-id", encoding="ascii") as file:
+        with open("/etc/machine-id", encoding="utf-8") as file:
             return file.read().strip() or os.urandom(16).hex()
     except OSError:
         return os.urandom(16).hex()
