@@ -1,0 +1,73 @@
+"""The example with real CNI plugins: every way there is, and what a pod leaves when it goes."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from examples.pods import __main__ as demo
+from examples.pods.cluster import Cluster, Walk, cluster
+from tunnel.lab import LabError
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[Cluster]:
+    with cluster() as made:
+        yield made
+
+
+def test_every_way_works(made: Cluster) -> None:
+    walks = list(made.walks())
+    assert len(walks) == 14
+    assert {walk: walk.go() for walk in walks} == {walk: walk.seen_as for walk in walks}
+
+
+def test_pods_have_what_subnet_env_says(made: Cluster) -> None:
+    for number, node in enumerate((made.a, made.b), start=1):
+        assert node.runtime.subnet_env == {
+            "FLANNEL_NETWORK": "10.244.0.0/16",
+            "FLANNEL_SUBNET": f"10.244.{number}.1/24",
+            "FLANNEL_IPV6_NETWORK": "fd00:244::/32",
+            "FLANNEL_IPV6_SUBNET": f"fd00:244:{number}::1/64",
+            "FLANNEL_MTU": "1450",
+            "FLANNEL_IPMASQ": "true",
+        }
+        for pod in node.pods:
+            (link,) = json.loads(pod.host.run("ip -j link show eth0").stdout)
+            assert link["mtu"] == 1450
+
+
+def test_full_packets_fit(made: Cluster) -> None:
+    (a1, _), (b1, _) = made.a.pods, made.b.pods
+    a1.host.run(f"ping -n -c 1 -W 1 -M do -s {1450 - 28} {b1.ipv4}")
+    a1.host.run(f"ping -n -c 1 -W 1 -M do -s {1450 - 48} {b1.ipv6}")
+
+
+def test_a_pod_that_goes_leaves_nothing(made: Cluster) -> None:
+    node, pod = made.a, made.a.pods[0]
+    node.runtime.remove(pod)
+    assert "eth0" not in pod.host.run("ip link").stdout
+    for listing in ("iptables -t nat -S", "ip6tables -t nat -S"):
+        assert "--dport 8080" not in node.host.run(listing).stdout
+    assert "10.244.1.2" not in node.host.run("ls /run/tunnel/cni/pods").stdout
+    back = node.runtime.add(pod.host, ports=pod.ports)
+    # host-local goes on where it is, so that nobody is taken for who was there before.
+    assert back.ipv4 not in (pod.ipv4, made.a.pods[1].ipv4)
+
+
+def test_the_demo_says_what_does_not_work(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def go(walk: Walk) -> str:
+        if walk.what == "node a to pod b1":
+            raise LabError("node a: python: TimeoutError: timed out")
+        return "192.0.2.9" if walk.what == "pod a1 to outside" else walk.seen_as
+
+    monkeypatch.setattr(Walk, "go", go)
+    assert demo.main() == 1
+    out, errors = capsys.readouterr()
+    assert "nobody: no way" in out
+    lines = errors.splitlines()
+    assert len(lines) == 4
+    assert "demo-pods: pod a1 to outside: is seen as 192.0.2.9, not 192.0.2.1" in lines
+    assert "demo-pods: node a to pod b1: node a: python: TimeoutError: timed out" in lines
