@@ -119,6 +119,14 @@ class Forwarder:
     def lookup(self, address: bytes) -> int:
         """Index of the peer that owns an overlay address, -1 if none does."""
 
+    def trace(self, packet: bytes) -> tuple[int, bool, int, int, bytes]:
+        """
+        What would become of a packet from the device, or of a frame with an `fdb`, as the packet
+        path itself decides it; nothing is sent or counted. ``(peer index or -1, whether it goes
+        to every peer, index of the reason why it is dropped or -1, descriptor of the socket that
+        would send it or -1, VXLAN and Ethernet headers that would be before it)``.
+        """
+
     def outbound(self) -> int:
         """Moves up to one budget of packets from the device to peers. Returns how many
         packets were read. OSError if the device is gone."""

@@ -91,6 +91,22 @@ int forwarder_inbound(struct forwarder *forwarder, struct underlay *underlay);
  */
 int forwarder_move(struct forwarder *forwarder, int *failed);
 
+/* What would become of a packet from the device. */
+struct trace {
+    uint16_t peer; /* that gets it, PEER_NONE where nobody does, or everybody */
+    bool flooded;  /* everybody does */
+    enum drop reason;
+    int fd;                 /* of the socket that sends it, -1 where none does */
+    const uint8_t *headers; /* VXLAN and Ethernet as they leave, in the packet's memory */
+    size_t headers_size;    /* 0 where it is not sent */
+};
+
+/*
+ * Takes a packet, alone in its memory with DEVICE_GAP bytes before it, the very way that the
+ * device's packets go, up to where it would be sent. Nothing is sent or counted, nobody is told.
+ */
+void forwarder_trace(struct forwarder *forwarder, struct device_packet *read, struct trace *trace);
+
 /*
  * Does that in a thread of its own whenever `watch`, an epoll, is ready, until its member `stop`
  * is, through the gate each time, so that others may use the forwarder meanwhile. Returns 0 when

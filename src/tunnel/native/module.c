@@ -776,12 +776,36 @@ static PyObject *coalescing(struct forwarder *forwarder, PyObject *Py_UNUSED(non
                          PyBool_FromLong(forwarder->coalescer.udp));
 }
 
+static PyObject *trace(struct forwarder *forwarder, PyObject *args)
+{
+    const char *packet;
+    Py_ssize_t size;
+    if (!PyArg_ParseTuple(args, "y#", &packet, &size))
+        return NULL;
+    if (size > DEVICE_PACKET_MAX)
+        return PyErr_Format(PyExc_ValueError, "a packet has %d bytes at most", DEVICE_PACKET_MAX);
+    uint8_t *room = malloc(DEVICE_GAP + (size_t)size);
+    if (!room)
+        return PyErr_NoMemory();
+    struct device_packet read = {.data = room + DEVICE_GAP, .length = (size_t)size};
+    memcpy(read.data, packet, read.length);
+    struct trace trace;
+    forwarder_trace(forwarder, &read, &trace);
+    PyObject *answer = Py_BuildValue(
+        "iNiiy#", trace.peer == PEER_NONE ? -1 : trace.peer, PyBool_FromLong(trace.flooded),
+        trace.reason == DROP_NONE ? -1 : (int)trace.reason, trace.fd,
+        (const char *)trace.headers, (Py_ssize_t)trace.headers_size);
+    free(room);
+    return answer;
+}
+
 METHOD(set_sockets)
 METHOD(set_peer)
 METHOD(remove_peer)
 METHOD(set_routes)
 METHOD(set_neighbours)
 METHOD(lookup)
+METHOD(trace)
 METHOD(outbound)
 METHOD(inbound)
 METHOD(move)
@@ -818,6 +842,7 @@ static PyMethodDef forwarder_methods[] = {
     {"set_routes", (PyCFunction)Forwarder_set_routes, METH_O, NULL},
     {"set_neighbours", (PyCFunction)Forwarder_set_neighbours, METH_O, NULL},
     {"lookup", (PyCFunction)Forwarder_lookup, METH_VARARGS, NULL},
+    {"trace", (PyCFunction)Forwarder_trace, METH_VARARGS, NULL},
     {"outbound", (PyCFunction)Forwarder_outbound, METH_NOARGS, NULL},
     {"inbound", (PyCFunction)Forwarder_inbound, METH_VARARGS, NULL},
     {"move", (PyCFunction)Forwarder_move, METH_NOARGS, NULL},
