@@ -791,10 +791,10 @@ static PyObject *trace(struct forwarder *forwarder, PyObject *args)
     memcpy(read.data, packet, read.length);
     struct trace trace;
     forwarder_trace(forwarder, &read, &trace);
-    PyObject *answer = Py_BuildValue(
-        "iNiiy#", trace.peer == PEER_NONE ? -1 : trace.peer, PyBool_FromLong(trace.flooded),
-        trace.reason == DROP_NONE ? -1 : (int)trace.reason, trace.fd,
-        (const char *)trace.headers, (Py_ssize_t)trace.headers_size);
+    PyObject *answer = Py_BuildValue("iNiiy#", trace.peer == PEER_NONE ? -1 : trace.peer,
+                                     PyBool_FromLong(trace.flooded),
+                                     trace.reason == DROP_NONE ? -1 : (int)trace.reason, trace.fd,
+                                     (const char *)trace.headers, (Py_ssize_t)trace.headers_size);
     free(room);
     return answer;
 }
