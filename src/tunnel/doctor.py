@@ -16,10 +16,18 @@ from enum import Enum
 
 from tunnel._native import DROP_REASONS
 from tunnel.config import OFFLOADS, Config
-from tunnel.control.firewall import INBOUND, OUTBOUND, Datagram, Firewall, Loss
+from tunnel.control.firewall import (
+    FORWARDED_IN,
+    FORWARDED_OUT,
+    INBOUND,
+    OUTBOUND,
+    Datagram,
+    Firewall,
+    Loss,
+)
 from tunnel.facts import FORWARDING, Facts, config_of, gather, middle_of
 from tunnel.linux import udp
-from tunnel.types import Endpoint, PeerState, PeerStatus, Status
+from tunnel.types import Endpoint, PeerState, PeerStatus, Prefix, Status
 
 _TELLING = (
     "unresolved",
@@ -248,8 +256,37 @@ def _forwarding(facts: Facts) -> Iterator[Finding]:
             f"IPv{family} forwarding is off: of {subnets} peers reach this host alone",
             f"if others live there: sysctl -w {FORWARDING[family]}=1",
         )
-    if served and not stuck:
+    losses = dict.fromkeys(_forwarding_losses(facts, served))
+    for loss, subnet in losses:
+        does = "drops" if loss.sure else "may drop"
+        protocol = "ip" if subnet.version == 4 else "ip6"
+        rule = f"nft insert rule {loss.family} {loss.table} {loss.chain} {protocol}"
+        yield Finding(
+            "forwarding",
+            Level.FAILED if loss.sure else Level.WARNING,
+            f"{loss} {does} what goes between {subnet} and the overlay; no rule of another table "
+            "can save it",
+            f"let it pass: {rule} saddr {subnet} accept && {rule} daddr {subnet} accept",
+        )
+    if served and not stuck and not losses:
         yield _ok("forwarding", "on")
+
+
+def _forwarding_losses(facts: Facts, served: Iterable[Prefix]) -> Iterator[tuple[Loss, Prefix]]:
+    """What is in the way of packets between a subnet of ours and a peer's, either way."""
+    firewall = Firewall(facts.ruleset)
+    device = (facts.status.device if facts.status else None) or facts.config.name
+    theirs = [prefix for peer in facts.config.peers for prefix in peer.prefixes]
+    for subnet in served:
+        family, here = subnet.version, middle_of(subnet)
+        there = next((middle_of(one) for one in theirs if one.version == family), None)
+        if family not in facts.forwards:
+            continue
+        coming = Datagram(None, family, there, here, device)
+        going = Datagram(None, family, here, there, device)
+        for datagram, hooks in ((coming, FORWARDED_IN), (going, FORWARDED_OUT)):
+            for loss in firewall.losses(datagram, hooks=hooks):
+                yield loss, subnet
 
 
 def _mtu(facts: Facts) -> Iterator[Finding]:

@@ -1,13 +1,14 @@
 """The example with real CNI plugins: every way there is, and what a pod leaves when it goes."""
 
 import json
+import sys
 from collections.abc import Iterator
 
 import pytest
 
 from examples.pods import __main__ as demo
 from examples.pods.cluster import Cluster, Walk, cluster
-from tunnel.lab import LabError
+from tunnel.lab import Host, LabError
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,28 @@ def test_full_packets_fit(made: Cluster) -> None:
     (a1, _), (b1, _) = made.a.pods, made.b.pods
     a1.host.run(f"ping -n -c 1 -W 1 -M do -s {1450 - 28} {b1.ipv4}")
     a1.host.run(f"ping -n -c 1 -W 1 -M do -s {1450 - 48} {b1.ipv6}")
+
+
+def test_a_table_that_forbids_forwarding_is_found(made: Cluster) -> None:
+    """As Docker leaves it. Rules of another table, such as ours, cannot allow what it drops."""
+    (a1, _), (b1, _) = made.a.pods, made.b.pods
+    for iptables, address in (("iptables", b1.ipv4), ("ip6tables", b1.ipv6)):
+        made.a.host.run(f"{iptables} -P FORWARD DROP")
+        with pytest.raises(LabError):
+            a1.host.run(f"ping -n -c 1 -W 0.3 {address}")
+        (finding,) = forwarding(made.a.host)
+        assert finding["level"] == "failed"
+        assert "chain ip" in finding["text"]
+        made.a.host.run(["sh", "-c", finding["advice"].rpartition(": ")[2]])
+        a1.host.ping(address)
+    assert [finding["level"] for finding in forwarding(made.a.host)] == ["ok"]
+
+
+def forwarding(host: Host) -> list[dict[str, str]]:
+    """What doctor says about it."""
+    process = host.popen([sys.executable, "-m", "tunnel", "doctor", "--json"])
+    output, _ = process.communicate(timeout=30)
+    return [one for one in json.loads(output)["findings"] if one["check"] == "forwarding"]
 
 
 def test_a_pod_that_goes_leaves_nothing(made: Cluster) -> None:

@@ -20,6 +20,8 @@ from tunnel.types import Address
 
 INBOUND = ("ingress", "prerouting", "input")
 OUTBOUND = ("output", "postrouting", "egress")
+FORWARDED_IN = ("ingress", "prerouting", "forward")  # between which ``device`` is where it came in
+FORWARDED_OUT = ("forward", "postrouting", "egress")
 
 _DEEPEST = 16  # chains that jump to each other, as in the kernel (NFT_JUMP_STACK_SIZE)
 _CONDITIONS = {"limit", "quota", "connlimit", "ct count", "meter", "xt"}
@@ -37,13 +39,13 @@ _Key = tuple[str, str, str]
 @dataclass(frozen=True)
 class Datagram:
     """
-    The first UDP datagram of a flow, as rules see it; None for what is not known.
+    The first UDP datagram of a flow, as rules see it; None for what is not known, or not to matter.
 
     Attributes:
         device: It comes in, or goes out, by that.
     """
 
-    port: int
+    port: int | None
     family: int = 4
     source: Address | None = None
     destination: Address | None = None
@@ -116,7 +118,8 @@ class Firewall:
     def losses(self, datagram: Datagram, *, hooks: Iterable[str]) -> list[Loss]:
         """Every base chain of `hooks` in which it ends: one that accepts it does not save it from
         the others."""
-        inbound = "input" in hooks
+        hooks = frozenset(hooks)
+        inbound = "prerouting" in hooks
         families = ("inet", "netdev", "ip" if datagram.family == 4 else "ip6")
         found = []
         for chain in self._bases:
