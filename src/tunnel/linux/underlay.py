@@ -110,7 +110,8 @@ class Underlay:
         two cores), while two trains for one super-packet cost the host's own streams about
         a tenth.
         """
-        if self.abilities.segments == 1 or _forwards():
+        # Forwarding is often turned on later, by the one who adds the first container.
+        if self.abilities.segments == 1 or _forwards() or self._config.networks:
             return _GSO_MAX_SIZE
         datagrams = min(self.abilities.segments, _TRAIN_BYTES // (self.mtu + 22))
         return _INNER_HEADERS + datagrams * (self.mtu - _INNER_HEADERS) + _TCP_RESERVE
@@ -220,6 +221,11 @@ class Underlay:
         route leads to it."""
         path = self._paths.get(index)
         return None if path is None else min(path.mtu, _TRAIN_BYTES) - OVERHEAD[path.source.version]
+
+    def port_of(self, descriptor: int) -> int:
+        """UDP port that a socket of ours, known by its descriptor, sends from."""
+        every = (sock for sockets in self._sockets.values() for own in sockets for sock in own)
+        return next(int(sock.getsockname()[1]) for sock in every if sock.fileno() == descriptor)
 
     def send(self, datagram: bytes, address: Address, port: int, *, whole: bool) -> None:
         """Sends from the port that receives, or, where it must arrive whole or not at all, from
