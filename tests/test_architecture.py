@@ -17,7 +17,7 @@ LAYERS = [
     {"tunnel.decode"},
     {"tunnel.capture", "tunnel.doctor", "tunnel.metrics", "tunnel.service"},
     {"tunnel.tunnel"},
-    {"tunnel.peers"},
+    {"tunnel.explain", "tunnel.peers"},
     {
         "tunnel.bench",
         "tunnel.client",

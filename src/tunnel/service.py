@@ -90,6 +90,7 @@ class Service:
             "drops": self._drops,
             "ping": self._ping,
             "try_trains": self._try_trains,
+            "explain": self._walk,
             "reload": self._reload,
             "down": self._down,
             **(calls or {}),
@@ -271,6 +272,17 @@ class Service:
             }
         except TimeoutError as error:
             raise TimeoutError(f"peer {peer.endpoint} does not answer") from error
+
+    async def _walk(self, args: Mapping[str, Any]) -> Any:
+        source = args.get("source")
+        return await self._tunnel.explain(
+            _take(args, "address", str),
+            source=None if source is None else _take(args, "source", str),
+            size=_take(args, "size", int, default=84),
+            protocol=_take(args, "protocol", str, default="icmp"),
+            sport=_take(args, "sport", int, default=40_000),
+            dport=_take(args, "dport", int, default=80),
+        )
 
     async def _reload(self, _: Mapping[str, Any]) -> Any:
         """Which peers went and came; one that changed did both."""

@@ -23,8 +23,10 @@ from tunnel._native import Forwarder
 from tunnel.config import AUTO_WORKERS, Config, differences
 from tunnel.contact import SAMPLES
 from tunnel.containers import Containers
+from tunnel.control.walk import Walk, walk
 from tunnel.errors import ConfigError, DeviceError, UnderlayError
 from tunnel.events import Events
+from tunnel.explain import Explainer
 from tunnel.linux.netlink import Netlink
 from tunnel.linux.pair import Pair
 from tunnel.linux.privileges import drop_privileges
@@ -47,6 +49,7 @@ from tunnel.types import (
     Stats,
     Status,
     Traffic,
+    parse_address,
 )
 from tunnel.workers import GONE, NOBODY, Workers
 
@@ -410,6 +413,50 @@ class Tunnel:
         """
         address = self._peers.address(self._peers.known(peer))
         return address is not None and await self._netlink.path_to(address) is not None
+
+    async def explain(
+        self,
+        address: str | Address,
+        *,
+        source: str | Address | None = None,
+        size: int = 84,
+        protocol: str = "icmp",
+        sport: int = 40_000,
+        dport: int = 80,
+    ) -> Walk:
+        """
+        The way of a packet to `address`, step by step: what decides at each, and where it ends.
+
+        The kernel and the packet path are asked what they would do; nothing is sent. Cancelled,
+        nothing changes.
+
+        Args:
+            source: By default what the kernel would choose. Needed where `address` is ours: the
+                way is then that of a peer's packet to it.
+            size: Of the whole inner packet, in bytes.
+            protocol: ``tcp``, ``udp`` or ``icmp``.
+
+        Raises:
+            ConfigError: There is no such packet, or `source` is missing.
+        """
+        explainer = Explainer(
+            config=self.config,
+            status=self.status(look=False),
+            indices=self._peers.indices,
+            device=self._device,
+            netlink=self._netlink,
+            underlay=self._underlay,
+            workers=self._workers,
+        )
+        facts = await explainer.gather(
+            parse_address(address),
+            source=None if source is None else parse_address(source),
+            size=size,
+            protocol=protocol,
+            sport=sport,
+            dport=dport,
+        )
+        return walk(facts)
 
     async def kernel_routes(self) -> frozenset[Prefix] | None:
         """What the kernel routes into the device for us; None without one. Cancelled, nothing

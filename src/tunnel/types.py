@@ -204,6 +204,7 @@ class KernelRoute:
         gateway: The next hop, None where the destination is on the link.
         source: The address that a packet made here gets, None where it has one.
         mtu: Of that device or route, in bytes.
+        mac: The device's own, empty where it has none.
         error: With which errno the kernel refuses, 0 where it does not.
     """
 
@@ -213,6 +214,7 @@ class KernelRoute:
     gateway: Address | None = None
     source: Address | None = None
     mtu: int = 0
+    mac: str = ""
     error: int = 0
 
 

@@ -117,6 +117,14 @@ class Workers:
         for forwarder in self._forwarders:
             forwarder.set_routes(routes)
 
+    def owner(self, address: bytes) -> int:
+        """Index of the peer that owns a packed overlay address, -1 if none does."""
+        return self._forwarders[0].lookup(address)
+
+    def trace(self, packet: bytes) -> list[tuple[int, bool, int, int, bytes]]:
+        """What each worker would do with a packet or frame: see ``Forwarder.trace``."""
+        return [forwarder.trace(packet) for forwarder in self._forwarders]
+
     def stats(self, index: int) -> PeerStats:
         """Of one peer, of nobody, or of all that have gone."""
         every = [forwarder.counters(index) for forwarder in self._forwarders]

@@ -16,6 +16,7 @@ from tunnel.cli import (
     doctor,
     down,
     drops,
+    explain,
     neighbour,
     peer,
     ping,
@@ -29,7 +30,14 @@ from tunnel.errors import TunnelError
 SECTIONS = {
     "Run a node": (up.up, reload.reload, down.down, config.config),
     "See and change one that runs": (status.status, peer.peer, route.route, neighbour.neighbour),
-    "Look closer": (doctor.doctor, drops.drops, ping.ping, capture.capture, decode.decode),
+    "Look closer": (
+        doctor.doctor,
+        drops.drops,
+        explain.explain,
+        ping.ping,
+        capture.capture,
+        decode.decode,
+    ),
     "Try it out": (demo.demo, bench.bench),
 }
 """All verbs, in the order in which --help shows them."""

@@ -302,6 +302,7 @@ class Netlink:
             gateway=ipaddress.ip_address(gateway) if gateway else None,
             source=ipaddress.ip_address(chosen) if chosen else None,
             mtu=route.get(("metrics", "mtu")) or link.get("mtu"),
+            mac=link.get("address") or "",
         )
 
     async def neighbour(self, address: Address, *, device: str) -> KernelNeighbour | None:
@@ -319,6 +320,12 @@ class Netlink:
             away = link.get("link_netnsid") is not None
             return KernelNeighbour(device, mac, state, name_of(port), away)
         return None
+
+    async def bridge_of(self, index: int) -> str:
+        """Name of the bridge of which a device is a port, empty where it is of none."""
+        (link,) = await self._route.link("get", index=index)
+        master = link.get("master")
+        return name_of(master) if master else ""
 
     async def _bridge_port(self, bridge: int, mac: str) -> int | None:
         """Index of the port of a bridge behind which a MAC is."""

@@ -1,0 +1,216 @@
+"""
+What is to be known of one packet's way through a running tunnel, gathered for ``control/walk.py``.
+
+    kernel routes and neighbours, the packet path itself, peers  ->  Facts
+
+Nothing is sent and nothing changes: the kernel and the packet path are asked what they would do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tunnel._native import DROP_REASONS
+from tunnel.config import Config
+from tunnel.control.walk import Facts, Flow, Passage
+from tunnel.errors import ConfigError
+from tunnel.facts import FORWARDING
+from tunnel.linux import host
+from tunnel.linux.netlink import Netlink
+from tunnel.linux.pair import Pair
+from tunnel.linux.tun import Device
+from tunnel.linux.underlay import Underlay
+from tunnel.types import (
+    Address,
+    Endpoint,
+    KernelNeighbour,
+    KernelRoute,
+    Mac,
+    PeerStatus,
+    Status,
+)
+from tunnel.workers import Workers
+
+_ETHERTYPES = {4: b"\x08\x00", 6: b"\x86\xdd"}
+
+
+@dataclass(frozen=True)
+class Explainer:
+    """
+    Asks the parts of one tunnel.
+
+    Args:
+        status: As it is now.
+        indices: Under which index the packet path knows each peer.
+    """
+
+    config: Config
+    status: Status
+    indices: Mapping[Endpoint, int]
+    device: Device | Pair
+    netlink: Netlink
+    underlay: Underlay
+    workers: Workers
+
+    async def gather(
+        self,
+        destination: Address,
+        *,
+        source: Address | None,
+        size: int,
+        protocol: str,
+        sport: int,
+        dport: int,
+    ) -> Facts:
+        """
+        Raises:
+            ConfigError: There is no such packet, or nobody can tell whose it is.
+        """
+        inbound = await self._is_ours(destination)
+        if source is None:
+            if inbound:
+                raise ConfigError(
+                    f"{destination} is ours: whose packet is on its way to it? "
+                    f"(add --from ADDRESS{self._example(destination.version)})"
+                )
+            source = await self._choose_source(destination)
+        elif inbound:
+            inbound = not await self._is_ours(source)
+        flow = Flow(destination, source, size, protocol, sport, dport)
+        return await (self._inbound(flow) if inbound else self._outbound(flow))
+
+    async def _outbound(self, flow: Flow) -> Facts:
+        kernel, arrival, neighbour, known = None, "", None, True
+        if isinstance(self.device, Device):
+            arrival = await self._arrival(flow.source)
+            kernel = await self.netlink.decide(
+                flow.destination, source=flow.source, arrival=arrival
+            )
+            neighbour = await self._next_hop(kernel, flow.destination)
+            known = self.config.mode == "tun" or bool(neighbour and neighbour.mac)
+        passages = self._trace(flow, kernel, neighbour) if known else []
+        peer = passages[0].peer if passages else None
+        route, hop, local = await self._underlay_of(peer)
+        return Facts(
+            flow=flow,
+            status=self.status,
+            inbound=False,
+            mode=self._mode,
+            up=self._is_up(),
+            arrival=arrival,
+            kernel=kernel,
+            neighbour=neighbour,
+            forwards=_forwards(flow.version),
+            passages=passages,
+            underlay=route,
+            hop=hop,
+            local=local,
+        )
+
+    async def _inbound(self, flow: Flow) -> Facts:
+        kernel, neighbour = None, None
+        if isinstance(self.device, Device):
+            arrival = await self.netlink.bridge_of(self.device.index) or self.device.name
+            kernel = await self.netlink.decide(
+                flow.destination, source=flow.source, arrival=arrival
+            )
+            neighbour = await self._next_hop(kernel, flow.destination)
+        return Facts(
+            flow=flow,
+            status=self.status,
+            inbound=True,
+            mode=self._mode,
+            up=self._is_up(),
+            kernel=kernel,
+            neighbour=neighbour,
+            forwards=_forwards(flow.version),
+            owner=self._peer_at(self.workers.owner(flow.source.packed)),
+        )
+
+    # The packet path.
+
+    def _trace(
+        self, flow: Flow, kernel: KernelRoute | None, neighbour: KernelNeighbour | None
+    ) -> list[Passage]:
+        packet = flow.packet()
+        if self.config.mode == "tap" and kernel is not None and neighbour is not None:
+            ends = Mac.parse(neighbour.mac).packed + Mac.parse(kernel.mac).packed
+            packet = ends + _ETHERTYPES[flow.version] + packet
+        return [self._passage(*found) for found in self.workers.trace(packet)]
+
+    def _passage(
+        self, index: int, flooded: bool, reason: int, descriptor: int, headers: bytes
+    ) -> Passage:
+        name, _, meaning = DROP_REASONS[reason] if reason >= 0 else ("", "", "")
+        return Passage(
+            peer=self._peer_at(index),
+            reason=name,
+            meaning=meaning,
+            flooded=flooded,
+            port=self.underlay.port_of(descriptor) if descriptor >= 0 else 0,
+            headers=headers,
+        )
+
+    def _peer_at(self, index: int) -> PeerStatus | None:
+        return next(
+            (peer for peer in self.status.peers if self.indices[peer.endpoint] == index), None
+        )
+
+    # This host.
+
+    @property
+    def _mode(self) -> str:
+        return self.config.mode if isinstance(self.device, Device) else ""
+
+    def _is_up(self) -> bool:
+        return not isinstance(self.device, Device) or self.device.is_up()
+
+    async def _is_ours(self, address: Address) -> bool:
+        """Whether it is this host's, or of what lives behind it."""
+        if any(address in subnet for subnet in self.config.subnets):
+            return True
+        return self._mode != "" and (await self.netlink.decide(address)).kind == "local"
+
+    async def _choose_source(self, destination: Address) -> Address:
+        """As the kernel chooses for a packet made here; without a device, of a subnet of ours."""
+        if isinstance(self.device, Device):
+            chosen = (await self.netlink.decide(destination)).source
+            if chosen is not None:
+                return chosen
+        for subnet in self.config.subnets:
+            if subnet.version == destination.version:
+                return subnet.network_address
+        raise ConfigError(
+            f"no address of this node's could send to {destination} (add --from ADDRESS)"
+        )
+
+    async def _arrival(self, source: Address) -> str:
+        """By which device a packet comes that this host did not make itself; empty where it did."""
+        home = await self.netlink.decide(source)
+        return "" if home.kind == "local" or home.error else home.device
+
+    async def _next_hop(self, route: KernelRoute, to: Address) -> KernelNeighbour | None:
+        if route.error or route.kind == "local":
+            return None
+        return await self.netlink.neighbour(route.gateway or to, device=route.device)
+
+    async def _underlay_of(
+        self, peer: PeerStatus | None
+    ) -> tuple[KernelRoute | None, KernelNeighbour | None, Address | None]:
+        """The way of datagrams to a peer, its next hop, and our own address there."""
+        if peer is None or peer.address is None:
+            return None, None, next(iter(self.underlay.locals.values()), None)
+        local = self.underlay.locals.get(peer.address.version)
+        bound = None if local is None or local.is_unspecified else local
+        route = await self.netlink.decide(peer.address, source=bound)
+        return route, await self._next_hop(route, peer.address), bound or route.source
+
+    def _example(self, version: int) -> str:
+        prefixes = (prefix for peer in self.status.peers for prefix in peer.prefixes)
+        first = next((one for one in prefixes if one.version == version), None)
+        return f", like --from {first.network_address}" if first else ""
+
+
+def _forwards(version: int) -> bool:
+    return bool(host.sysctl(FORWARDING[version].removeprefix("net.").replace(".", "/")))
