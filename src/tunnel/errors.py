@@ -4,7 +4,7 @@ What can go wrong, one class for each answer a program may want to give.
     TunnelError
     ├── ConfigError      our words: a value that cannot be, before anything was made
     ├── CodecError       their bytes: not a VXLAN frame, or a packet that cannot be one
-    ├── DeviceError      the world inside: TUN device, addresses, kernel routes
+    ├── DeviceError      the world inside: device, addresses, kernel routes, nftables
     └── UnderlayError    the world outside: UDP socket, local address, name resolution
 
 A packet that cannot be forwarded raises nothing: it is counted under its reason.
@@ -44,7 +44,8 @@ class CodecError(TunnelError, ValueError):
 
 
 class DeviceError(TunnelError):
-    """The device, its addresses or its kernel routes; raised ``from`` the OSError."""
+    """The device, its addresses, its kernel routes or nftables rules; raised ``from`` the OSError,
+    where there is one."""
 
 
 class UnderlayError(TunnelError):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tunnel.cli.up import up
 from tunnel.config import Config, faults
 from tunnel.containers import Containers, subnet_env
 from tunnel.control import masquerade
@@ -251,3 +252,26 @@ def test_words_that_can_be() -> None:
     assert [str(network) for network in config.networks] == ["10.244.0.0/16", "fd00:244::/32"]
     assert (config.subnet_file, config.ip_masq) == (None, False)
     Config(subnets=[FOUR, "10.244.7.0/24"], networks=["10.244.0.0/16"], ip_masq=True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "subnet_file", "ip_masq"),
+    [
+        (["--subnet-file"], "/run/flannel/subnet.env", None),
+        (["--subnet-file", "--ip-masq"], "/run/flannel/subnet.env", True),
+        (["--ip-masq", "--subnet-file", "there"], "there", True),
+        # Not given: what the file says.
+        ([], None, None),
+    ],
+)
+def test_flags(flags: list[str], subnet_file: str | None, ip_masq: bool | None) -> None:
+    given = up.make_context("up", flags).params
+    assert (given["subnet_file"], given["ip_masq"]) == (subnet_file, ip_masq)
+
+
+@pytest.mark.parametrize(("word", "means"), [("1", True), ("true", True), ("0", False)])
+def test_ip_masq_in_the_environment(
+    monkeypatch: pytest.MonkeyPatch, word: str, means: bool
+) -> None:
+    monkeypatch.setenv("TUNNEL_IP_MASQ", word)
+    assert up.make_context("up", []).params["ip_masq"] is means

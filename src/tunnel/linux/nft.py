@@ -70,7 +70,12 @@ class Nft:
             # It has its capability from here on; no thread of ours keeps what it could pass on.
             with lend(NET_ADMIN):
                 process = subprocess.Popen(
-                    [self._path, "-j", *words], stdin=pipe, stdout=pipe, stderr=pipe, text=True
+                    [self._path, "-j", *words],
+                    stdin=pipe,
+                    stdout=pipe,
+                    stderr=pipe,
+                    text=True,
+                    process_group=0,  # Ctrl-C is for us: it would stop what takes the rules away
                 )
             with process:
                 try:
@@ -103,11 +108,15 @@ class TableWatch:
         self._loop = asyncio.get_running_loop()
         try:
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
+        except OSError as error:
+            raise _failed(f"no netlink socket: {error.strerror}") from error
+        try:
             self._socket.setblocking(False)
             self._socket.bind((0, 0))  # without a port of its own it is passed over
             self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
         except OSError as error:
-            raise _failed(f"cannot watch for changes: {(error.strerror or '').lower()}") from error
+            self._socket.close()
+            raise _failed(f"they cannot be watched: {error.strerror}") from error
         self._loop.add_reader(self._socket.fileno(), self._read)
 
     def close(self) -> None:
