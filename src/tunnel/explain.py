@@ -81,11 +81,12 @@ class Explainer:
         return await (self._inbound(flow) if inbound else self._outbound(flow))
 
     async def _outbound(self, flow: Flow) -> Facts:
-        kernel, arrival, neighbour, known = None, "", None, True
+        kernel, neighbour, known = None, None, True
+        arrival: str | None = ""
         if isinstance(self.device, Device):
             arrival = await self._arrival(flow.source)
             kernel = await self.netlink.decide(
-                flow.destination, source=flow.source, arrival=arrival
+                flow.destination, source=flow.source, arrival=arrival or ""
             )
             neighbour = await self._next_hop(kernel, flow.destination)
             known = self.config.mode == "tun" or bool(neighbour and neighbour.mac)
@@ -185,10 +186,13 @@ class Explainer:
             f"no address of this node's could send to {destination} (add --from ADDRESS)"
         )
 
-    async def _arrival(self, source: Address) -> str:
-        """By which device a packet comes that this host did not make itself; empty where it did."""
+    async def _arrival(self, source: Address) -> str | None:
+        """By which device a packet comes that this host did not make itself; empty where it did,
+        None where no route leads to its source."""
         home = await self.netlink.decide(source)
-        return "" if home.kind == "local" or home.error else home.device
+        if home.error:
+            return None
+        return "" if home.kind == "local" else home.device
 
     async def _next_hop(self, route: KernelRoute, to: Address) -> KernelNeighbour | None:
         if route.error or route.kind == "local":

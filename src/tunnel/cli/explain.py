@@ -11,7 +11,13 @@ import click
 from tunnel.cli import node
 
 _STEP = 14  # columns of a step's name
+_INDENT = " " * (_STEP + 4)
 _WIDTH = 100
+_ENDED = "the packet does not arrive"
+_END = {
+    "outbound": "nothing on this side stands in its way",
+    "inbound": "the packet arrives",
+}
 
 
 @click.command()
@@ -79,28 +85,27 @@ def picture(walk: dict[str, Any]) -> list[str]:
     """The walk for people, in lines."""
     lines = [f"{walk['packet']}, {walk['direction']}", ""]
     for number, step in enumerate(walk["steps"], start=1):
-        ends = step["verdict"] == "ends"
         lines.append(f"{number:2}  {step['step']:{_STEP}}{step['entry']}")
-        lines += _folded(f"{'ENDS HERE: ' if ends else ''}{step['why']}")
+        lines += _folded(f"{'ENDS HERE: ' if step['verdict'] == 'ends' else ''}{step['why']}")
         if step["next"]:
-            lines += [f"{'':{_STEP + 4}}{step['next']}"]  # not folded: it is there to be pasted
+            lines.append(f"{_INDENT}{step['next']}")  # not folded: it is there to be pasted
         if step["step"] == "headers":
-            lines += _drawn(walk["headers"])
-    return lines
+            lines += _stacked(walk["headers"])
+    return [*lines, "", _END[walk["direction"]] if walk["ends"] is None else _ENDED]
 
 
 def _folded(text: str) -> list[str]:
-    indent = " " * (_STEP + 4)
-    return textwrap.wrap(text, _WIDTH, initial_indent=indent, subsequent_indent=indent)
+    return textwrap.wrap(text, _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT)
 
 
-def _drawn(layers: list[dict[str, Any]]) -> list[str]:
-    """A line a header, outermost first, in a frame."""
-    rows = [
-        (one["name"], str(one["bytes"]), ", ".join(f"{k} {v}" for k, v in one["fields"].items()))
-        for one in layers
-    ]
-    wide = max(len(fields) for _, _, fields in rows)
-    indent, rule = " " * (_STEP + 4), f"+{'-' * 12}+{'-' * 5}+{'-' * (wide + 2)}+"
-    lines = [f"{indent}| {name:10} | {size:>3} | {fields:{wide}} |" for name, size, fields in rows]
-    return [f"{indent}{rule}", *lines, f"{indent}{rule}"]
+def _stacked(layers: list[dict[str, Any]]) -> list[str]:
+    """The headers one above the other, outermost first, each with its bytes and values."""
+    rule = f"{_INDENT}+{'-' * 12}+"
+    lines = [rule]
+    for one in layers:
+        fields = dict(one["fields"])
+        ends = f"{fields.pop('source')} > {fields.pop('destination')}" if "source" in fields else ""
+        values = [ends, *(f"{name} {value}" for name, value in fields.items())]
+        text = ", ".join(value for value in values if value)
+        lines += [f"{_INDENT}| {one['name']:10} | {one['bytes']:2}  {text}", rule]
+    return lines

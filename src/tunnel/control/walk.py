@@ -145,7 +145,8 @@ class Facts:
         inbound: It comes from a peer; else it goes to one, or nowhere.
         mode: ``tun``, ``tap``, or empty without a device.
         up: Whether the device is.
-        arrival: The device by which a packet that is forwarded comes into this host.
+        arrival: The device by which a packet that is forwarded comes into this host; empty for one
+            made here, None where no device is known to have its source behind it.
         kernel: What the kernel does with it: as it sets out or, inbound, when it comes out of our
             device. None without a device.
         neighbour: What the kernel knows of the next hop behind that, where it needs to know.
@@ -163,7 +164,7 @@ class Facts:
     inbound: bool
     mode: str = ""
     up: bool = True
-    arrival: str = ""
+    arrival: str | None = ""
     kernel: KernelRoute | None = None
     neighbour: KernelNeighbour | None = None
     forwards: bool = True
@@ -250,12 +251,14 @@ def walk(facts: Facts) -> Walk:
 
 
 def _packet(facts: Facts) -> Iterator[Step]:
-    flow = facts.flow
-    if facts.arrival:
-        why = f"comes from {facts.arrival}: this host forwards it"
+    flow, entry = facts.flow, str(facts.flow)
+    if facts.arrival is None:
+        why = f"{flow.source} is not this host's, and no kernel route leads to it"
+        yield _ends("packet", entry, why, "see what this host has: ip address; ip route")
+    elif facts.arrival:
+        yield _goes_on("packet", entry, f"comes from {facts.arrival}: this host forwards it")
     else:
-        why = "made on this host"
-    yield _goes_on("packet", str(flow), why)
+        yield _goes_on("packet", entry, "made on this host")
 
 
 def _kernel_route(facts: Facts) -> Iterator[Step]:
@@ -400,7 +403,7 @@ def _route(facts: Facts) -> Iterator[Step]:
         what = f"give a peer a prefix with it: tunnel peer add ENDPOINT={flow.destination}"
         yield _ends("route", "none", f"{passage.reason}: {passage.meaning}", what)
         return
-    entry = f"{_prefix_of(passage.peer, flow.destination)} > {passage.peer.endpoint}"
+    entry = f"{_prefix_of(passage.peer, flow.destination)} -> {passage.peer.endpoint}"
     yield _goes_on("route", entry, "the overlay's own route, asked of the packet path")
 
 
@@ -537,21 +540,28 @@ def _their_checks(facts: Facts) -> Iterator[Step]:
     peer, flow, subnets = facts.peer, facts.flow, facts.status.subnets
     if peer is None:
         return
-    proven = peer.state is PeerState.UP
-    who = "it knows our address, VNI and MAC" if proven else "it has to know our address and VNI"
-    why = f"{who}{', for it answers' if proven else ''}"
     ours = next((prefix for prefix in subnets if flow.source in prefix), None)
     if ours is None and subnets:
         listed = ", ".join(str(prefix) for prefix in subnets)
+        of_family = [prefix for prefix in subnets if prefix.version == flow.version]
+        source = of_family[0].network_address if of_family else "ADDRESS"
         yield _ends(
             "their checks",
             f"source {flow.source}",
             f"not in our {listed}: the peer drops it as spoofed, unless it was given more of ours",
-            f"send from one of ours: tunnel explain {flow.destination} --from {subnets[0][0]}",
+            f"send from one of ours: tunnel explain {flow.destination} --from {source}",
         )
         return
     entry = f"source {flow.source} in {ours}" if ours else f"source {flow.source}"
-    yield _goes_on("their checks", entry, f"{why}; to it our prefixes have to be the same")
+    if peer.state is PeerState.UP:
+        why = "it answers: so our address, VNI and MACs are right"
+    elif peer.mac is None and facts.mode != "tap":
+        why = (
+            f"it has to know our address and VNI, and take {ANY_VTEP_MAC}: a kernel device does not"
+        )
+    else:
+        why = "it has to know our address and VNI"
+    yield _goes_on("their checks", entry, f"{why}; and it has to have our prefixes as we have them")
 
 
 # In: from a peer to this host, or one behind it.
@@ -590,7 +600,7 @@ def _frame(facts: Facts) -> Iterator[Step]:
 def _inner_source(facts: Facts) -> Iterator[Step]:
     owner = facts.owner
     assert owner is not None
-    entry = f"{_prefix_of(owner, facts.flow.source)} > {owner.endpoint}"
+    entry = f"{_prefix_of(owner, facts.flow.source)} -> {owner.endpoint}"
     drops = ", ".join(f"{reason} {count}" for reason, count in owner.drops.items())
     so_far = f"; drops of this peer's so far: {drops}" if drops else ""
     yield _goes_on("source check", entry, f"the inner source is that peer's, not spoofed{so_far}")
