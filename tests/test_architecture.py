@@ -18,6 +18,7 @@ LAYERS = [
     {"tunnel.capture", "tunnel.doctor", "tunnel.metrics", "tunnel.service"},
     {"tunnel.tunnel"},
     {"tunnel.explain", "tunnel.peers"},
+    {"tunnel.vteps"},
     {
         "tunnel.bench",
         "tunnel.client",
@@ -25,6 +26,7 @@ LAYERS = [
         "tunnel.containers",
         "tunnel.events",
         "tunnel.facts",
+        "tunnel.kernel",
         "tunnel.workers",
     },
     {"tunnel.control", "tunnel.linux", "tunnel.vxlan", "tunnel.lab"},

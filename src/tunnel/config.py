@@ -41,7 +41,7 @@ MODES = ("tun", "tap")
 """Packets by their routes, or Ethernet frames by their MACs."""
 
 FRAME_DEFAULTS = {"flood": True, "learning": True, "ageing": 300, "storm_limit": 2000}
-"""Fields that mean something in TAP mode alone; as the kernel's vxlan has them, but for the last."""
+"""Of fields that mean something in TAP mode alone: as the kernel's vxlan, which has no limit."""
 
 MOST_WORKERS = 64
 

@@ -17,14 +17,14 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tunnel.control import frames, path
-from tunnel.control.frames import Echo, Message, Reply, Sample, Verdict
+from tunnel.control import arp, frames, path
+from tunnel.control.frames import Echo, Letter, Message, Reply, Sample, Verdict
 from tunnel.control.liveness import PATIENCE, Ask, Became, Health, Liveness
 from tunnel.control.membership import Membership
 from tunnel.control.path import Measured, Paths, Probe
 from tunnel.errors import CodecError
 from tunnel.linux.underlay import Underlay
-from tunnel.types import ANY_VTEP_MAC, Endpoint, PeerState
+from tunnel.types import ANY_VTEP_MAC, Address, Endpoint, PeerState
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +45,6 @@ _ROUNDING = 1e-3  # seconds; uvloop rounds to milliseconds, and too soon is in v
 # slowly, and the inbox, which is small, turns the rest away.
 _LETTER = 1 / 4000  # seconds that one letter may cost, on average
 _LEEWAY = 0.05  # seconds' worth of letters that are read at once
-
-Letter = tuple[int, bytes, bytes]
-"""Index of a peer at its address, packed outer source, body."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ class Post:
 
     def read(self, letter: Letter) -> tuple[Endpoint, Message] | None:
         """Who says what; None if it is nobody's, or nothing that is understood here."""
-        index, source, body = letter
+        index, source, _, _, body = letter
         try:
             message = frames.decode(body)
         except CodecError as error:
@@ -110,6 +107,17 @@ class Post:
             datagrams = [self._encode(endpoint, message, size=0) for message in messages]
             self._underlay.send_train(datagrams, address, endpoint.port)
 
+    def ask(self, endpoint: Endpoint, address: Address, *, source: Address | None) -> None:
+        """Asks a peer by ARP or NDP for the MAC of an overlay address; `source` is ours."""
+        there = self._membership.address(endpoint)
+        if there is not None:
+            mac = self._underlay.mac
+            destination, ethertype, body = arp.ask(address, source=source, mac=mac)
+            headers = frames.headers(
+                self._vni, destination=destination, source=mac, ethertype=ethertype
+            )
+            self._underlay.send(headers + body, there, endpoint.port, whole=False)
+
     def _encode(self, endpoint: Endpoint, message: Message, *, size: int) -> bytes:
         return frames.encode(
             message,
@@ -128,6 +136,8 @@ class Contact:
         port: Ours, which tells peers who we are beside our address.
         sent: Packets sent to each peer so far.
         news: Called with what changed.
+        heard: Called with who said something in a control frame, and from which MAC.
+        resolve: Called with what is no control frame.
     """
 
     def __init__(
@@ -137,8 +147,11 @@ class Contact:
         post: Post,
         sent: Callable[[], Mapping[Endpoint, int]],
         news: Callable[[Became | Measured], None],
+        heard: Callable[[Endpoint, bytes], None],
+        resolve: Callable[[Letter], None],
     ) -> None:
         self._port, self._post, self._sent, self._news = port, post, sent, news
+        self._heard, self._resolve = heard, resolve
         self._loop = asyncio.get_running_loop()
         # One number for one question, whoever asks. They begin anywhere, so that an answer cannot
         # be forged, or be one to who had our address before, without having seen the question.
@@ -281,9 +294,12 @@ class Contact:
         self._reading = None
         letters = self._post.take()
         for letter in letters:
-            understood = self._post.read(letter)
-            if understood is not None:
-                self._receive(*understood, size=len(letter[2]))
+            _, _, ethertype, mac, body = letter
+            if ethertype != frames.ETHERTYPE:
+                self._resolve(letter)
+            elif understood := self._post.read(letter):
+                self._heard(understood[0], mac)
+                self._receive(*understood, size=len(body))
         self._read_until = max(self._read_until, time.monotonic()) + len(letters) * _LETTER
 
     def _receive(self, endpoint: Endpoint, message: Message, *, size: int) -> None:

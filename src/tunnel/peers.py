@@ -8,12 +8,15 @@ Who the peers are, kept true everywhere.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
+from tunnel._native import Fdb
 from tunnel.config import Config
 from tunnel.contact import Contact, Post
+from tunnel.control.frames import Letter
 from tunnel.control.liveness import Became
 from tunnel.control.membership import (
     Action,
@@ -25,9 +28,11 @@ from tunnel.control.membership import (
     RemoveKernelRoute,
     Resolve,
 )
+from tunnel.control.neighbours import Known
 from tunnel.control.path import Measured
 from tunnel.errors import TunnelError
 from tunnel.events import Events
+from tunnel.kernel import Kernel
 from tunnel.linux.netlink import Netlink
 from tunnel.linux.pair import Pair
 from tunnel.linux.tun import Device
@@ -36,6 +41,7 @@ from tunnel.types import (
     ANY_VTEP_MAC,
     Address,
     Endpoint,
+    MacChanged,
     PathChanged,
     Peer,
     PeerAdded,
@@ -44,6 +50,7 @@ from tunnel.types import (
     PeerState,
     PeerUp,
 )
+from tunnel.vteps import Vteps
 from tunnel.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -55,6 +62,8 @@ class Peers:
     seen through where who asked for one is cancelled.
 
     Args:
+        fdb: In TAP mode.
+        kernel: Of the device, None without one.
         resized: Called with the device's new MTU, in bytes.
     """
 
@@ -67,13 +76,17 @@ class Peers:
         underlay: Underlay,
         workers: Workers,
         events: Events,
+        fdb: Fdb | None,
+        kernel: Kernel | None,
         resized: Callable[[int], None],
     ) -> None:
         self._name = config.name
         self._device, self._netlink = device, netlink
         self._underlay, self._workers, self._events = underlay, workers, events
         self._loop = asyncio.get_running_loop()
-        self._membership = Membership(subnets=config.subnets, local=underlay.endpoints)
+        self._membership = Membership(
+            subnets=config.subnets, local=underlay.endpoints, mode=config.mode
+        )
         post = Post(
             underlay,
             self._membership,
@@ -81,7 +94,24 @@ class Peers:
             take=workers.take_letters,
             bad=workers.count_bad_control,
         )
-        self.contact = Contact(port=config.port, post=post, sent=self._count_sent, news=self._hear)
+        self.vteps = Vteps(
+            mac=underlay.mac,
+            own=config.addresses,
+            workers=workers,
+            fdb=fdb,
+            kernel=kernel,
+            ask=post.ask,
+            sent=self._count_sent,
+            known=self._know,
+        )
+        self.contact = Contact(
+            port=config.port,
+            post=post,
+            sent=self._count_sent,
+            news=self._hear,
+            heard=self.vteps.heard,
+            resolve=self._resolve,
+        )
         self._changing = asyncio.Lock()
         self._reloading = asyncio.Lock()
         self._changes: set[asyncio.Task[None]] = set()
@@ -132,6 +162,7 @@ class Peers:
         """Nobody is asked, and no name looked up, any more."""
         self._stopped = True
         self.contact.close()
+        self.vteps.close()
         if self._timer is not None:
             self._timer.cancel()
 
@@ -183,9 +214,12 @@ class Peers:
         self._schedule()
 
     async def _forget(self, endpoint: Endpoint) -> None:
+        peer = self._membership.peer(endpoint)
         actions = self._membership.remove(endpoint, now=self._loop.time())
         self.contact.remove(endpoint)
+        self.vteps.remove(endpoint)
         await self._apply(actions)
+        await self.vteps.forget(peer)
 
     async def _reload(self, wanted: Iterable[Peer]) -> None:
         async with self._reloading:
@@ -220,20 +254,15 @@ class Peers:
                         [(p.network_address.packed, p.prefixlen, index) for p, index in routes]
                     )
                 case AddKernelRoute(prefix) if isinstance(self._device, Device):
-                    await self._netlink.add_route(self._device.index, prefix)
+                    await self.vteps.route(prefix)
                     await self._underlay.check_outside(prefix, device=self._device.index)
-                case RemoveKernelRoute(prefix) if isinstance(self._device, Device):
-                    await self._netlink.remove_route(self._device.index, prefix)
+                case RemoveKernelRoute(prefix):
+                    await self.vteps.unroute(prefix)
                 case Resolve(endpoint):
                     _spawn(self._lookups, self.resolve(endpoint))
 
     async def _put(self, index: int, peer: Peer, address: Address | None) -> None:
-        self._workers.set_peer(
-            index,
-            address.packed if address else None,
-            port=peer.endpoint.port,
-            mac=peer.mac or ANY_VTEP_MAC,
-        )
+        self._point(index, peer, address)
         if address is None:
             return
         await self._underlay.reach(index, peer.endpoint, address)
@@ -241,6 +270,17 @@ class Peers:
         await self.fit()
         limit = self._underlay.carried(index) or self._underlay.mtu
         self.contact.add(peer.endpoint, family=address.version, limit=limit)
+        self.vteps.add(peer)
+        await self.vteps.follow(peer, index)
+
+    def _point(self, index: int, peer: Peer, address: Address | None) -> None:
+        """Tells the packet path where a peer is."""
+        self._workers.set_peer(
+            index,
+            address.packed if address else None,
+            port=peer.endpoint.port,
+            mac=self.vteps.used(peer) or ANY_VTEP_MAC,
+        )
 
     # Names.
 
@@ -274,6 +314,34 @@ class Peers:
             _spawn(self._lookups, self.resolve(action.endpoint))
         self._schedule()
 
+    # VTEPs.
+
+    def _resolve(self, letter: Letter) -> None:
+        source = ipaddress.ip_address(letter[1])
+        self.vteps.told(letter, senders=self._membership.all_at(source))
+
+    def _know(self, known: Known) -> None:
+        """A peer's MAC is known: at once to packets, and soon to the kernel."""
+        endpoint, mac, before = known.endpoint, known.mac, known.before
+        index = self._membership.index(endpoint)
+        self._point(index, self._membership.peer(endpoint), self._membership.address(endpoint))
+        if before is None:
+            log.info("%s: peer %s has MAC %s", self._name, endpoint, mac)
+        else:
+            log.warning("%s: peer %s has MAC %s now, not %s", self._name, endpoint, mac, before)
+            self._events.tell(MacChanged(endpoint, mac, before))
+        _spawn(self._changes, self._follow(endpoint))
+
+    async def _follow(self, endpoint: Endpoint) -> None:
+        async with self._changing:
+            index = self.indices.get(endpoint)
+            if index is None:  # it has gone
+                return
+            try:
+                await self.vteps.follow(self._membership.peer(endpoint), index)
+            except TunnelError as error:
+                log.warning("%s: peer %s: %s", self._name, endpoint, error)
+
     # In contact.
 
     def _count_sent(self) -> dict[Endpoint, int]:
@@ -288,6 +356,8 @@ class Peers:
             case Became(endpoint, state):
                 log.info("%s: peer %s is %s", self._name, endpoint, state.value)
                 up = state is PeerState.UP
+                if not up:
+                    self.vteps.silent(endpoint)
                 self._events.tell(PeerUp(endpoint) if up else PeerSilent(endpoint))
             case Measured(endpoint, size):
                 index = self._membership.index(endpoint)

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from tunnel._native import Forwarder
+from tunnel._native import Fdb, Forwarder
 from tunnel.config import AUTO_WORKERS, Config, differences
 from tunnel.contact import SAMPLES
 from tunnel.containers import Containers
@@ -27,6 +27,7 @@ from tunnel.control.walk import Walk, walk
 from tunnel.errors import ConfigError, DeviceError, UnderlayError
 from tunnel.events import Events
 from tunnel.explain import Explainer
+from tunnel.kernel import Kernel
 from tunnel.linux.netlink import Netlink
 from tunnel.linux.pair import Pair
 from tunnel.linux.privileges import drop_privileges
@@ -54,6 +55,8 @@ from tunnel.types import (
 from tunnel.workers import GONE, NOBODY, Workers
 
 log = logging.getLogger(__name__)
+
+_LEARNED, _LEARNED_SHARE = 1 << 16, 1 << 13  # MACs in all, and of one peer
 
 
 class Tunnel:
@@ -126,6 +129,9 @@ class Tunnel:
             ip_masq=ip_masq,
         )
         self._with_tun = device is not None
+        self._fdb: Fdb | None = None
+        if self.config.ageing is not None:  # in TAP mode
+            self._fdb = Fdb(limit=_LEARNED, share=_LEARNED_SHARE, ageing=self.config.ageing)
         self._confined = False
         self._user: str | None = None
         self._undo = AsyncExitStack()
@@ -504,6 +510,9 @@ class Tunnel:
         found = await asyncio.gather(*(self._underlay.resolve(end) for end in endpoints))
         await self._underlay.choose_locals(address for address in found if address is not None)
         self._workers = self._make_workers()
+        self._kernel: Kernel | None = None
+        if isinstance(self._device, Device):
+            self._kernel = Kernel(self._netlink, index=self._device.index, name=self.config.name)
         self._peers = Peers(
             self.config,
             device=self._device,
@@ -511,6 +520,8 @@ class Tunnel:
             underlay=self._underlay,
             workers=self._workers,
             events=self._events,
+            fdb=self._fdb,
+            kernel=self._kernel,
             resized=self._containers.resize,
         )
         self._undo.callback(self._stop)
@@ -546,12 +557,19 @@ class Tunnel:
 
     def _open_queues(self, count: int) -> Device:
         try:
-            return open_device(self.config.name, offloads=self.config.offload, queues=count)
+            return open_device(
+                self.config.name,
+                offloads=self.config.offload,
+                queues=count,
+                mode=self.config.mode,
+            )
         except DeviceError:
             if count == 1 or self.config.workers != "auto":
                 raise
             # A persistent device may have been made with one queue.
-            return open_device(self.config.name, offloads=self.config.offload)
+            return open_device(
+                self.config.name, offloads=self.config.offload, mode=self.config.mode
+            )
 
     def _count_workers(self) -> int:
         if self.config.workers == "auto":
@@ -574,17 +592,25 @@ class Tunnel:
                 vni=self.config.vni,
                 mac=self._underlay.mac.packed,
                 segments=self._underlay.abilities.segments,
+                fdb=self._fdb,
+                flood=bool(self.config.flood),
+                learning=bool(self.config.learning),
+                storm=self.config.storm_limit or 0,
             )
             for queue in self._device.queues
         ]
         return Workers(forwarders, attend=self._attend, failed=self._fail)
 
     async def _set_device_up(self) -> None:
-        if isinstance(self._device, Device):
-            await self._peers.fit()
-            await self._netlink.set_up(self._device.index)
-            for interface in self.config.addresses:
-                await self._netlink.add_address(self._device.index, interface)
+        if self._kernel is None or not isinstance(self._device, Device):
+            return
+        await self._peers.fit()
+        mac = self._underlay.mac if self._fdb is not None else None
+        await self._netlink.set_up(self._device.index, mac=mac)
+        for interface in self.config.addresses:
+            await self._kernel.add_address(interface)
+        await self._kernel.start(moved=self._peers.vteps.move)
+        self._undo.push_async_callback(self._kernel.close)
 
     # Running.
 

@@ -9,21 +9,15 @@ sockets' common port.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from tunnel._native import DROP_REASONS, WORK, Forwarder
+from tunnel.control.frames import Letter
 from tunnel.linux.watch import ThreadedWatch, Watch
 from tunnel.types import Mac, PeerStats, Traffic
 
 Route = tuple[bytes, int, int]
 """Packed network address, prefix length, peer index."""
-
-Letter = tuple[int, bytes, int, bytes, bytes]
-"""Index of a peer at that address, packed outer source, EtherType, inner source MAC, body."""
-
-CONTROL = 0x88B5
-"""EtherType of control frames."""
 
 NOBODY, GONE = -1, -2
 """Stand for a peer's index: what belongs to no peer that is known, and to those removed."""
@@ -46,7 +40,6 @@ class Workers:
     ) -> None:
         kind = Watch if len(forwarders) == 1 else ThreadedWatch
         self._forwarders = forwarders
-        self._neighbours: deque[Letter] = deque(maxlen=1024)
         self._watches = [kind(one, attend=attend, failed=failed) for one in forwarders]
 
     def __len__(self) -> int:
@@ -87,21 +80,9 @@ class Workers:
         for forwarder in self._forwarders:
             forwarder.set_trains(index, on)
 
-    def take_letters(self) -> list[tuple[int, bytes, bytes]]:
-        """Control frames that came: index of a peer at that address, packed outer source, body.
-        What came beside them waits for :meth:`take_neighbours`."""
-        letters = [letter for forwarder in self._forwarders for letter in forwarder.take_letters()]
-        self._neighbours += (letter for letter in letters if letter[2] != CONTROL)
-        return [
-            (index, source, body) for index, source, kind, _, body in letters if kind == CONTROL
-        ]
-
-    def take_neighbours(self) -> list[Letter]:
-        """ARP and NDP messages that were there at the last :meth:`take_letters`: those of peers,
-        well-formed. The oldest of very many are forgotten."""
-        taken = list(self._neighbours)
-        self._neighbours.clear()
-        return taken
+    def take_letters(self) -> list[Letter]:
+        """Control frames, and copies of ARP and NDP messages, that came."""
+        return [letter for forwarder in self._forwarders for letter in forwarder.take_letters()]
 
     def set_neighbours(self, neighbours: Sequence[tuple[bytes, bytes]]) -> None:
         """Packed overlay addresses and MACs by which ARP and NDP are answered: ours for peers in

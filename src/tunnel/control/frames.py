@@ -37,6 +37,10 @@ its question: who forges our address cannot have a peer send us more than he sen
 MOST = 65_507 - HEADERS.size
 """Bytes behind the Ethernet header, in one datagram of UDP over IPv4."""
 
+Letter = tuple[int, bytes, int, bytes, bytes]
+"""What the C core hands over: index of a peer at that address, packed outer source, EtherType,
+inner source MAC, body."""
+
 _LIMITS: Mapping[str, Any] = {
     "strict_map_key": True,
     "max_map_len": 16,
@@ -99,9 +103,14 @@ _NAMES = {kind: name for name, kind in _KINDS.items()}
 
 def encode(message: Message, *, vni: int, source: Mac, destination: Mac, size: int = 0) -> bytes:
     """The UDP payload; `size` is the least number of bytes behind the Ethernet header."""
-    headers = HEADERS.pack(0x08, vni << 8, destination.packed, source.packed, ETHERTYPE)
     body: bytes = msgpack.packb({"v": VERSION, "kind": _NAMES[type(message)], **asdict(message)})
-    return headers + body.ljust(max(size, LEAST), b"\0")
+    before = headers(vni, destination=destination.packed, source=source, ethertype=ETHERTYPE)
+    return before + body.ljust(max(size, LEAST), b"\0")
+
+
+def headers(vni: int, *, destination: bytes, source: Mac, ethertype: int) -> bytes:
+    """What stands before a frame's body in the UDP payload; `destination` may be a group's MAC."""
+    return HEADERS.pack(0x08, vni << 8, destination, source.packed, ethertype)
 
 
 def decode(body: bytes) -> Message | None:

@@ -88,9 +88,13 @@ class Membership:
     Args:
         subnets: Ours; no peer may claim any of them.
         local: Ours; no peer may be at one of them.
+        mode: ``"tun"``, where a peer has to own something, or ``"tap"``.
     """
 
-    def __init__(self, *, subnets: Iterable[Prefix], local: Iterable[Endpoint] = ()) -> None:
+    def __init__(
+        self, *, subnets: Iterable[Prefix], local: Iterable[Endpoint] = (), mode: str = "tun"
+    ) -> None:
+        self._mode = mode
         self._subnets = tuple(subnets)
         self._local = frozenset(local)
         self._members: dict[Endpoint, _Member] = {}
@@ -120,10 +124,16 @@ class Membership:
         there = self._places.get(address, {})
         return next(iter(there.values())) if len(there) == 1 else there.get(port)
 
+    def all_at(self, address: Address) -> tuple[Endpoint, ...]:
+        """Whoever is there now."""
+        return tuple(self._places.get(address, {}).values())
+
     def check(self, peers: Iterable[Peer]) -> None:
         """Raises ConfigError, its key ``("peer", index)``, where these cannot be all the peers."""
         everyone = dict(enumerate(peers))
-        for conflict in conflicts(everyone, subnets=self._subnets, local=self._local):
+        for conflict in conflicts(
+            everyone, subnets=self._subnets, local=self._local, mode=self._mode
+        ):
             raise conflict
         endpoints = {peer.endpoint for peer in everyone.values()}
         for index, peer in everyone.items():

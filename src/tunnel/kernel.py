@@ -1,0 +1,133 @@
+"""
+What the kernel has of ours on the device: put there, and kept there until we take it away.
+
+    addresses, neighbour entries, kernel routes  ->  netlink;  somebody removes one  ->  again
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from tunnel.errors import DeviceError
+from tunnel.linux.netlink import DeviceWatch, Netlink
+from tunnel.types import Address, Interface, Mac, Prefix
+
+log = logging.getLogger(__name__)
+
+_CALM = 0.1  # seconds: what goes seldom goes alone
+_PAUSE = 1.0  # seconds between two repairs at least: somebody may be set against us
+
+
+class Kernel:
+    """
+    Of one device. It is kept between :meth:`start` and :meth:`close`. Cancelled, a change may or
+    may not have been made.
+
+    Raises:
+        DeviceError: The kernel refuses.
+    """
+
+    def __init__(self, netlink: Netlink, *, index: int, name: str) -> None:
+        self._netlink, self._index, self._name = netlink, index, name
+        self._addresses: dict[Interface, None] = {}
+        self._neighbours: dict[Address, Mac] = {}
+        self._routes: dict[Prefix, Address | None] = {}
+        self._seen: list[Interface] = []
+        self._changed = asyncio.Event()
+        self._changing = asyncio.Lock()
+
+    async def start(self, *, moved: Callable[[list[Interface]], None]) -> None:
+        """`moved` is called with the device's addresses, now and when they have changed."""
+        self._moved = moved
+        self._watch = DeviceWatch(self._index, changed=self._changed.set)
+        self._keeping = asyncio.create_task(self._keep())
+        await self._look()
+
+    async def close(self) -> None:
+        """Nothing is put back any more; what there is goes with the device."""
+        self._watch.close()
+        self._keeping.cancel()
+        await asyncio.wait([self._keeping])
+
+    async def add_address(self, address: Interface) -> None:
+        async with self._changing:
+            await self._netlink.add_address(self._index, address)
+            self._addresses[address] = None
+
+    async def put_neighbour(self, address: Address, mac: Mac) -> None:
+        async with self._changing:
+            await self._netlink.put_neighbour(self._index, address, mac)
+            self._neighbours[address] = mac
+
+    async def remove_neighbour(self, address: Address) -> None:
+        async with self._changing:
+            if self._neighbours.pop(address, None):
+                await self._netlink.remove_neighbour(self._index, address)
+
+    async def add_route(self, prefix: Prefix, *, via: Address | None = None) -> None:
+        async with self._changing:
+            await self._netlink.add_route(self._index, prefix, via=via)
+            self._routes[prefix] = via
+
+    async def remove_route(self, prefix: Prefix) -> None:
+        """Removes our route; none, because adding it failed, is fine."""
+        async with self._changing:
+            if prefix in self._routes:
+                del self._routes[prefix]
+                await self._netlink.remove_route(self._index, prefix)
+
+    async def _keep(self) -> None:
+        while True:
+            await self._changed.wait()
+            await asyncio.sleep(_CALM)  # more may go with it
+            self._changed.clear()
+            try:
+                async with self._changing:
+                    restored = await self._netlink.is_up(self._index) and await self._restore()
+                    await self._look()
+            except DeviceError as error:
+                # The next change is the next occasion; if the device is gone there is none.
+                log.warning("%s: %s", self._name, error)
+                restored = True
+            if restored:
+                await asyncio.sleep(_PAUSE)
+
+    async def _restore(self) -> bool:
+        """Whether anything was missing."""
+        netlink, index = self._netlink, self._index
+        addresses = self._addresses.keys() - set(await netlink.addresses(index))
+        there = await netlink.neighbours(index)
+        neighbours = {one: mac for one, mac in self._neighbours.items() if there.get(one) != mac}
+        routes = self._routes.keys() - set(await netlink.routes(index))
+        puts: list[Callable[[], Awaitable[None]]] = [
+            *(partial(netlink.add_address, index, one) for one in addresses),
+            *(
+                partial(netlink.put_neighbour, index, one, self._neighbours[one])
+                for one in neighbours
+            ),
+            *(partial(netlink.add_route, index, one, via=self._routes[one]) for one in routes),
+        ]
+        for put in puts:
+            try:
+                await put()
+            except DeviceError as error:
+                log.warning("%s: %s", self._name, error)
+        if puts:
+            log.warning(
+                "%s: put back what was taken away: %d addresses, %d neighbour entries, %d kernel "
+                "routes",
+                self._name,
+                len(addresses),
+                len(neighbours),
+                len(routes),
+            )
+        return bool(puts)
+
+    async def _look(self) -> None:
+        seen = await self._netlink.addresses(self._index)
+        if seen != self._seen:
+            self._seen = seen
+            self._moved(seen)
