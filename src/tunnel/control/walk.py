@@ -387,7 +387,8 @@ def _device(facts: Facts) -> Iterator[Step]:
         yield _goes_on("device", entry, why)
     elif flow.whole and facts.arrival:
         why = f"{flow.size} bytes are more than its MTU: the sender gets ICMP, with {status.mtu}"
-        what = f"does it hear that? send less: ping -M do -s {_payload(status.mtu, flow)} ADDRESS"
+        payload = status.mtu - _IP_HEADER[flow.version] - 8
+        what = f"does it hear that? from there: ping -M do -s {payload} {flow.destination}"
         yield _ends("device", entry, why, what)
     else:
         why = f"{flow.size} bytes are more than its MTU: the kernel sends it as fragments"
@@ -463,6 +464,8 @@ def _path(facts: Facts) -> Iterator[Step]:
 
 def _worker(facts: Facts) -> Iterator[Step]:
     ports = [str(passage.port) for passage in facts.passages]
+    if facts.passage.flooded:  # each peer's copy has a port of its own
+        return
     if len(ports) == 1:
         entry, why = (
             f"source port {ports[0]}",
@@ -475,6 +478,8 @@ def _worker(facts: Facts) -> Iterator[Step]:
 
 
 def _headers(facts: Facts) -> Iterator[Step]:
+    if facts.passage.flooded:
+        return
     layers = list(draw(facts))
     added = [layer for layer in layers if not layer.name.startswith("inner")]
     entry = " | ".join(f"{layer.name} {layer.bytes}" for layer in added)
@@ -772,8 +777,3 @@ def _spell(hop: Address | None, known: KernelNeighbour | None) -> str:
 
 def _place(address: Address, port: int) -> str:
     return f"{address}:{port}" if address.version == 4 else f"[{address}]:{port}"
-
-
-def _payload(mtu: int, flow: Flow) -> int:
-    """What ``ping -s`` is to be told for a packet of that size."""
-    return mtu - _IP_HEADER[flow.version] - 8
