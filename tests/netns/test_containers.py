@@ -93,7 +93,7 @@ def test_who_leaves_the_overlay_is_seen_as_the_node(place: Place) -> None:
     assert place.host.run("nft list ruleset").stdout == ""
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("words", [("--workers=1", "--loop=asyncio"), ("--workers=2",)])
 @pytest.mark.parametrize(
     "change",
     [
@@ -103,8 +103,10 @@ def test_who_leaves_the_overlay_is_seen_as_the_node(place: Place) -> None:
         "insert rule inet tunnel-tunnel1 postrouting accept",
     ],
 )
-def test_what_somebody_changes_is_put_right(place: Place, change: str, workers: str) -> None:
-    place.up("--ip-masq", "--workers", workers)
+def test_what_somebody_changes_is_put_right(
+    place: Place, change: str, words: tuple[str, ...]
+) -> None:
+    place.up("--ip-masq", *words)
     before = place.host.run("nft list ruleset").stdout
     place.host.run(f"nft {change}")
     place.host.run(["sh", "-c", 'until test "$(nft list ruleset)" = "$0"; do :; done', before[:-1]])

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 
@@ -44,6 +45,35 @@ def test_full_packets_fit(made: Cluster) -> None:
     a1.host.run(f"ping -n -c 1 -W 1 -M do -s {1450 - 48} {b1.ipv6}")
 
 
+def test_the_demo_shows_every_way(
+    made: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "cluster", lambda: nullcontext(made))
+    assert demo.main() == 0
+    out, errors = capsys.readouterr()
+    assert errors == ""
+    assert all(walk.address in out and walk.seen_as in out for walk in made.walks())
+
+
+def test_the_demo_says_what_does_not_work(
+    made: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def go(walk: Walk) -> str:
+        if walk.what == "node a to pod b1":
+            raise LabError("node a: python: TimeoutError: timed out")
+        return "192.0.2.9" if walk.what == "pod a1 to outside" else walk.seen_as
+
+    monkeypatch.setattr(demo, "cluster", lambda: nullcontext(made))
+    monkeypatch.setattr(Walk, "go", go)
+    assert demo.main() == 1
+    out, errors = capsys.readouterr()
+    assert "nobody: no way" in out
+    lines = errors.splitlines()
+    assert len(lines) == 4
+    assert "demo-pods: pod a1 to outside: is seen as 192.0.2.9, not 192.0.2.1" in lines
+    assert "demo-pods: node a to pod b1: node a: python: TimeoutError: timed out" in lines
+
+
 def test_a_table_that_forbids_forwarding_is_found(made: Cluster) -> None:
     """As Docker leaves it. Rules of another table, such as ours, cannot allow what it drops."""
     (a1, _), (b1, _) = made.a.pods, made.b.pods
@@ -76,21 +106,3 @@ def test_a_pod_that_goes_leaves_nothing(made: Cluster) -> None:
     back = node.runtime.add(pod.host, ports=pod.ports)
     # host-local goes on where it is, so that nobody is taken for who was there before.
     assert back.ipv4 not in (pod.ipv4, made.a.pods[1].ipv4)
-
-
-def test_the_demo_says_what_does_not_work(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def go(walk: Walk) -> str:
-        if walk.what == "node a to pod b1":
-            raise LabError("node a: python: TimeoutError: timed out")
-        return "192.0.2.9" if walk.what == "pod a1 to outside" else walk.seen_as
-
-    monkeypatch.setattr(Walk, "go", go)
-    assert demo.main() == 1
-    out, errors = capsys.readouterr()
-    assert "nobody: no way" in out
-    lines = errors.splitlines()
-    assert len(lines) == 4
-    assert "demo-pods: pod a1 to outside: is seen as 192.0.2.9, not 192.0.2.1" in lines
-    assert "demo-pods: node a to pod b1: node a: python: TimeoutError: timed out" in lines
