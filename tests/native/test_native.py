@@ -51,9 +51,15 @@ def test_native(compiler: str, program: str, test: str) -> None:
 
 
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
-@pytest.mark.parametrize("test", names_in(HERE / "test_gate.c"))
-def test_threads(compiler: str, test: str) -> None:
-    run(compiler, "test_gate", test, sanitize="thread")
+@pytest.mark.parametrize(
+    ("program", "test"),
+    [
+        *(("test_gate", test) for test in names_in(HERE / "test_gate.c")),
+        ("test_fdb", "many_threads_at_once"),
+    ],
+)
+def test_threads(compiler: str, program: str, test: str) -> None:
+    run(compiler, program, test, sanitize="thread")
 
 
 def run(compiler: str, program: str, test: str, *, sanitize: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import IP
-from scapy.layers.l2 import ARP, Ether
+from scapy.layers.l2 import Ether
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Raw
 
@@ -26,10 +26,9 @@ def lying(packet: bytes, *, at: int, value: int, size: int = 2) -> bytes:
     return packet[:at] + value.to_bytes(size, "big") + packet[at + size :]
 
 
-def arp() -> bytes:
-    request = ARP(pdst=OURS[4], psrc="10.0.1.1", hwsrc=PEER_MAC.hex(":"))
-    ether = Ether(dst="ff:ff:ff:ff:ff:ff", src=PEER_MAC.hex(":"))
-    return bytes(VXLAN(flags=8, vni=1) / ether / request)
+def lldp() -> bytes:
+    ether = Ether(dst="01:80:c2:00:00:0e", src=PEER_MAC.hex(":"), type=0x88CC)
+    return bytes(VXLAN(flags=8, vni=1) / ether / Raw(b"whoever it is"))
 
 
 HOSTILE: list[tuple[str, str, bytes]] = [
@@ -61,7 +60,7 @@ HOSTILE: list[tuple[str, str, bytes]] = [
     ("the peer's own MAC", "other_mac", frame(GOOD, to=PEER_MAC)),
     ("broadcast", "other_mac", frame(GOOD, to=BROADCAST)),
     ("multicast", "other_mac", frame(GOOD, to=bytes.fromhex("01005e000001"))),
-    ("ARP", "ethertype", arp()),
+    ("LLDP", "ethertype", lldp()),
     ("VLAN", "ethertype", frame(GOOD, ethertype=0x8100)),
     ("EtherType 0", "ethertype", frame(GOOD)[:20] + b"\0\0" + GOOD),
     ("nobody's source", "spoofed", frame(ip(4, src="192.0.2.1") / udp(b"x"))),

@@ -63,7 +63,7 @@ enum drop decap_frame(const struct vtep *vtep, uint8_t *datagram, size_t length,
         return DROP_no_vni;
     frame->data = datagram + VXLAN_HEADER;
     frame->length = length - VXLAN_HEADER;
-    frame->packet.version = 0;
+    frame->packet.version = frame->packet.protocol = 0;
     if (verdict == VXLAN_SHORT || !ethernet_parse(frame->data, frame->length, &frame->header))
         return DROP_short_frame;
     if (outer.vni != vtep->vni)

@@ -6,21 +6,25 @@
 
 enum { PEERS = 1 << 16, LOOKUP_TRIES = 4 };
 
-/* A node's value: USED, FIXED, the peer's index, and when it was last seen. */
+/* A node's value: USED, FIXED, how often it was used before, the peer's index (16 bits), and when
+ * it was last seen (32). */
 #define USED ((uint64_t)1 << 63)
 #define FIXED ((uint64_t)1 << 62)
+#define TIMES_USED ((uint64_t)0x3fff << 48)
+#define ONE_TIME ((uint64_t)1 << 48)
 
 /*
  * An entry in a chain of its bucket. Readers walk chains while a writer changes them. A node that
  * was taken out keeps its key and its way on, so that whoever stands on it comes to the end all
- * the same; only its value says that it is none. When it is used again `recycled` counts up
- * first, and a walk during which that happened is begun anew.
+ * the same; only its value says that it is none. Before it gets another key it is counted as used
+ * once more: a value with the same count before and after goes with the key that was read between.
+ * A walk that found nothing while any node got another way on is begun anew.
  */
 struct node {
     _Atomic uint64_t key;
-    _Atomic uint64_t value; /* 0: not in use */
-    _Atomic uint32_t next;  /* in its bucket, 0 at the end */
-    uint32_t free;          /* next of those not in use */
+    _Atomic uint64_t value;
+    _Atomic uint32_t next; /* in its bucket, 0 at the end */
+    uint32_t free;         /* next of those not in use */
 };
 
 struct fdb {
@@ -63,6 +67,11 @@ static uint64_t value_of(uint16_t index, uint32_t seen)
     return USED | (uint64_t)index << 32 | seen;
 }
 
+static bool is_same_use(uint64_t a, uint64_t b)
+{
+    return !((a ^ b) & TIMES_USED);
+}
+
 /* Whether it is an entry still. A clock read by another thread may be a second ahead. */
 static bool holds(const struct fdb *fdb, uint64_t value, uint32_t now)
 {
@@ -79,25 +88,33 @@ static _Atomic uint32_t *bucket_of(const struct fdb *fdb, uint64_t key)
     return &fdb->buckets[hash >> 32 & fdb->mask];
 }
 
-/* The node of a key, NULL if there is none. Without the lock it may be one that was just taken out,
- * with it never. */
-static struct node *find(const struct fdb *fdb, uint64_t key)
+/* The node of a key and its value, NULL and 0 if there is none. */
+static struct node *find(const struct fdb *fdb, uint64_t key, uint64_t *value)
 {
-    uint32_t at = load32(bucket_of(fdb, key));
-    while (at && load(&fdb->nodes[at].key) != key)
-        at = load32(&fdb->nodes[at].next);
-    return at ? &fdb->nodes[at] : NULL;
+    struct node *node;
+    for (uint32_t at = load32(bucket_of(fdb, key)); at; at = load32(&node->next)) {
+        node = &fdb->nodes[at];
+        if (load(&node->key) != key)
+            continue;
+        *value = load(&node->value);
+        if (load(&node->key) == key && *value & USED && is_same_use(*value, load(&node->value)))
+            return node;
+    }
+    *value = 0;
+    return NULL;
 }
 
 uint16_t fdb_lookup(const struct fdb *fdb, uint64_t key, uint32_t now)
 {
-    for (int i = 0; i < LOOKUP_TRIES; i++) {
-        uint32_t before = load32(&fdb->recycled);
-        const struct node *node = find(fdb, key);
-        uint64_t value = node ? load(&node->value) : 0;
-        if (load32(&fdb->recycled) == before)
+    uint32_t before, after = load32(&fdb->recycled);
+    uint64_t value;
+    int tries = 0;
+    do {
+        before = after;
+        if (find(fdb, key, &value))
             return holds(fdb, value, now) ? index_of(value) : FDB_NONE;
-    }
+        after = load32(&fdb->recycled);
+    } while (before != after && ++tries < LOOKUP_TRIES);
     return FDB_NONE; /* rather than wait: a frame for nobody that is known can be flooded */
 }
 
@@ -113,6 +130,7 @@ static void count_one(struct fdb *fdb, uint64_t value, uint32_t more)
     atomic_fetch_add_explicit(&fdb->learned_from[index_of(value)], more, memory_order_relaxed);
 }
 
+/* Changes a value, but for the times used. */
 static void set_value(struct fdb *fdb, struct node *node, uint64_t value)
 {
     uint64_t before = load(&node->value);
@@ -121,7 +139,7 @@ static void set_value(struct fdb *fdb, struct node *node, uint64_t value)
     if (value & USED)
         count_one(fdb, value, 1);
     /* The stamp may be refreshed meanwhile by who does not take the lock; that is no loss. */
-    atomic_store_explicit(&node->value, value, memory_order_release);
+    atomic_store_explicit(&node->value, (before & TIMES_USED) | value, memory_order_release);
 }
 
 static void insert(struct fdb *fdb, uint64_t key, uint64_t value)
@@ -129,12 +147,14 @@ static void insert(struct fdb *fdb, uint64_t key, uint64_t value)
     uint32_t at = fdb->free;
     if (at) {
         fdb->free = fdb->nodes[at].free;
-        atomic_fetch_add_explicit(&fdb->recycled, 1, memory_order_seq_cst);
+        atomic_fetch_add_explicit(&fdb->recycled, 1, memory_order_relaxed);
     } else {
         at = fdb->fresh++;
     }
     struct node *node = &fdb->nodes[at];
+    uint64_t times = (load(&node->value) + ONE_TIME) & TIMES_USED;
     _Atomic uint32_t *bucket = bucket_of(fdb, key);
+    atomic_store_explicit(&node->value, times, memory_order_relaxed);
     atomic_store_explicit(&node->key, key, memory_order_release);
     atomic_store_explicit(&node->next, load32(bucket), memory_order_release);
     set_value(fdb, node, value);
@@ -179,8 +199,8 @@ static bool is_full(const struct fdb *fdb, uint16_t index)
 
 static void learn_anew(struct fdb *fdb, uint64_t key, uint16_t index, uint32_t now)
 {
-    struct node *node = find(fdb, key);
-    uint64_t before = node ? load(&node->value) : 0;
+    uint64_t before;
+    struct node *node = find(fdb, key, &before);
     if (before & FIXED)
         return;
     if (node && index_of(before) == index) { /* another worker was faster */
@@ -189,7 +209,7 @@ static void learn_anew(struct fdb *fdb, uint64_t key, uint16_t index, uint32_t n
     }
     if (is_full(fdb, index)) {
         expire(fdb, now);
-        node = find(fdb, key); /* it may have been one of the old */
+        node = find(fdb, key, &before); /* it may have been one of the old */
     }
     /* Who moves takes no room from the others, only from his new peer's share. */
     bool room = node ? load32(&fdb->learned_from[index]) < fdb->limits.share : !is_full(fdb, index);
@@ -208,12 +228,15 @@ void fdb_learn(struct fdb *fdb, uint64_t key, uint16_t index, uint32_t now)
 {
     if (key >> 56 & 1 || !(key >> 16))
         return;
-    struct node *node = find(fdb, key);
-    uint64_t value = node ? load(&node->value) : 0;
-    if (value & USED && (value & FIXED || index_of(value) == index)) {
+    uint64_t value;
+    struct node *node = find(fdb, key, &value);
+    if (value & FIXED)
+        return;
+    if (node && index_of(value) == index) {
+        uint64_t seen = (value & ~(uint64_t)UINT32_MAX) | now;
         /* Whoever else changes it now knows better: no second try. */
-        if (!(value & FIXED) && (uint32_t)value != now)
-            atomic_compare_exchange_strong_explicit(&node->value, &value, value_of(index, now),
+        if (seen != value)
+            atomic_compare_exchange_strong_explicit(&node->value, &value, seen,
                                                     memory_order_release, memory_order_relaxed);
         return;
     }
@@ -230,10 +253,10 @@ void fdb_learn(struct fdb *fdb, uint64_t key, uint16_t index, uint32_t now)
 
 bool fdb_put(struct fdb *fdb, uint64_t key, uint16_t index)
 {
-    uint64_t value = value_of(index, 0) | FIXED;
+    uint64_t value = value_of(index, 0) | FIXED, before;
     pthread_mutex_lock(&fdb->lock);
-    struct node *node = find(fdb, key);
-    bool room = fdb->fixed < FDB_STATIC_MAX || (node && load(&node->value) & FIXED);
+    struct node *node = find(fdb, key, &before);
+    bool room = fdb->fixed < FDB_STATIC_MAX || before & FIXED;
     if (room && node)
         set_value(fdb, node, value);
     else if (room)
@@ -244,8 +267,9 @@ bool fdb_put(struct fdb *fdb, uint64_t key, uint16_t index)
 
 bool fdb_remove(struct fdb *fdb, uint64_t key)
 {
+    uint64_t value;
     pthread_mutex_lock(&fdb->lock);
-    struct node *node = find(fdb, key);
+    struct node *node = find(fdb, key, &value);
     if (node)
         take_out(fdb, node);
     pthread_mutex_unlock(&fdb->lock);

@@ -81,6 +81,14 @@ struct forwarder *forwarder_new(void);
 
 void forwarder_free(struct forwarder *forwarder);
 
+/* Sends a peer a frame of our own when the batch is flushed; dropped, and counted, where that peer
+ * has no address. */
+void forwarder_say(struct forwarder *forwarder, uint16_t index, const uint8_t *frame,
+                   size_t length);
+
+/* Sends every train of the batch. */
+void forwarder_flush(struct forwarder *forwarder);
+
 /* Moves up to one budget. Both return what they moved, or -errno. */
 int forwarder_outbound(struct forwarder *forwarder);
 int forwarder_inbound(struct forwarder *forwarder, struct underlay *underlay);

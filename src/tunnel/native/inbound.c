@@ -10,6 +10,7 @@ enum {
     INBOUND_BUDGET = 4,      /* batches for one wake-up */
     TRAIN_LARGE = 16 * 1024, /* a message of this size is one of a bulk transfer */
     RECEIVE_LARGE = 4,
+    MESSAGE_MAX = 256, /* bytes of an NDP message that is kept for Python */
 };
 
 static struct counters *counters_of(struct forwarder *forwarder, uint16_t index)
@@ -133,17 +134,127 @@ static enum drop take_control(struct forwarder *forwarder, const uint8_t *data, 
     return DROP_NONE;
 }
 
+/* ---- ARP and NDP ---- */
+
+static bool is_at(const struct forwarder *forwarder, uint16_t index, const struct address *from)
+{
+    const struct peer *peer = peers_get(&forwarder->peers, index);
+    return peer && address_equal(&peer->address, from);
+}
+
+/* Whether an address is in a prefix of a peer that is not at `from`. */
+static bool is_anothers(const struct forwarder *forwarder, const uint8_t *address, size_t size,
+                        const struct address *from)
+{
+    uint16_t owner = route_lookup(forwarder->routes, address, size);
+    return owner != ROUTE_NONE && !is_at(forwarder, owner, from);
+}
+
+/* A copy for Python, of a message that says who has which MAC. */
+static void keep_message(struct forwarder *forwarder, const struct arrival *arrival,
+                         uint16_t sender, const struct neighbour_message *message,
+                         const struct inner_frame *frame)
+{
+    uint8_t header = frame->header.size;
+    size_t length = message->size == 4 ? ARP_SIZE : frame->packet.length;
+    struct letter letter = letter_from(arrival, sender, frame->header.type, frame->header.source);
+    forwarder->work.neighbours_heard++;
+    if (message->sender && message->sender_mac && length <= MESSAGE_MAX)
+        forwarder->news |= inbox_put(&forwarder->inbox, &letter, frame->data + header, length);
+}
+
+/* Reads what an untagged frame may say of neighbours. */
+static enum neighbour_verdict message_in(const struct inner_frame *frame,
+                                         struct neighbour_message *message)
+{
+    bool arp = frame->header.type == ETHERTYPE_ARP;
+    if ((!arp && frame->packet.protocol != IP_ICMP6) || frame->header.size != ETHERNET_HEADER)
+        return NEIGHBOUR_NONE;
+    if (mac_is_group(frame->header.source))
+        return NEIGHBOUR_BAD;
+    if (!arp)
+        return ndp_parse(&frame->packet, message);
+    return arp_parse(frame->data + ETHERNET_HEADER, frame->length - ETHERNET_HEADER, message);
+}
+
+static void answer(struct forwarder *forwarder, uint16_t sender,
+                   const struct neighbour_message *question, const uint8_t *to)
+{
+    uint8_t frame[NEIGHBOUR_ANSWER_MAX];
+    const uint8_t *mac = neighbour_find(forwarder->neighbours, question->target, question->size);
+    if (!mac)
+        return;
+    forwarder_say(forwarder, sender, frame, neighbour_answer(frame, question, mac, to));
+    forwarder->work.neighbour_answers++;
+}
+
+/* Which of the peers at an address speaks: the one whose prefix his address is in, or whose MAC he
+ * has, else any. */
+static uint16_t speaker(const struct forwarder *forwarder, const struct neighbour_message *message,
+                        const uint8_t *source, const struct address *from, uint16_t any)
+{
+    uint16_t owner = PEER_NONE;
+    if (message->sender)
+        owner = route_lookup(forwarder->routes, message->sender, message->size);
+    return is_at(forwarder, owner, from) ? owner : peers_find_mac(&forwarder->peers, any, source);
+}
+
+/*
+ * What is no packet of a peer's may speak of neighbours, and ask for us. Returns whether it did and
+ * was taken; else `reason` is set if it did.
+ */
+static bool hear(struct forwarder *forwarder, uint8_t *data, size_t length,
+                 const struct arrival *arrival, uint16_t sender, enum drop *reason)
+{
+    struct inner_frame frame;
+    struct neighbour_message message;
+    if (decap_frame(&forwarder->vtep, data, length, arrival->ecn, &frame) != DROP_NONE)
+        return false;
+    const uint8_t *to = frame.header.destination, *source = frame.header.source;
+    enum neighbour_verdict verdict = message_in(&frame, &message);
+    if (verdict == NEIGHBOUR_NONE || (!mac_is_group(to) && !vtep_accepts(&forwarder->vtep, to)))
+        return false;
+    if (verdict == NEIGHBOUR_BAD)
+        *reason = DROP_bad_neighbour;
+    else if (message.sender && is_anothers(forwarder, message.sender, message.size, &arrival->from))
+        *reason = DROP_spoofed;
+    else
+        *reason = DROP_NONE;
+    if (*reason != DROP_NONE)
+        return false;
+    sender = speaker(forwarder, &message, source, &arrival->from, sender);
+    keep_message(forwarder, arrival, sender, &message, &frame);
+    if (message.asks)
+        answer(forwarder, sender, &message, source);
+    return true;
+}
+
+/* ---- packets ---- */
+
+/* What is no packet, or one that is not to be routed. Returns whether it was taken, else `reason`
+ * says why not, or that it is a packet. */
+static bool take_other(struct forwarder *forwarder, uint8_t *data, size_t length,
+                       const struct arrival *arrival, uint16_t sender, enum drop *reason)
+{
+    if (*reason == DROP_ethertype) {
+        *reason = take_control(forwarder, data, length, arrival, sender);
+        if (*reason == DROP_NONE)
+            return true;
+    }
+    if (*reason != DROP_NONE && *reason != DROP_ethertype && *reason != DROP_other_mac)
+        return false;
+    return hear(forwarder, data, length, arrival, sender, reason);
+}
+
 static void unpack_datagram(struct forwarder *forwarder, uint8_t *data, size_t length,
                             const struct arrival *arrival, struct origin *origin)
 {
     struct ip_packet packet;
     enum drop reason = decap(&forwarder->vtep, data, length, arrival->ecn, &packet);
     uint16_t owner = PEER_NONE;
-    if (reason == DROP_ethertype) {
-        reason = take_control(forwarder, data, length, arrival, origin->sender);
-        if (reason == DROP_NONE)
-            return;
-    }
+    if ((reason != DROP_NONE || packet.protocol == IP_ICMP6) &&
+        take_other(forwarder, data, length, arrival, origin->sender, &reason))
+        return;
     if (reason == DROP_NONE) {
         owner = known_owner(forwarder, origin, &packet, &arrival->from);
         if (owner == PEER_NONE)
@@ -159,12 +270,6 @@ static void unpack_datagram(struct forwarder *forwarder, uint8_t *data, size_t l
 }
 
 /* ---- frames ---- */
-
-static bool is_at(const struct forwarder *forwarder, uint16_t index, const struct address *from)
-{
-    const struct peer *peer = peers_get(&forwarder->peers, index);
-    return peer && address_equal(&peer->address, from);
-}
 
 /* Who of the peers at one address sent a frame: the one that its source is known to be behind, or
  * whose own MAC it is, else any. */
@@ -194,14 +299,12 @@ static void note_source(struct forwarder *forwarder, struct origin *origin,
         fdb_learn(bridge->fdb, fdb_key(header->source, header->vlan), origin->bridged, bridge->now);
 }
 
-/* Whether a packet's source is in a prefix of a peer that is not at this address. */
-static bool is_anothers(const struct forwarder *forwarder, struct origin *origin,
-                        const struct ip_packet *packet, const struct address *from)
+static bool is_spoofed(const struct forwarder *forwarder, struct origin *origin,
+                       const struct ip_packet *packet, const struct address *from)
 {
     if (origin->size != packet->address_size ||
         memcmp(origin->source, packet->source, packet->address_size) != 0) {
-        uint16_t owner = route_lookup(forwarder->routes, packet->source, packet->address_size);
-        origin->anothers = owner != ROUTE_NONE && !is_at(forwarder, owner, from);
+        origin->anothers = is_anothers(forwarder, packet->source, packet->address_size, from);
         origin->size = packet->address_size;
         origin->source = packet->source;
     }
@@ -220,16 +323,23 @@ static void write_frame(struct forwarder *forwarder, const struct inner_frame *f
 
 /* Whether a frame may pass. */
 static enum drop judge_frame(struct forwarder *forwarder, struct origin *origin,
-                             const struct inner_frame *frame, const struct address *from)
+                             const struct inner_frame *frame, const struct arrival *arrival)
 {
     const struct bridge *bridge = &forwarder->bridge;
-    if (frame->packet.version && is_anothers(forwarder, origin, &frame->packet, from))
+    const struct address *from = &arrival->from;
+    struct neighbour_message message;
+    bool speaks = message_in(frame, &message) == NEIGHBOUR_OK;
+    if (frame->packet.version && is_spoofed(forwarder, origin, &frame->packet, from))
+        return DROP_spoofed;
+    if (speaks && message.sender && is_anothers(forwarder, message.sender, message.size, from))
         return DROP_spoofed;
     note_source(forwarder, origin, &frame->header, from);
     struct peer *peer = peers_get(&forwarder->peers, origin->bridged);
     if (mac_is_group(frame->header.destination) &&
         !storm_allowed(&peer->flooded[1], bridge->storm, 1, bridge->now_ns))
         return DROP_peer_storm;
+    if (speaks)
+        keep_message(forwarder, arrival, origin->bridged, &message, frame);
     return DROP_NONE;
 }
 
@@ -251,7 +361,7 @@ static void unpack_frame(struct forwarder *forwarder, uint8_t *data, size_t leng
             return;
     }
     if (reason == DROP_NONE) {
-        reason = judge_frame(forwarder, origin, &frame, &arrival->from);
+        reason = judge_frame(forwarder, origin, &frame, arrival);
         index = origin->bridged;
     }
     if (reason != DROP_NONE) {
@@ -315,6 +425,8 @@ int forwarder_inbound(struct forwarder *forwarder, struct underlay *underlay)
             unpack(forwarder, &arrival);
         }
         flush_runs(forwarder);
+        if (forwarder->trains.count) /* answers */
+            forwarder_flush(forwarder);
         moved += count;
         if (count)
             forwarder->receive_most = receive_most(bytes / (unsigned)count);

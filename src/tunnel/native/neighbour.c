@@ -34,6 +34,8 @@ void neighbour_table_free(struct neighbour_table *table)
 const uint8_t *neighbour_find(const struct neighbour_table *table, const uint8_t *address,
                               size_t size)
 {
+    if (!table)
+        return NULL;
     struct neighbour wanted = {.size = (uint8_t)size};
     memcpy(wanted.address, address, size);
     const struct neighbour *found = bsearch(&wanted, table->at, table->count, sizeof wanted,

@@ -37,7 +37,7 @@ struct neighbour_table *neighbour_table_new(const struct neighbour *neighbours, 
 
 void neighbour_table_free(struct neighbour_table *table);
 
-/* The MAC of an address of 4 or 16 bytes, or NULL. */
+/* The MAC of an address of 4 or 16 bytes, or NULL. No table has none. */
 const uint8_t *neighbour_find(const struct neighbour_table *table, const uint8_t *address,
                               size_t size);
 

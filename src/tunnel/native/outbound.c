@@ -194,8 +194,8 @@ static unsigned socket_fd_index(const struct underlay *underlay, uint32_t hash)
     return (unsigned)(((uint64_t)hash * underlay->count) >> 32);
 }
 
-/* Sends every train of the batch, one call a socket. */
-static void flush_trains(struct forwarder *forwarder)
+/* One call a socket. */
+void forwarder_flush(struct forwarder *forwarder)
 {
     struct trains *trains = &forwarder->trains;
     struct train *list[TRAINS_MAX];
@@ -225,7 +225,7 @@ static void add_to_train(struct forwarder *forwarder, struct ticket ticket,
     if (trains_add(&forwarder->trains, ticket, pieces, count))
         return;
     size_t used = forwarder->slab_used; /* the header in `pieces` stays taken */
-    flush_trains(forwarder);
+    forwarder_flush(forwarder);
     forwarder->slab_used = used;
     trains_add(&forwarder->trains, ticket, pieces, count);
 }
@@ -235,7 +235,7 @@ static uint8_t *take_header(struct forwarder *forwarder, size_t size)
 {
     size = (size + 7) & ~(size_t)7;
     if (forwarder->slab_used + size > SLAB_ROOM)
-        flush_trains(forwarder);
+        forwarder_flush(forwarder);
     uint8_t *header = forwarder->slab + forwarder->slab_used;
     forwarder->slab_used += size;
     return header;
@@ -451,6 +451,33 @@ static void open_parcel(struct parcel *parcel, struct device_packet *read,
     parcel->packet.link = header->size;
 }
 
+/* A question by ARP or NDP that the table answers. In a VLAN the same address is another's. */
+static bool is_answered(struct forwarder *forwarder, const struct ethernet *header,
+                        const struct ip_packet *packet)
+{
+    struct neighbour_message question;
+    enum neighbour_verdict verdict = NEIGHBOUR_NONE;
+    if (header->type == ETHERTYPE_ARP)
+        verdict = arp_parse(packet->data, packet->length, &question);
+    else if (packet->protocol == IP_ICMP6)
+        verdict = ndp_parse(packet, &question);
+    if (verdict != NEIGHBOUR_OK || !question.asks || header->size != ETHERNET_HEADER)
+        return false;
+    const uint8_t *mac = neighbour_find(forwarder->neighbours, question.target, question.size);
+    /* Who asks for himself wants to know whether there is somebody else. */
+    if (!mac || memcmp(mac, header->source, MAC_SIZE) == 0) {
+        forwarder->work.neighbour_floods += mac_is_group(header->destination);
+        return false;
+    }
+    uint8_t answer[OFFLOAD_HEADER + NEIGHBOUR_ANSWER_MAX] = {0};
+    uint8_t *frame = answer + OFFLOAD_HEADER;
+    size_t length = neighbour_answer(frame, &question, mac, header->source);
+    const struct iovec pieces[2] = {{answer, OFFLOAD_HEADER}, {frame, length}};
+    if (device_write(&forwarder->device, pieces, 2) == 0)
+        forwarder->work.neighbour_answers++;
+    return true;
+}
+
 static void forward_frame(struct forwarder *forwarder, struct device_packet *read)
 {
     const struct bridge *bridge = &forwarder->bridge;
@@ -470,12 +497,14 @@ static void forward_frame(struct forwarder *forwarder, struct device_packet *rea
     if (!group)
         index = fdb_lookup(bridge->fdb, fdb_key(header.destination, header.vlan), bridge->now);
     struct peer *peer = peers_get(&forwarder->peers, index);
+    struct parcel parcel;
+    open_parcel(&parcel, read, &header);
+    if (is_answered(forwarder, &header, &parcel.packet))
+        return;
     if (!peer && !bridge->flood) {
         count_drops(nobody, group ? DROP_no_flood : DROP_no_fdb, 1);
         return;
     }
-    struct parcel parcel;
-    open_parcel(&parcel, read, &header);
     if (!take_on(forwarder, &parcel, peer ? &peer->counters : nobody))
         return;
     if (peer)
@@ -496,6 +525,26 @@ static void forward(struct forwarder *forwarder, struct device_packet *read)
         forward_packet(forwarder, read);
 }
 
+void forwarder_say(struct forwarder *forwarder, uint16_t index, const uint8_t *frame, size_t length)
+{
+    struct peer *peer = &forwarder->peers.at[index];
+    unsigned family = peer->address.size == 16;
+    if (!peer->address.size || !forwarder->underlays[family].count) {
+        count_drops(&peer->counters, DROP_unresolved, 1);
+        return;
+    }
+    struct ticket ticket = {
+        .peer = index,
+        .socket = (uint8_t)(family * SOCKETS_MAX),
+        .alone = !peer->trains,
+    };
+    uint8_t *start = take_header(forwarder, VXLAN_HEADER + length);
+    vxlan_put_header(start, forwarder->vtep.vni);
+    memcpy(start + VXLAN_HEADER, frame, length);
+    const struct iovec piece = {start, VXLAN_HEADER + length};
+    add_to_train(forwarder, ticket, &piece, 1);
+}
+
 int forwarder_outbound(struct forwarder *forwarder)
 {
     int moved = 0;
@@ -507,7 +556,7 @@ int forwarder_outbound(struct forwarder *forwarder)
         bridge_tick(&forwarder->bridge);
         for (int i = 0; i < count; i++)
             forward(forwarder, &forwarder->packets.packets[i]);
-        flush_trains(forwarder);
+        forwarder_flush(forwarder);
         moved += count;
         if (count < DEVICE_BATCH)
             break;
