@@ -56,12 +56,14 @@ class Containers:
             ConfigError: It cannot be made.
         """
         path = self._config.subnet_file
-        if path is None or path.parent.exists():
+        if path is None:
             return
         try:
             path.parent.mkdir(parents=True)
             if (owner := choose_user(user)) is not None:
                 os.chown(path.parent, owner.pw_uid, owner.pw_gid)
+        except FileExistsError:
+            return
         except OSError as error:
             raise _unwritable(path, error) from error
 
