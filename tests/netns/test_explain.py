@@ -1,0 +1,198 @@
+"""``tunnel explain`` against nodes that move packets: what it says is what is then on the wire."""
+
+import asyncio
+import json
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from scapy.layers.inet import IP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Ether
+from scapy.layers.vxlan import VXLAN
+
+from tests.netns.test_overlay import pair
+from tests.netns.traffic import inside
+from tests.unit.test_node_verbs import check
+from tunnel import Client
+from tunnel.lab import Host, Lab
+
+_ETH_P_ALL = 3
+_PATIENCE = 5.0  # seconds
+
+
+def explain(host: Host, address: str, source: str | None = None, **words: Any) -> Any:
+    """What the host's node says, at its control socket."""
+
+    async def ask() -> Any:
+        async with Client(f"/proc/{host.pid}/root/run/tunnel/tunnel1.sock") as node:
+            return await node.call("explain", address=address, source=source, **words)
+
+    found = asyncio.run(ask())
+    check("explain", found)
+    return found
+
+
+def steps(found: Any) -> dict[str, Any]:
+    return {step["step"]: step for step in found["steps"]}
+
+
+def end(host: Host, address: str, source: str | None = None) -> tuple[str, str, str]:
+    """Where the way ends: the step, why, and what to do."""
+    found = explain(host, address, source)
+    last = found["steps"][-1]
+    assert found["ends"] == last["step"]
+    return last["step"], last["why"], last["next"]
+
+
+@contextmanager
+def watching(host: Host) -> Iterator[socket.socket]:
+    """Frames that come to a host's eth0."""
+    with inside(host), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+        sock.bind(("eth0", _ETH_P_ALL))
+        sock.settimeout(_PATIENCE)
+        yield sock
+
+
+def carried(sock: socket.socket, sport: int) -> Ether:
+    """The frame whose inner UDP datagram comes from that port."""
+    while True:
+        frame = Ether(sock.recv(65536))
+        if UDP not in frame or frame[UDP].dport != 8472:
+            continue
+        inner = VXLAN(bytes(frame[UDP].payload))[Ether]
+        if UDP in inner and inner[UDP].sport == sport:
+            return frame
+
+
+def send(host: Host, source: str, sport: int, address: str, dport: int, *, size: int) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with inside(host), socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.bind((source, sport))
+        sock.sendto(bytes(size), (address, dport))
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("outer", [4, 6])
+def test_what_it_says_is_what_is_on_the_wire(lab: Lab, outer: int, workers: str) -> None:
+    a, b = pair(lab)
+    for node, other in ((a, b), (b, a)):
+        node.up("--workers", workers, peers=[other.at(outer)])
+    for number in range(8):
+        inner, sport = (4, 6)[number % 2], 30_000 + number
+        here, there = (a.ipv4, b.ipv4) if inner == 4 else (a.ipv6, b.ipv6)
+        flow: dict[str, Any] = {"protocol": "udp", "sport": sport, "dport": 9, "size": 300}
+        found = explain(a.host, there, **flow)
+        assert found["ends"] is None
+        layers = {one["name"]: one["fields"] for one in found["headers"]}
+        with watching(b.host) as sock:
+            send(a.host, here, sport, there, 9, size=300 - (28 if inner == 4 else 48))
+            frame = carried(sock, sport)
+        ip = frame[IP] if outer == 4 else frame[IPv6]
+        drawn = layers[f"outer IPv{outer}"]
+        assert (drawn["source"], drawn["destination"]) == (ip.src, ip.dst)
+        assert drawn["length"] == str(ip.len if outer == 4 else ip.plen + 40)
+        assert drawn["ttl"] == str(ip.ttl if outer == 4 else ip.hlim)
+        if outer == 4:
+            assert drawn["df"] == str(int("DF" in ip.flags))
+        udp = layers["UDP"]
+        assert str(frame[UDP].sport) in udp["source"].split(" or ")
+        assert len(udp["source"].split(" or ")) <= int(workers)
+        assert (udp["destination"], udp["length"]) == (str(frame[UDP].dport), str(frame[UDP].len))
+        vxlan = VXLAN(bytes(frame[UDP].payload))
+        assert layers["VXLAN"] == {"flags": f"{int(vxlan.flags):02x}", "vni": str(vxlan.vni)}
+        ether = vxlan[Ether]
+        assert layers["Ethernet"] == {
+            "source": ether.src,
+            "destination": ether.dst,
+            "type": f"{ether.type:04x}",
+        }
+        inside_it = ether[IP] if inner == 4 else ether[IPv6]
+        drawn = layers[f"inner IPv{inner}"]
+        assert (drawn["source"], drawn["destination"]) == (inside_it.src, inside_it.dst)
+        assert (drawn["sport"], drawn["dport"]) == (str(sport), "9")
+        assert drawn["length"] == "300"
+        # And at the other end.
+        home = explain(b.host, there, here, **flow)
+        assert (home["direction"], home["ends"]) == ("inbound", None)
+        assert steps(home)["kernel route"]["entry"].startswith(f"local {there}")
+
+
+def test_where_it_ends(lab: Lab) -> None:
+    a, b = pair(lab)
+    gone = "192.0.2.77=10.244.77.0/24"
+    a.up(peers=[b.at(4), gone, "203.0.113.9=10.244.9.0/24", "nobody.invalid=10.244.8.0/24"])
+    b.up(peers=[a.at(4)])
+    host = a.host
+    route = f"{b.prefixes[0]} dev tunnel1"
+    assert steps(explain(host, b.ipv4))["kernel route"]["entry"].startswith(route)
+    shown = host.run([sys.executable, "-m", "tunnel", "explain", b.ipv4]).stdout
+    assert f" 2  kernel route  {route} proto 84 scope link\n" in shown
+
+    host.run("ip route add 10.99.0.0/16 dev tunnel1")
+    assert end(host, "10.99.0.1")[0] == "route"
+    drops = host.run([sys.executable, "-m", "tunnel", "drops", "--json"]).stdout
+    assert "no_route" not in {one["reason"] for one in json.loads(drops)}  # nothing was sent
+    assert end(host, "9.9.9.9")[:2] == ("kernel route", "no kernel route matches 9.9.9.9")
+    assert end(host, "10.244.8.1")[0] == "name"
+    assert end(host, "10.244.9.1")[0] == "underlay"
+    # Who is on the link and does not answer, once the kernel has asked for him.
+    host.run("sysctl -w net.ipv4.neigh.eth0.retrans_time_ms=20")
+    send(host, a.ipv4, 1, "10.244.77.1", 9, size=1)
+    while explain(host, "10.244.77.1")["ends"] != "underlay":
+        pass
+    assert "does not answer ARP on eth0" in end(host, "10.244.77.1")[1]
+
+    host.run("ip route add blackhole 10.244.2.64/26")
+    assert "blackhole" in end(host, "10.244.2.65")[1]
+    host.run("ip route add 10.244.2.128/25 dev eth0")
+    step, why, what = end(host, "10.244.2.200")
+    assert (step, what) == (
+        "kernel route",
+        "see all that match: ip route show match 10.244.2.200",
+    )
+    assert "leaves by eth0, though peer 192.0.2.2:8472 owns 10.244.2.0/24" in why
+
+    assert end(host, b.ipv4, host.ipv4)[0] == "their checks"
+    assert end(host, a.ipv4, "10.5.5.5")[0] == "source check"
+    assert "forwards no IPv4" in end(host, "10.244.1.7", b.ipv4)[1]
+    host.run("sysctl -w net.ipv4.ip_forward=1")
+    assert end(host, "10.244.1.7", b.ipv4)[0] == "kernel route"
+    host.run("ip link set tunnel1 down")
+    assert end(host, b.ipv4, a.ipv4)[0] in ("kernel route", "device")
+
+
+def test_a_pod_behind_a_bridge(lab: Lab) -> None:
+    """Both ways of a packet between a pod here and the other node."""
+    a, b = pair(lab)
+    for node, other in ((a, b), (b, a)):
+        node.up(peers=[other.at(4)])
+    pod, host = lab.host("pod"), a.host
+    host.run("sysctl -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
+    host.run("ip link add cni0 type bridge")
+    host.run(f"ip link add veth9 type veth peer name eth0 netns {pod.pid}")
+    host.run("ip link set veth9 master cni0 up")
+    for address, own, length in (
+        ("10.244.1.1", "10.244.1.9", 24),
+        ("fd00:244:1::1", "fd00:244:1::9", 64),
+    ):
+        six = "nodad" if ":" in own else ""
+        host.run(f"ip address add {address}/{length} dev cni0 {six}")
+        pod.run(f"ip address add {own}/{length} dev eth0 {six}")
+    host.run("ip link set cni0 up")
+    pod.run("ip link set eth0 up")
+    pod.run("ip route add default via 10.244.1.1")
+    pod.run("ip route add default via fd00:244:1::1")
+    for far, own in ((b.ipv4, "10.244.1.9"), (b.ipv6, "fd00:244:1::9")):
+        pod.ping(far)
+        out = explain(host, far, own)
+        assert out["ends"] is None
+        assert steps(out)["packet"]["why"] == "comes from cni0: this host forwards it"
+        home = explain(host, own, far)
+        assert home["ends"] is None
+        last = steps(home)["neighbour"]
+        assert f"{own} dev cni0 lladdr " in last["entry"]
+        assert "its port veth9, whose other end is in another network namespace" in last["why"]
