@@ -31,7 +31,7 @@ from tunnel.client import LARGEST_REPLY, VERSION, directories, is_served
 from tunnel.errors import CodecError, ConfigError, TunnelError
 from tunnel.linux.privileges import choose_user
 from tunnel.tunnel import Tunnel
-from tunnel.types import ANY_VTEP_MAC, Endpoint, Mac, PeerState, PeerStatus
+from tunnel.types import ANY_VTEP_MAC, Endpoint, Mac, MacSource, PeerState, PeerStatus
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +87,10 @@ class Service:
             "peer_remove": self._peer_remove,
             "routes": self._routes,
             "neighbours": self._neighbours,
+            "fdb": self._fdb,
+            "fdb_add": self._fdb_add,
+            "fdb_remove": self._fdb_remove,
+            "fdb_flush": self._fdb_flush,
             "drops": self._drops,
             "ping": self._ping,
             "try_trains": self._try_trains,
@@ -218,19 +222,39 @@ class Service:
         ]
 
     async def _neighbours(self, _: Mapping[str, Any]) -> Any:
-        status = self._tunnel.status(look=False)
+        status, known = self._tunnel.status(look=False), self._tunnel.neighbours()
         return [
             {
                 "prefix": prefix,
+                "via": self._tunnel.gateway(prefix) if prefix else None,
                 "device": status.device,
                 "mac": peer.mac or ANY_VTEP_MAC,
+                "source": known[peer.endpoint].source,
+                "seconds": known[peer.endpoint].seconds,
                 "peer": peer.endpoint,
                 "address": peer.address,
                 "state": peer.state,
             }
             for peer in status.peers
-            for prefix in peer.prefixes
+            for prefix in peer.prefixes or (None,)
         ]
+
+    async def _fdb(self, _: Mapping[str, Any]) -> Any:
+        return self._tunnel.fdb()
+
+    async def _fdb_add(self, args: Mapping[str, Any]) -> Any:
+        mac, vlan = _take_key(args)
+        self._tunnel.add_fdb(mac, vlan=vlan, peer=self._find(_take(args, "peer", str)).endpoint)
+        return {"added": [_spell(mac, vlan)]}
+
+    async def _fdb_remove(self, args: Mapping[str, Any]) -> Any:
+        mac, vlan = _take_key(args)
+        self._tunnel.remove_fdb(mac, vlan=vlan)
+        return {"removed": [_spell(mac, vlan)]}
+
+    async def _fdb_flush(self, args: Mapping[str, Any]) -> Any:
+        gone = self._tunnel.flush_fdb(learned=_take(args, "learned", bool, default=False))
+        return {"removed": [_spell(entry.mac, entry.vlan) for entry in gone]}
 
     async def _drops(self, _: Mapping[str, Any]) -> Any:
         stats = self._tunnel.stats
@@ -309,7 +333,12 @@ class Service:
 
     def _members(self) -> set[tuple[Any, ...]]:
         peers = self._tunnel.status(look=False).peers
-        return {(one.endpoint, one.prefixes, one.mac) for one in peers}
+        known = self._tunnel.neighbours()
+        configured = {end for end, one in known.items() if one.source is MacSource.CONFIGURED}
+        return {
+            (one.endpoint, one.prefixes, one.mac if one.endpoint in configured else None)
+            for one in peers
+        }
 
     def _find(self, text: str) -> PeerStatus:
         """The peer that people mean: by its endpoint, by its host alone, or by an overlay address
@@ -474,6 +503,16 @@ def _take(args: Mapping[str, Any], name: str, kind: type, *, default: Any = None
     if type(value) is not kind:
         raise ConfigError(f"{name} is {value!r} (it has to be {kind.__name__})")
     return value
+
+
+def _take_key(args: Mapping[str, Any]) -> tuple[Mac, int | None]:
+    """MAC and VLAN of an entry in the FDB."""
+    vlan = None if args.get("vlan") is None else _take(args, "vlan", int)
+    return Mac.parse(_take(args, "mac", str)), vlan
+
+
+def _spell(mac: Mac, vlan: int | None) -> str:
+    return str(mac) if vlan is None else f"{mac} vlan {vlan}"
 
 
 async def _send(writer: asyncio.StreamWriter, reply: Mapping[str, Any]) -> None:

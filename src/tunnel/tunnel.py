@@ -39,8 +39,10 @@ from tunnel.types import (
     Address,
     Endpoint,
     Event,
+    FdbEntry,
     Interface,
     Mac,
+    Neighbour,
     OffloadLost,
     Peer,
     PeerState,
@@ -231,6 +233,67 @@ class Tunnel:
         endpoint = Endpoint.parse(peer) if isinstance(peer, str) else peer
         await self._change(self._peers.remove(endpoint))
 
+    def fdb(self) -> tuple[FdbEntry, ...]:
+        """
+        Behind which peer each MAC is (in TAP mode).
+
+        Raises:
+            ConfigError: In TUN mode.
+        """
+        peers = {index: endpoint for endpoint, index in self._peers.indices.items()}
+        return tuple(
+            FdbEntry(Mac(mac), vlan, peers[index], static=static, seconds=seconds)
+            for mac, vlan, index, static, seconds in self._table().entries()
+            if index in peers
+        )
+
+    def add_fdb(self, mac: str | Mac, *, peer: str | Endpoint, vlan: int | None = None) -> None:
+        """
+        Puts a static entry, in the place of a learned one. It goes with its peer.
+
+        Raises:
+            ConfigError: No such peer, no such VLAN (1 to 4094), or the MAC is that of a VTEP.
+        """
+        table, mac = self._table(), _mac(mac)
+        index = self._peers.indices[self._peers.known(peer)]
+        self._check_free(mac, vlan=_vlan(vlan))
+        table.put(mac.packed, vlan, index)
+
+    def remove_fdb(self, mac: str | Mac, *, vlan: int | None = None) -> None:
+        """
+        Removes an entry, static or learned.
+
+        Raises:
+            ConfigError: There is none, or it is that of a peer's VTEP.
+        """
+        table, mac = self._table(), _mac(mac)
+        self._check_free(mac, vlan=_vlan(vlan))
+        if not table.remove(mac.packed, vlan):
+            raise ConfigError(f"FDB entry {_spell(mac, vlan)} is not there (see tunnel fdb list)")
+
+    def flush_fdb(self, *, learned: bool = False) -> tuple[FdbEntry, ...]:
+        """
+        Removes all entries but those of the peers' VTEPs, or only the `learned` ones. Returns
+        which.
+
+        Raises:
+            ConfigError: In TUN mode.
+        """
+        table, owner = self._table(), self._peers.vteps.owner
+        if learned:
+            gone = [entry for entry in self.fdb() if not entry.static]
+        else:
+            gone = [entry for entry in self.fdb() if entry.vlan or not owner(entry.mac)]
+        return tuple(entry for entry in gone if table.remove(entry.mac.packed, entry.vlan))
+
+    def neighbours(self) -> dict[Endpoint, Neighbour]:
+        """Which MAC each peer's VTEP has, and who said so."""
+        return {endpoint: self._peers.vteps.get(endpoint) for endpoint in self._peers.indices}
+
+    def gateway(self, prefix: Prefix) -> Address | None:
+        """By which VTEP's address the kernel routes a peer's prefix; None in TUN mode."""
+        return self._peers.vteps.via(prefix)
+
     async def send(self, packet: bytes) -> None:
         """
         Sends one inner IP packet (with ``device=None``); waits while the buffer is full.
@@ -342,7 +405,7 @@ class Tunnel:
         return PeerStatus(
             endpoint=endpoint,
             address=self._peers.address(endpoint),
-            mac=peer.mac,
+            mac=self._peers.vteps.used(peer),
             prefixes=peer.prefixes,
             state=health.state if health else PeerState.UNKNOWN,
             seconds=time.monotonic() - (health.since if health else self._opened),
@@ -651,6 +714,20 @@ class Tunnel:
         self._workers.close()
         self._peers.stop()
 
+    def _table(self) -> Fdb:
+        if self._fdb is None:
+            raise ConfigError(
+                f"{self.config.name} has no FDB: packets go by their routes (start it with mode tap)"
+            )
+        return self._fdb
+
+    def _check_free(self, mac: Mac, *, vlan: int | None) -> None:
+        owner = self._peers.vteps.owner(mac) if vlan is None else None
+        if owner is not None:
+            raise ConfigError(f"FDB entry {mac} is that of peer {owner} itself (it goes with it)")
+        if mac == self._underlay.mac:
+            raise ConfigError(f"MAC {mac} is this node's own (no peer can have it)")
+
     def _pair(self) -> Pair:
         if not isinstance(self._device, Pair):
             raise ConfigError(
@@ -658,3 +735,17 @@ class Tunnel:
                 "(open it with device=None to send and receive them here)"
             )
         return self._device
+
+
+def _mac(mac: str | Mac) -> Mac:
+    return Mac.parse(mac) if isinstance(mac, str) else mac
+
+
+def _vlan(vlan: int | None) -> int | None:
+    if vlan is not None and not 1 <= vlan <= 4094:
+        raise ConfigError(f"VLAN {vlan} is out of range (1 to 4094)")
+    return vlan
+
+
+def _spell(mac: Mac, vlan: int | None) -> str:
+    return str(mac) if vlan is None else f"{mac} vlan {vlan}"

@@ -299,12 +299,28 @@ class FdbEntry:
 
 
 class MacSource(Enum):
-    """Who said which MAC a peer's VTEP has; nobody, where any node's is used."""
+    """Who said which MAC a peer's VTEP has: its configuration, its control frames, it when asked
+    by ARP or NDP, or nobody."""
 
     CONFIGURED = "configured"
     CONTROL = "control"
     RESOLVED = "resolved"
-    ANY = "any"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """
+    A peer's VTEP.
+
+    Attributes:
+        mac: None where nobody has told it.
+        seconds: Since that was last said; 0 where it is configured.
+    """
+
+    mac: Mac | None
+    source: MacSource
+    seconds: float
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,18 @@ from typing import Protocol
 from tunnel._native import Fdb
 from tunnel.control import arp
 from tunnel.control.frames import Letter
-from tunnel.control.neighbours import Known, Neighbour, Neighbours, gateway
+from tunnel.control.neighbours import Known, Neighbours, gateway
 from tunnel.kernel import Kernel
-from tunnel.types import Address, Endpoint, Interface, Mac, MacSource, Peer, Prefix
+from tunnel.types import (
+    Address,
+    Endpoint,
+    Interface,
+    Mac,
+    MacSource,
+    Neighbour,
+    Peer,
+    Prefix,
+)
 from tunnel.workers import Workers
 
 _ROUNDING = 1e-3  # seconds; uvloop rounds to milliseconds, and too soon is in vain
@@ -100,8 +109,12 @@ class Vteps:
             return None
         return peer.mac or found.mac
 
-    def owns(self, mac: Mac) -> Endpoint | None:
-        """Whose FDB entry this is by itself, as no one put it."""
+    def via(self, prefix: Prefix) -> Address | None:
+        """The gateway of a prefix's kernel route, None where it has none."""
+        return self._gateways.get(prefix)
+
+    def owner(self, mac: Mac) -> Endpoint | None:
+        """The peer whose VTEP's entry in the FDB this is: it stays as long as the peer."""
         return next((end for end, own in self._entries.items() if own == mac), None)
 
     def move(self, own: Iterable[Interface]) -> None:

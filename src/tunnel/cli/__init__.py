@@ -17,6 +17,7 @@ from tunnel.cli import (
     down,
     drops,
     explain,
+    fdb,
     neighbour,
     peer,
     ping,
@@ -29,7 +30,13 @@ from tunnel.errors import TunnelError
 
 SECTIONS = {
     "Run a node": (up.up, reload.reload, down.down, config.config),
-    "See and change one that runs": (status.status, peer.peer, route.route, neighbour.neighbour),
+    "See and change one that runs": (
+        status.status,
+        peer.peer,
+        route.route,
+        neighbour.neighbour,
+        fdb.fdb,
+    ),
     "Look closer": (
         doctor.doctor,
         drops.drops,

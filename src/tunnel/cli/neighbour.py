@@ -20,12 +20,18 @@ def list_(name: str | None, control: Path | None, as_json: bool) -> None:
     """
     Say, in the manner of "ip neigh", to which MAC and endpoint packets for a prefix go.
 
-    02:76:74:65:70:00 is any node's: the peer was given no mac= of its own.
+    Behind the endpoint stands who told the MAC: its configuration, its control frames, or the
+    peer when it was asked by ARP or NDP ("resolved"). 02:76:74:65:70:00 is any node's. With --mode
+    tap "via" is the VTEP's address, which the kernel has as next hop.
     """
     neighbours = node.ask("neighbours", name=name, control=control)
     if as_json:
         node.print_json(neighbours)
         return
     for one in neighbours:
+        via = f" via {one['via']}" if one["via"] else ""
         device = f" dev {one['device']}" if one["device"] else ""
-        click.echo(f"{one['prefix']}{device} lladdr {one['mac']} dst {one['peer']} {one['state']}")
+        click.echo(
+            f"{one['prefix'] or '-'}{via}{device} lladdr {one['mac']} dst {one['peer']} "
+            f"{one['source']} {one['state']}"
+        )

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from tunnel.control.arp import link_local
-from tunnel.types import ANY_VTEP_MAC, Address, Endpoint, Mac, MacSource, Peer, Prefix
+from tunnel.types import ANY_VTEP_MAC, Address, Endpoint, Mac, MacSource, Neighbour, Peer, Prefix
 
 log = logging.getLogger(__name__)
 
@@ -48,21 +48,6 @@ class Known:
     endpoint: Endpoint
     mac: Mac
     before: Mac | None
-
-
-@dataclass(frozen=True)
-class Neighbour:
-    """
-    A peer's VTEP.
-
-    Attributes:
-        mac: None where nobody has told it.
-        seconds: Since that was last said; 0 where it is configured.
-    """
-
-    mac: Mac | None
-    source: MacSource
-    seconds: float
 
 
 @dataclass
@@ -109,7 +94,7 @@ class Neighbours:
         otherwise."""
         before = self._vteps.get(peer.endpoint)
         mac = peer.mac or (before.mac if before else None)
-        source = MacSource.RESOLVED if mac else MacSource.ANY
+        source = MacSource.RESOLVED if mac else MacSource.UNKNOWN
         asked = () if peer.mac else tuple(_askable(peer.prefixes))
         self._vteps[peer.endpoint] = _Vtep(
             peer=peer,
@@ -132,7 +117,7 @@ class Neighbours:
         """What is known of a peer; nothing of one that is at no address yet."""
         vtep = self._vteps.get(endpoint)
         if vtep is None:
-            return Neighbour(None, MacSource.ANY, 0.0)
+            return Neighbour(None, MacSource.UNKNOWN, 0.0)
         configured = vtep.source is MacSource.CONFIGURED
         return Neighbour(vtep.mac, vtep.source, 0.0 if configured else now - vtep.confirmed)
 
