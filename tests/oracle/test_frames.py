@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from scapy.layers.inet import ICMP
+from scapy.layers.inet6 import ICMPv6PacketTooBig
 from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet, Raw
@@ -27,11 +29,13 @@ from .wire import (
     UDP_CHECK,
     USO,
     Vnet,
+    dissect,
     ip,
     pseudo_sum,
     split_twin,
     tcp,
     udp,
+    verifies,
 )
 
 HERE, THERE, ELSEWHERE = "02:00:00:00:0a:01", "02:00:00:00:0b:01", "02:00:00:00:0c:01"
@@ -341,3 +345,104 @@ def test_a_peer_without_an_address_gets_nothing(rig: Rig) -> None:
     rig.outbound(frame)
     assert peer.take() == [wrapped(frame)]
     assert rig.drops(1) == {"unresolved": 1}
+
+
+# ---- what a path does not take ----
+
+
+@pytest.mark.parametrize("tag", TAGS)
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("flooded", [False, True], ids=["known", "flooded"])
+def test_a_sender_is_told_the_mtu_by_a_frame(
+    rig: Rig, fdb: Fdb, version: int, tag: str, flooded: bool
+) -> None:
+    peer, wide = rig.add_peer(), rig.add_peer()
+    rig.forwarder.set_mtu(0, 1400)
+    if not flooded:
+        fdb.put(mac(THERE), 7 if tag == "tagged" else None, 0)
+    fits = 1400 - len(TAGS[tag])  # a tag takes of what the path has for packets
+    headers = 28 if version == 4 else 48
+    good, large = (outgoing(version, udp(bytes(size - headers))) for size in (fits, fits + 1))
+    frames = [ether(packet, tag=TAGS[tag]) for packet in (good, large)]
+    rig.outbound(*frames)
+    assert peer.take() == [wrapped(frames[0])]
+    assert wide.take(2 * flooded) == list(map(wrapped, frames)) * flooded
+    ((vnet, told),) = rig.writes()
+    prefix = 14 + len(TAGS[tag])
+    assert vnet == NO_OFFLOAD
+    assert told[:prefix] == mac(HERE) + mac(THERE) + frames[0][12:prefix]
+    assert verifies(told[prefix:])
+    message = dissect(told[prefix:])
+    assert (message.src, message.dst) == (THEIRS[version], OURS[version])
+    found = message[ICMP].nexthopmtu if version == 4 else message[ICMPv6PacketTooBig].mtu
+    assert found == fits
+    assert told.endswith(bytes(large)[: 548 if version == 4 else 1232])
+    assert rig.drops(0) == {"too_big": 1}
+
+
+def test_a_super_frame_too_big_for_one_peer_goes_to_the_others(rig: Rig) -> None:
+    peers = [rig.add_peer() for _ in range(3)]
+    rig.forwarder.set_mtu(1, 1300)
+    packet = outgoing(4, tcp(bytes(range(256)) * 90, flags="PAF"))
+    prefix = ether(packet)[:14]
+    segments = [wrapped(prefix + segment) for segment in split_twin(packet, 1400)]
+    for _ in range(2):  # in one piece, and apart
+        rig.put(prefix + bytes(packet), vnet_of(packet, 1400, link=14))
+        rig.outbound()
+        assert peers[0].take(len(segments)) == peers[2].take(len(segments)) == segments
+        assert peers[1].take(0) == []
+        assert len(rig.writes()) == 1
+    assert rig.drops(1) == {"too_big": 2 * len(segments)}
+
+
+def test_who_spoke_to_all_is_told_nothing(rig: Rig) -> None:
+    peer = rig.add_peer()
+    rig.forwarder.set_mtu(0, 1300)
+    rig.outbound(ether(outgoing(4, udp(bytes(1350))), to=BROADCAST))
+    assert rig.writes() == []
+    assert peer.take(0) == []
+    assert rig.drops(0) == {"too_big": 1}
+
+
+def test_what_is_not_ip_may_be_fragmented_by_the_underlay(rig: Rig, fdb: Fdb) -> None:
+    peer = rig.add_peer()
+    rig.forwarder.set_mtu(0, 1300)
+    fdb.put(mac(THERE), None, 0)
+    frame = mac(THERE) + mac(HERE) + b"\x12\x34" + bytes(1400)
+    rig.outbound(frame)
+    assert peer.take() == [wrapped(frame)]
+
+
+def test_the_largest_frame_there_is(rig: Rig, fdb: Fdb) -> None:
+    """A super-packet of 65,535 bytes, and the Ethernet header with a tag before it."""
+    peer = rig.add_peer()
+    fdb.put(mac(THERE), 7, 0)
+    packet = outgoing(4, tcp(bytes(65495)))
+    prefix = ether(packet, tag=TAGS["tagged"])[:18]
+    segments = [wrapped(prefix + segment) for segment in split_twin(packet, 1400)]
+    for _ in range(2):
+        rig.put(prefix + bytes(packet), vnet_of(packet, 1400, link=18))
+        rig.outbound()
+        assert peer.take(len(segments)) == segments
+
+
+LIES = {
+    "no such GSO": Vnet(NEEDS_CSUM, 9, 0, 1400, 34, TCP_CHECK),
+    "GSO without a size": Vnet(NEEDS_CSUM, TCP4, 0, 0, 34, TCP_CHECK),
+    "checksum in the Ethernet header": Vnet(NEEDS_CSUM, 0, 0, 0, 3, 4),
+    "checksum in the IP header": Vnet(NEEDS_CSUM, 0, 0, 0, 14, TCP_CHECK),
+    "checksum behind the end": Vnet(NEEDS_CSUM, 0, 0, 0, 34, 60000),
+    "transport where the IP header is": Vnet(NEEDS_CSUM, TCP4, 0, 1400, 20, TCP_CHECK),
+}
+
+
+@pytest.mark.parametrize("flooded", [False, True], ids=["known", "flooded"])
+@pytest.mark.parametrize("case", LIES)
+def test_an_offload_header_that_lies(rig: Rig, fdb: Fdb, case: str, flooded: bool) -> None:
+    peer = rig.add_peer()
+    if not flooded:
+        fdb.put(mac(THERE), None, 0)
+    rig.put(ether(outgoing(4, tcp(bytes(3000)))), LIES[case])
+    rig.outbound()
+    assert peer.take(0) == []
+    assert rig.drops(-1 if flooded else 0) == {"bad_offload": 1}

@@ -52,12 +52,6 @@ static enum role role_of(const struct coalescer *coalescer, const struct ip_pack
     return PASSES;
 }
 
-static bool same_link(const struct ip_packet *a, const struct ip_packet *b)
-{
-    return a->link == b->link &&
-           (!a->link || memcmp(a->data - a->link, b->data - b->link, a->link) == 0);
-}
-
 static bool same_flow(const struct ip_packet *a, const struct ip_packet *b)
 {
     return a->protocol == b->protocol && ip_same_hosts(a, b) &&
@@ -94,7 +88,7 @@ static bool may_join(const struct run *run, const struct ip_packet *packet, uint
     uint32_t payload = packet->length - header;
     if (payload > run->size || run->length + payload > IP_MAX || run->segments == RUN_SEGMENTS_MAX)
         return false;
-    if (!same_ip_fields(run, packet) || !same_link(&run->first, packet))
+    if (!same_ip_fields(run, packet) || (packet->link && !ip_same_link(&run->first, packet)))
         return false;
     return packet->protocol == IP_UDP || same_tcp_fields(run, packet, header);
 }

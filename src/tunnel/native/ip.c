@@ -137,6 +137,11 @@ bool ip_finish_checksum(struct ip_packet *packet)
     return true;
 }
 
+bool ip_same_link(const struct ip_packet *a, const struct ip_packet *b)
+{
+    return a->link == b->link && memcmp(a->data - a->link, b->data - b->link, a->link) == 0;
+}
+
 bool ip_is_multicast(const struct ip_packet *packet)
 {
     const uint8_t *address = packet->destination;

@@ -78,6 +78,9 @@ static inline bool ip_same_hosts(const struct ip_packet *a, const struct ip_pack
                            : memcmp(a->source, b->source, 32) == 0;
 }
 
+/* Whether two packets have the same Ethernet header before them. */
+bool ip_same_link(const struct ip_packet *a, const struct ip_packet *b);
+
 bool ip_is_multicast(const struct ip_packet *packet);
 
 uint8_t ip_ecn(const struct ip_packet *packet);

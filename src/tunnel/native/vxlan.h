@@ -9,8 +9,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "bytes.h"
+
 enum {
     VXLAN_HEADER = 8,
+    VXLAN_FLAG_VNI = 0x08,
     ETHERNET_HEADER = 14,
     VXLAN_OVERHEAD = VXLAN_HEADER + ETHERNET_HEADER,
     VNI_MAX = (1 << 24) - 1,
@@ -43,6 +46,20 @@ void vxlan_put(uint8_t *bytes, const struct vxlan_frame *frame);
 
 /* Reads the headers; VXLAN_SHORT if they are not all there, VXLAN_NO_VNI if the I flag is
  * clear. Other bits are ignored, as the RFC says. `frame` then points into `bytes`. */
-enum vxlan_verdict vxlan_parse(const uint8_t *bytes, size_t length, struct vxlan_frame *frame);
+static inline enum vxlan_verdict vxlan_parse(const uint8_t *bytes, size_t length,
+                                             struct vxlan_frame *frame)
+{
+    if (length < VXLAN_OVERHEAD)
+        return VXLAN_SHORT;
+    if (!(bytes[0] & VXLAN_FLAG_VNI))
+        return VXLAN_NO_VNI;
+    *frame = (struct vxlan_frame){
+        .vni = get32(bytes + 4) >> 8,
+        .ethertype = get16(bytes + 20),
+        .destination = bytes + 8,
+        .source = bytes + 14,
+    };
+    return VXLAN_OK;
+}
 
 #endif
