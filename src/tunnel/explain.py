@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tunnel._native import DROP_REASONS
+from tunnel._native import DROP_REASONS, Fdb
 from tunnel.config import Config
 from tunnel.control.walk import Facts, Flow, Passage
 from tunnel.errors import ConfigError
@@ -42,11 +42,13 @@ class Explainer:
 
     Args:
         status: As it is now.
+        fdb: Of a tunnel that carries frames.
         indices: Under which index the packet path knows each peer.
     """
 
     config: Config
     status: Status
+    fdb: Fdb | None
     indices: Mapping[Endpoint, int]
     device: Device | Pair
     netlink: Netlink
@@ -67,6 +69,11 @@ class Explainer:
         Raises:
             ConfigError: There is no such packet, or nobody can tell whose it is.
         """
+        if self.fdb is not None and isinstance(self.device, Pair):
+            raise ConfigError(
+                f"{self.config.name} has no device: the program itself says to which MAC a packet "
+                "goes (open it with a device, or with mode tun)"
+            )
         inbound = await self._is_ours(destination)
         if source is None:
             if inbound:
@@ -89,7 +96,7 @@ class Explainer:
                 flow.destination, source=flow.source, arrival=arrival or ""
             )
             neighbour = await self._next_hop(kernel, flow.destination)
-            known = self.config.mode == "tun" or bool(neighbour and neighbour.mac)
+            known = self.fdb is None or bool(neighbour and neighbour.mac)
         passages = self._trace(flow, kernel, neighbour) if known else []
         peer = passages[0].peer if passages else None
         route, hop, local = await self._underlay_of(peer)
@@ -102,8 +109,10 @@ class Explainer:
             arrival=arrival,
             kernel=kernel,
             neighbour=neighbour,
+            bridge=await self._bridge(),
             forwards=_forwards(flow.version),
             passages=passages,
+            entry=self._entry(neighbour),
             underlay=route,
             hop=hop,
             local=local,
@@ -112,7 +121,7 @@ class Explainer:
     async def _inbound(self, flow: Flow) -> Facts:
         kernel, neighbour = None, None
         if isinstance(self.device, Device):
-            arrival = await self.netlink.bridge_of(self.device.index) or self.device.name
+            arrival = await self._bridge() or self.device.name
             kernel = await self.netlink.decide(
                 flow.destination, source=flow.source, arrival=arrival
             )
@@ -135,7 +144,7 @@ class Explainer:
         self, flow: Flow, kernel: KernelRoute | None, neighbour: KernelNeighbour | None
     ) -> list[Passage]:
         packet = flow.packet()
-        if self.config.mode == "tap" and kernel is not None and neighbour is not None:
+        if self.fdb is not None and kernel is not None and neighbour is not None:
             ends = Mac.parse(neighbour.mac).packed + Mac.parse(kernel.mac).packed
             packet = ends + _ETHERTYPES[flow.version] + packet
         return [self._passage(*found) for found in self.workers.trace(packet)]
@@ -158,6 +167,17 @@ class Explainer:
             (peer for peer in self.status.peers if self.indices[peer.endpoint] == index), None
         )
 
+    def _entry(self, neighbour: KernelNeighbour | None) -> str:
+        """The FDB's, of the MAC that a frame goes to."""
+        if self.fdb is None or neighbour is None or not neighbour.mac:
+            return ""
+        mac = Mac.parse(neighbour.mac)
+        for packed, vlan, index, fixed, age in self.fdb.entries():
+            peer = self._peer_at(index)
+            if (packed, vlan) == (mac.packed, None) and peer is not None:
+                return f"{mac} -> {peer.endpoint} {'static' if fixed else f'learned {age} s ago'}"
+        return ""
+
     # This host.
 
     @property
@@ -166,6 +186,11 @@ class Explainer:
 
     def _is_up(self) -> bool:
         return not isinstance(self.device, Device) or self.device.is_up()
+
+    async def _bridge(self) -> str:
+        if not isinstance(self.device, Device):
+            return ""
+        return await self.netlink.bridge_of(self.device.index)
 
     async def _is_ours(self, address: Address) -> bool:
         """Whether it is this host's, or of what lives behind it."""

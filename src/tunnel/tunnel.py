@@ -511,6 +511,7 @@ class Tunnel:
         explainer = Explainer(
             config=self.config,
             status=self.status(look=False),
+            fdb=self._fdb,
             indices=self._peers.indices,
             device=self._device,
             netlink=self._netlink,

@@ -196,3 +196,57 @@ def test_a_pod_behind_a_bridge(lab: Lab) -> None:
         last = steps(home)["neighbour"]
         assert f"{own} dev cni0 lladdr " in last["entry"]
         assert "its port veth9, whose other end is in another network namespace" in last["why"]
+
+
+@pytest.mark.parametrize("outer", [4, 6])
+def test_frames_by_the_fdb(lab: Lab, outer: int) -> None:
+    """TAP mode: neighbour and FDB entry, as they then are on the wire."""
+    a, b = pair(lab)
+    for node, other in ((a, b), (b, a)):
+        node.up("--mode", "tap", "--workers", "1", peers=[other.at(outer)])
+    for inner in (4, 6):
+        here, there = (a.ipv4, b.ipv4) if inner == 4 else (a.ipv6, b.ipv6)
+        a.host.ping(there, count=2)
+        flow: dict[str, Any] = {"protocol": "udp", "sport": 30_000 + inner, "dport": 9, "size": 200}
+        found = explain(a.host, there, **flow)
+        assert found["ends"] is None
+        assert f"via {there} dev tunnel1" in steps(found)["kernel route"]["entry"]
+        layers = {one["name"]: one["fields"] for one in found["headers"]}
+        with watching(b.host) as sock:
+            send(a.host, here, 30_000 + inner, there, 9, size=200 - (28 if inner == 4 else 48))
+            frame = carried(sock, 30_000 + inner)
+        ether = VXLAN(bytes(frame[UDP].payload))[Ether]
+        ends = (layers["Ethernet"]["source"], layers["Ethernet"]["destination"])
+        assert ends == (ether.src, ether.dst)
+        assert layers["UDP"]["source"] == str(frame[UDP].sport)
+        assert f"lladdr {ether.dst} PERMANENT" in steps(found)["neighbour"]["entry"]
+        address = b.host.ipv4 if outer == 4 else f"[{b.host.ipv6}]"
+        assert steps(found)["fdb"]["entry"] == f"{ether.dst} -> {address}:8472 static"
+        assert explain(b.host, there, here)["ends"] is None
+
+
+def test_frames_by_way_of_a_bridge(lab: Lab) -> None:
+    """The TAP device is a port of a bridge, and one subnet is on both sides."""
+    a, b = lab.host("a"), lab.host("b")
+    lab.link(a, b)
+    for host, other, own in ((a, b, "10.7.0.1"), (b, a, "10.7.0.2")):
+        words = ["up", "--mode", "tap", "--peer", other.ipv4]
+        process = host.popen([sys.executable, "-m", "tunnel", *words])
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        host.run("ip link add br0 type bridge")
+        host.run("ip link set tunnel1 master br0")
+        host.run(f"ip address add {own}/24 dev br0")
+        host.run("ip link set br0 up")
+    assert end(a, "10.7.0.2")[:2] == (
+        "neighbour",
+        "not known yet: the kernel asks by ARP or NDP, which goes to every peer",
+    )
+    a.ping("10.7.0.2")
+    found = explain(a, "10.7.0.2")
+    assert found["ends"] is None
+    assert "tunnel1 is a port of that bridge" in steps(found)["kernel route"]["why"]
+    assert " learned " in steps(found)["fdb"]["entry"]
+    home = explain(b, "10.7.0.2", "10.7.0.1")
+    assert home["ends"] is None
+    assert steps(home)["outer source"]["entry"] == "any peer's"

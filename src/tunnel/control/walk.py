@@ -150,6 +150,7 @@ class Facts:
         kernel: What the kernel does with it: as it sets out or, inbound, when it comes out of our
             device. None without a device.
         neighbour: What the kernel knows of the next hop behind that, where it needs to know.
+        bridge: Of which our device is a port, empty where it is of none.
         forwards: Whether this host forwards the packet's family.
         passages: Of each worker, for a packet that goes out.
         entry: Of our FDB, where frames go by it.
@@ -167,6 +168,7 @@ class Facts:
     arrival: str | None = ""
     kernel: KernelRoute | None = None
     neighbour: KernelNeighbour | None = None
+    bridge: str = ""
     forwards: bool = True
     passages: Sequence[Passage] = ()
     entry: str = ""
@@ -276,10 +278,12 @@ def _kernel_route(facts: Facts) -> Iterator[Step]:
         yield _not_forwarded(facts, route.entry)
     elif route.kind != "unicast":
         yield _ends("kernel route", route.entry, f"{flow.destination} is this host's own")
-    elif _enters(facts):
-        yield _goes_on(
-            "kernel route", route.entry, "the longest prefix that matches: into our device"
-        )
+    elif route.device == facts.status.device:
+        why = "the longest prefix that matches: into our device"
+        yield _goes_on("kernel route", route.entry, why)
+    elif facts.bridge and route.device == facts.bridge:
+        why = f"the longest prefix that matches: {facts.status.device} is a port of that bridge"
+        yield _goes_on("kernel route", route.entry, why)
     elif owner is None:
         yield _ends(
             "kernel route",
@@ -295,14 +299,6 @@ def _kernel_route(facts: Facts) -> Iterator[Step]:
             f"{_prefix_of(owner, flow.destination)}: a longer prefix, or a lower metric, wins",
             f"see all that match: ip route show match {flow.destination}",
         )
-
-
-def _enters(facts: Facts) -> bool:
-    """Whether the kernel's route leads into our device, or a bridge of which it is a port."""
-    route, device = facts.kernel, facts.status.device
-    if route is None or route.device == device:
-        return True
-    return facts.neighbour is not None and facts.neighbour.port == device
 
 
 def _refused(facts: Facts, see: str, *, into_overlay: bool) -> Step:
@@ -352,7 +348,11 @@ def _neighbour(facts: Facts) -> Iterator[Step]:
         return
     hop = route.gateway or facts.flow.destination
     entry = _spell(hop, known)
-    if known is not None and known.mac:
+    if known is not None and known.port and known.port != facts.status.device:
+        why = f"the bridge has that MAC behind its port {known.port}, not in the overlay"
+        what = f"see what it knows: bridge fdb show br {known.device}"
+        yield _ends("neighbour", entry, why, what)
+    elif known is not None and known.mac:
         how = "put there by us" if known.state == "PERMANENT" else "answered ARP or NDP"
         yield _goes_on("neighbour", entry, f"the next hop's MAC: {how}")
     elif known is not None and known.state == "FAILED":
@@ -485,11 +485,16 @@ def _headers(facts: Facts) -> Iterator[Step]:
     entry = " | ".join(f"{layer.name} {layer.bytes}" for layer in added)
     if facts.mode == "tap":
         why = "the frame's own Ethernet header stays; what is before it is new"
-    elif facts.peer is not None and facts.peer.mac is None:
-        why = f"{ANY_VTEP_MAC} is any node's: the peer was given no mac= of its own"
+    elif _to_any(facts):
+        why = f"{ANY_VTEP_MAC} is any node's: each of ours takes it beside its own MAC"
     else:
         why = "put before the packet as it is; its TTL stays, the kernel has counted it down"
     yield _goes_on("headers", entry, why)
+
+
+def _to_any(facts: Facts) -> bool:
+    """Whether the frame goes to the MAC that stands for every node's."""
+    return facts.passage.headers[_VXLAN_HEADER:].startswith(ANY_VTEP_MAC.packed)
 
 
 def _underlay(facts: Facts) -> Iterator[Step]:
@@ -560,7 +565,7 @@ def _their_checks(facts: Facts) -> Iterator[Step]:
     entry = f"source {flow.source} in {ours}" if ours else f"source {flow.source}"
     if peer.state is PeerState.UP:
         why = "it answers: so our address, VNI and MACs are right"
-    elif peer.mac is None and facts.mode != "tap":
+    elif _to_any(facts):
         why = (
             f"it has to know our address and VNI, and take {ANY_VTEP_MAC}: a kernel device does not"
         )
@@ -578,6 +583,10 @@ def _arrives(facts: Facts) -> Iterator[Step]:
 
 def _outer_source(facts: Facts) -> Iterator[Step]:
     flow, owner = facts.flow, facts.owner
+    if owner is None and facts.mode == "tap":
+        why = "has to be a peer's, whichever: the inner source is in nobody's prefix"
+        yield _goes_on("outer source", "any peer's", why)
+        return
     if owner is None:
         yield _ends(
             "source check",
@@ -604,7 +613,8 @@ def _frame(facts: Facts) -> Iterator[Step]:
 
 def _inner_source(facts: Facts) -> Iterator[Step]:
     owner = facts.owner
-    assert owner is not None
+    if owner is None:
+        return
     entry = f"{_prefix_of(owner, facts.flow.source)} -> {owner.endpoint}"
     drops = ", ".join(f"{reason} {count}" for reason, count in owner.drops.items())
     so_far = f"; drops of this peer's so far: {drops}" if drops else ""
