@@ -29,8 +29,8 @@ LAYERS = [
         "tunnel.kernel",
         "tunnel.workers",
     },
-    {"tunnel.control", "tunnel.linux", "tunnel.vxlan", "tunnel.lab"},
-    {"tunnel._native", "tunnel.pcapng"},
+    {"tunnel.control", "tunnel.linux", "tunnel.stores", "tunnel.vxlan", "tunnel.lab"},
+    {"tunnel._native", "tunnel.pcapng", "tunnel.store"},
     {"tunnel.config"},
     {"tunnel.types"},
     {"tunnel.errors"},
@@ -38,6 +38,7 @@ LAYERS = [
 """From the top; a module imports from layers below its own, or from its own package."""
 
 AT_HOME = {
+    "aiohttp": "tunnel.stores.etcd",
     "click": "tunnel.cli",
     "prometheus_client": "tunnel.metrics",
     "pyroute2": "tunnel.linux.netlink",

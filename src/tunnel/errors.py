@@ -5,7 +5,13 @@ What can go wrong, one class for each answer a program may want to give.
     ├── ConfigError      our words: a value that cannot be, before anything was made
     ├── CodecError       their bytes: not a VXLAN frame, or a packet that cannot be one
     ├── DeviceError      the world inside: device, addresses, kernel routes, nftables
-    └── UnderlayError    the world outside: UDP socket, local address, name resolution
+    ├── UnderlayError    the world outside: UDP socket, local address, name resolution
+    └── StoreError       where a cluster's members find each other
+        ├── StoreAway    cannot be reached, or does not answer: go on, and try again later
+        ├── StoreRefused says no (certificate, user, permission, space): somebody has to act
+        ├── Conflict     a guarded write came too late: read again, and decide again
+        ├── Gap          changes are no longer to be had one by one: read again, and compare
+        └── LeaseGone    a lease has ended, and what was bound to it
 
 A packet that cannot be forwarded raises nothing: it is counted under its reason.
 """
@@ -50,3 +56,47 @@ class DeviceError(TunnelError):
 
 class UnderlayError(TunnelError):
     """The UDP socket, the local address or a name; raised ``from`` the OSError."""
+
+
+class StoreError(TunnelError):
+    """The store in which members find each other."""
+
+
+class StoreAway(StoreError):
+    """It cannot be reached or does not answer, and why, for each address. Of a write nobody knows
+    whether it was done."""
+
+
+class StoreRefused(StoreError):
+    """It says no, or we do not believe that it is it: certificate, user, permission, space."""
+
+
+class Conflict(StoreError):
+    """
+    A key is not as the writer expected it; nothing was written.
+
+    Attributes:
+        revision: What it is at now; 0 when it is not there.
+    """
+
+    def __init__(self, key: str, *, expect: int, revision: int) -> None:
+        super().__init__(
+            f"{key} is {_at(revision)}, expected {_at(expect)}: somebody was faster (read again)"
+        )
+        self.key, self.expect, self.revision = key, expect, revision
+
+
+def _at(revision: int) -> str:
+    return f"at revision {revision}" if revision else "not there"
+
+
+class Gap(StoreError):
+    """A watch cannot go on from where it was: the changes since then are gone."""
+
+
+class LeaseGone(StoreError):
+    """A lease that has ended, or never was."""
+
+    def __init__(self, lease: int) -> None:
+        super().__init__(f"lease {lease:x} has ended (acquire again)")
+        self.lease = lease

@@ -1,0 +1,1 @@
+"""Stores of a cluster, one file a kind: nothing else knows how one works."""
