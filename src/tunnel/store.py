@@ -26,11 +26,14 @@ class Entry:
     Attributes:
         revision: Of the last write to this key: what guards the next one.
         lease: What it is bound to; None for what stays until somebody deletes it.
+        created: Revision at which the key came to be: who was there first, also after renewals.
+            0 where the store cannot tell.
     """
 
     value: bytes
     revision: int
     lease: int | None = None
+    created: int = 0
 
 
 @dataclass(frozen=True, slots=True)
