@@ -32,7 +32,7 @@ demo-pods: .venv/installed
 
 test: lint
 	@.ci/packages iproute2 iputils-ping iperf3 ethtool nftables tcpdump tshark libpcap0.8 systemd \
-		containernetworking-plugins etcd-server clang libclang-rt-14-dev valgrind
+		containernetworking-plugins etcd-server openssl clang libclang-rt-14-dev valgrind
 	@$(BIN)/pytest
 
 lint: .venv/installed

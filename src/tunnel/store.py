@@ -12,7 +12,7 @@ nothing about whether it was done, nor does cancelling one: read again before th
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
@@ -27,7 +27,6 @@ class Entry:
         revision: Of the last write to this key: what guards the next one.
         lease: What it is bound to; None for what stays until somebody deletes it.
         created: Revision at which the key came to be: who was there first, also after renewals.
-            0 where the store cannot tell.
     """
 
     value: bytes
@@ -54,8 +53,9 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Changes in the order in which they were made, all of them until ``revision``: the next
-    watch goes on after that. There may be none, when only the revision is news."""
+    """What changed until ``revision``, in that order: the next watch goes on after it. Of a key
+    that was written more than once there may be the last write only; and nothing at all, when only
+    the revision is news."""
 
     revision: int
     changes: tuple[Change, ...]
@@ -86,7 +86,7 @@ class Store(Protocol):
     async def read(self, prefix: str) -> Snapshot:
         """All keys that begin with ``prefix``, as they are now: nobody sees older ones after."""
 
-    def watch(self, prefix: str, *, after: int) -> AsyncIterator[Batch]:
+    def watch(self, prefix: str, *, after: int) -> AsyncGenerator[Batch, None]:
         """
         What changes under ``prefix`` after a revision, as it comes; close it with ``aclose()``
         when it is left before its end.

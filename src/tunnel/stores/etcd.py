@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import ssl
 from base64 import b64decode, b64encode
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -194,7 +195,7 @@ class EtcdStore:
             if no.code != _NOT_FOUND:
                 raise
 
-    async def watch(self, prefix: str, *, after: int) -> AsyncIterator[Batch]:
+    async def watch(self, prefix: str, *, after: int) -> AsyncGenerator[Batch, None]:
         clock = asyncio.get_running_loop().time
         while True:
             stream = await self._open_watch(prefix, after=after)
@@ -517,8 +518,12 @@ def _changes(result: Any) -> list[tuple[int, Change]]:
 
 def _entry(found: Any) -> tuple[bytes, Entry]:
     """A key and what is under it; fields that are zero or empty are left out by etcd."""
-    lease = int(found.get("lease", 0)) or None
-    entry = Entry(b64decode(found.get("value", "")), int(found["mod_revision"]), lease)
+    entry = Entry(
+        b64decode(found.get("value", "")),
+        revision=int(found["mod_revision"]),
+        lease=int(found.get("lease", 0)) or None,
+        created=int(found.get("create_revision", 0)),
+    )
     return b64decode(found["key"]), entry
 
 
@@ -613,5 +618,8 @@ def _tls(cafile: str, certfile: str, keyfile: str) -> ssl.SSLContext:
 
 
 def _why(error: OSError) -> str:
-    reason = error.reason if isinstance(error, ssl.SSLError) else error.strerror
-    return (reason or str(error)).replace("_", " ").lower()
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or str(error)).replace("_", " ").lower()
+    if error.errno and error.errno > 0:  # names that cannot be resolved have numbers below
+        return os.strerror(error.errno).lower()
+    return (error.strerror or str(error)).lower()
