@@ -1,0 +1,575 @@
+"""
+A node's claim on a subnet: the record that it publishes, as flannel writes it (its
+pkg/lease/lease.go), and how it gets and keeps the key for that.
+
+    what is in the store, what we had before, a clock  ->  Claim
+        ->  Read, Put, Delete, Wait: what to do next; each is answered by a method
+
+Nothing is ever written unguarded: a key is created if it is not there, or replaced at the revision
+at which it was read as ours. Whatever could not be foreseen (a lost race, a lost answer, somebody
+who deleted our key) has one answer: read again, compare, and only then write.
+
+Whose a record is says the node id in it, which flannel does not know and leaves alone; of a record
+without one, flannel's or one reserved for an address, the address says it. A key that is bound to
+no lease is a reservation, and stays one.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from random import Random
+from typing import Any
+
+from tunnel.control.network import BACKEND, Network, make_key, parse_key, read_object, spell
+from tunnel.errors import ConfigError
+from tunnel.store import Batch, Entry, Snapshot
+from tunnel.types import Address, Mac, Prefix, parse_address
+
+TTL = 24 * 3600
+"""Seconds that a lease is for, flannel's."""
+
+MARGIN = 3600.0
+"""Seconds before its end at which it is renewed, flannel's; half of a shorter lease."""
+
+CHOICE = 100
+"""A new subnet is one of so many free ones, as with flannel: nodes that come at the same time
+rarely want the same."""
+
+_SHORTEST, _LONGEST = 0.05, 30.0  # seconds between two attempts, growing by the double
+
+_NODE = re.compile(r"[0-9A-Za-z._-]{1,64}")
+
+
+@dataclass(frozen=True)
+class Record:
+    """
+    What a node says of itself.
+
+    Attributes:
+        address, address6: Where it is in the underlay: flannel sends inner IPv4 to the one and
+            inner IPv6 to the other.
+        mac, mac6: Its VTEPs' there; ours has one for both.
+        vni: None where the record does not say. Flannel writes the lower 16 bits.
+        node: Its id, empty for flannel's.
+        backend: Empty in what was reserved and is not in use.
+    """
+
+    address: ipaddress.IPv4Address | None = None
+    address6: ipaddress.IPv6Address | None = None
+    mac: Mac | None = None
+    mac6: Mac | None = None
+    vni: int | None = None
+    node: str = ""
+    backend: str = BACKEND
+
+    @classmethod
+    def parse(cls, value: bytes) -> Record:
+        """
+        Reads what flannel or :meth:`text` wrote, and what people write for a reservation.
+
+        Raises:
+            ConfigError: It is no such thing.
+        """
+        words = read_object(value, known=_KEYS)
+        node = words.get("Node", "")
+        if not isinstance(node, str) or (node and not _NODE.fullmatch(node)):
+            raise ConfigError("Node is no id (letters, digits, '.', '_', '-', at most 64)")
+        backend = words.get("BackendType", "")
+        if not isinstance(backend, str):
+            raise ConfigError("BackendType is no text")
+        mine = backend == BACKEND  # what others keep there is their affair
+        data = _read_data(words, "BackendData") if mine else {}
+        data6 = _read_data(words, "BackendV6Data") if mine else {}
+        address, address6 = _read_address(words, "PublicIP"), _read_address(words, "PublicIPv6")
+        if isinstance(address, ipaddress.IPv6Address) or isinstance(
+            address6, ipaddress.IPv4Address
+        ):
+            raise ConfigError("PublicIP is IPv4, and PublicIPv6 is IPv6")
+        return cls(
+            address=address,
+            address6=address6,
+            mac=_read_mac(data),
+            mac6=_read_mac(data6),
+            vni=_read_vni(data or data6),
+            node=node,
+            backend=backend,
+        )
+
+    def text(self) -> bytes:
+        """
+        To the byte what flannel writes, and then our id. That stands beside flannel's keys, not in
+        BackendData: a reservation has none, and Go's JSON decoder skips what it does not know.
+        """
+        words: dict[str, object] = {
+            "PublicIP": str(self.address or "0.0.0.0"),
+            "PublicIPv6": str(self.address6) if self.address6 else None,
+        }
+        if self.backend:
+            words["BackendType"] = self.backend
+        for key, mac in (("BackendData", self.mac), ("BackendV6Data", self.mac6)):
+            if mac is not None:
+                # Flannel's field has 16 bits, and it refuses a record with a number of more.
+                words[key] = {"VNI": (self.vni or 0) & 0xFFFF, "VtepMAC": str(mac)}
+        if self.node:
+            words["Node"] = self.node
+        return json.dumps(words, separators=(",", ":")).encode()
+
+    def is_same_node(self, other: Record) -> bool:
+        """Whether `other` is of this node, too, or is flannel's or reserved at its address."""
+        if other.node:
+            return other.node == self.node
+        if other.address is not None:
+            return other.address == self.address
+        return other.address6 is not None and other.address6 == self.address6
+
+
+@dataclass(frozen=True)
+class Lease:
+    """
+    One key for subnets, and what is under it.
+
+    Attributes:
+        record: None where it cannot be read, and `fault` says why.
+    """
+
+    key: str
+    entry: Entry
+    subnets: tuple[Prefix, ...]
+    record: Record | None
+    fault: str = ""
+
+    @classmethod
+    def read(cls, name: str, entry: Entry, *, key: str) -> Lease:
+        """Raises ConfigError where `name`, the last part of `key`, is for no subnet."""
+        subnets = parse_key(name)
+        try:
+            return cls(key, entry, subnets, Record.parse(entry.value))
+        except ConfigError as error:
+            return cls(key, entry, subnets, None, str(error))
+
+    @property
+    def is_reservation(self) -> bool:
+        return self.entry.lease is None
+
+    @property
+    def is_member(self) -> bool:
+        """Whether it is for a node that packets can be sent to, as far as the backend says."""
+        return self.record is not None and self.record.backend == BACKEND
+
+    def rank(self, subnet: Prefix) -> tuple[int, int, str]:
+        """
+        Of several that overlap, the lowest one has the subnet. The longest prefix comes first, as
+        in the kernels of flannel's nodes, so that nobody loses his subnet to a mistaken /8; then
+        who was there first. All nodes see the same, whenever they look.
+        """
+        return -subnet.prefixlen, self.entry.created, self.key
+
+    def yields_to(self, other: Lease) -> bool:
+        """Whether `other` has a subnet that this one is for."""
+        return any(
+            _overlap(ours, theirs) and other.rank(theirs) < self.rank(ours)
+            for ours in self.subnets
+            for theirs in other.subnets
+        )
+
+
+# What a Claim asks for. Each is answered by the method of its name, or by away().
+
+
+@dataclass(frozen=True)
+class Read:
+    """Read everything."""
+
+
+@dataclass(frozen=True)
+class Put:
+    """
+    Write a key, guarded. With a `ttl` bind it to a new lease of so many seconds; revoke that only
+    after a conflict: where the answer was lost the key may be bound to it.
+    """
+
+    key: str
+    value: bytes
+    expect: int
+    ttl: int | None
+
+
+@dataclass(frozen=True)
+class Delete:
+    """Delete a key, guarded."""
+
+    key: str
+    expect: int
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Nothing to do until then, or before something changes; for ever, None."""
+
+    until: float | None
+
+
+Step = Read | Put | Delete | Wait
+
+
+# What a Claim tells.
+
+
+@dataclass(frozen=True)
+class Acquired:
+    """These are ours now; `before` is what was until now, empty the first time."""
+
+    subnets: tuple[Prefix, ...]
+    before: tuple[Prefix, ...]
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Somebody has deleted our key or has it now. Others are being acquired, the same if
+    possible; until then there are none better."""
+
+    subnets: tuple[Prefix, ...]
+    why: str
+
+
+@dataclass(frozen=True)
+class Exhausted:
+    """There is none to be had; it is tried again."""
+
+    why: str
+
+
+News = Acquired | Lost | Exhausted
+
+
+@dataclass(frozen=True)
+class _Held:
+    key: str
+    subnets: tuple[Prefix, ...]
+    revision: int
+    value: bytes
+    until: float | None  # None for a reservation
+    renew: float | None
+
+
+class Claim:
+    """
+    The subnets of one node. `now` is monotonic seconds throughout.
+
+    Ask :meth:`step` what to do, do it, answer; what the watch brings goes to :meth:`changed`,
+    and a snapshot that was read for other reasons to :meth:`read`, at any time.
+
+    Args:
+        network: That the subnets are of.
+        record: Ours.
+        directory: Keys are below it, ``/coreos.com/network/subnets/``.
+        random: Chooses subnets and the length of pauses.
+        prefer: What we had before, or would like to have.
+        ttl: Seconds that each lease is for.
+        margin: Seconds before its end at which it is renewed; half of it at most.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        record: Record,
+        *,
+        directory: str,
+        random: Random,
+        prefer: Iterable[Prefix] = (),
+        ttl: int = TTL,
+        margin: float = MARGIN,
+    ) -> None:
+        self._network, self._record, self._directory = network, record, directory
+        self._random, self._ttl = random, ttl
+        self._margin = min(margin, ttl / 2)
+        self._prefer = tuple(prefer)
+        self._held: _Held | None = None
+        self._told: tuple[Prefix, ...] = ()
+        self._is_lost = self._is_exhausted = False
+        self._plan: Put | Delete | None = None
+        self._known = 0  # as of this revision our key is as we think
+        self._stirred = 0  # at this one it was touched
+        self._asked = self._due = float("-inf")
+        self._failures = 0
+
+    @property
+    def subnets(self) -> tuple[Prefix, ...]:
+        """What we have, also while the store is away and while we have to look for others; empty
+        before the first were acquired."""
+        return self._told
+
+    @property
+    def key(self) -> str | None:
+        """Under which we are known, None while there is none."""
+        return self._held.key if self._held else None
+
+    @property
+    def until(self) -> float | None:
+        """When the lease ends unless it is renewed; None for a reservation, or without any."""
+        return self._held.until if self._held else None
+
+    def publish(self, record: Record) -> None:
+        """Our address or MAC is another one now."""
+        self._record = record
+
+    def step(self, *, now: float) -> Step:
+        """What to do next. Asked again before the answer, it is the same."""
+        if now < self._due:
+            return Wait(self._due)
+        held = self._held
+        if self._plan is None and self._is_sure and held is not None:
+            if held.value == self._record.text() and not _is_due(held, now):
+                return Wait(held.renew)
+            self._plan = self._renewal(held)
+        if self._plan is None:
+            return Read()
+        self._asked = now
+        return self._plan
+
+    def read(self, snapshot: Snapshot, *, now: float) -> list[News]:
+        """All that is in the store, in answer to Read or of itself."""
+        if self._held is not None and snapshot.revision < self._held.revision:
+            return []  # it was on its way while we wrote
+        own: list[Lease] = []
+        others: list[Lease] = []
+        for lease in leases_of(snapshot.entries, directory=self._directory):
+            mine = lease.record is not None and self._record.is_same_node(lease.record)
+            (own if mine else others).append(lease)
+        fitting = [one for one in own if self._network.fits(one.subnets)]
+        best = min(fitting, key=self._liking, default=None)
+        news = self._look_for_loss(best, others)
+        self._known, self._plan = 0, None
+        if best is None:
+            return news + self._choose([*own, *others], now=now)
+        rival = next((one for one in others if one.is_member and best.yields_to(one)), None)
+        if rival is not None and not best.is_reservation:
+            self._held, self._plan = None, Delete(best.key, best.entry.revision)
+            return news + self._lose(best.subnets, f"{rival.key} was there first")
+        kept = self._kept(best, now)
+        if kept is None:
+            ttl = None if best.is_reservation else self._ttl
+            self._plan = Put(best.key, self._record.text(), best.entry.revision, ttl)
+            return news
+        self._held, self._known = kept, snapshot.revision
+        # One subnet each: what is left of others goes, once this one is safe.
+        spare = next((one for one in own if one is not best and self._is_spare(one)), None)
+        if spare is not None:
+            self._plan = Delete(spare.key, spare.entry.revision)
+        return news + self._settle()
+
+    def wrote(self, put: Put, revision: int) -> list[News]:
+        """`put` was made, and its key is at `revision` now."""
+        until = renew = None
+        if put.ttl is not None:
+            until = self._asked + put.ttl
+            # Nodes that came together do not all come again together.
+            renew = until - self._margin * self._random.uniform(1, 1.1)
+        subnets = parse_key(put.key.removeprefix(self._directory))
+        self._held = _Held(put.key, subnets, revision, put.value, until, renew)
+        self._plan = None
+        # After a mere renewal that is all. Otherwise have a look: what guards a key does not
+        # guard it against others that overlap.
+        self._known = revision if self._known else 0
+        return self._settle() if self._is_sure else []
+
+    def deleted(self, delete: Delete) -> None:
+        """`delete` was done, or its key was not there."""
+        self._plan, self._known = None, 0
+
+    def conflict(self, *, now: float) -> None:
+        """Somebody was faster."""
+        self._pause(now)
+
+    def away(self, *, now: float) -> None:
+        """The store cannot be reached, or the answer was lost: nobody knows what was done."""
+        self._pause(now)
+
+    def changed(self, batch: Batch) -> None:
+        """What the watch brings."""
+        held = self._held
+        if held is None or batch.revision < held.revision:
+            return
+        for change in batch.changes:
+            if change.key != held.key:
+                touched = change.entry is not None and self._overlaps_held(held, change.key)
+            else:
+                touched = change.entry is None or change.entry.revision > held.revision
+            if touched:
+                self._stirred = change.entry.revision if change.entry else batch.revision
+
+    @property
+    def _is_sure(self) -> bool:
+        return self._known > 0 and self._known >= self._stirred
+
+    def _liking(self, lease: Lease) -> tuple[bool, bool, bool, bool, str]:
+        """The lowest is taken of several that are ours: what we have, what was reserved for us,
+        what we had, what has our id."""
+        assert lease.record
+        return (
+            self._held is None or lease.key != self._held.key,
+            not lease.is_reservation,
+            not set(lease.subnets) <= set(self._wanted),
+            lease.record.node != self._record.node,
+            lease.key,
+        )
+
+    @property
+    def _wanted(self) -> tuple[Prefix, ...]:
+        return self._told + self._prefer
+
+    def _kept(self, lease: Lease, now: float) -> _Held | None:
+        """What we hold, unless something has to be written for that."""
+        held, entry = self._held, lease.entry
+        if entry.value != self._record.text():
+            return None
+        if lease.is_reservation:
+            return _Held(lease.key, lease.subnets, entry.revision, entry.value, None, None)
+        known = held is not None and (held.key, held.revision) == (lease.key, entry.revision)
+        return held if known and not _is_due(held, now) else None
+
+    def _is_spare(self, lease: Lease) -> bool:
+        """Not what is flannel's or was reserved."""
+        return (
+            lease.record is not None
+            and lease.record.node == self._record.node
+            and not lease.is_reservation
+        )
+
+    def _choose(self, leases: Iterable[Lease], *, now: float) -> list[News]:
+        taken = [net for one in leases if not self._is_spare(one) for net in one.subnets]
+        chosen: list[Prefix] = []
+        for pool in self._network.pools:
+            wanted = [one for one in self._wanted if pool.fits(one)]
+            wanted = [one for one in wanted if not any(_overlap(one, net) for net in taken)]
+            free = wanted[:1] or list(islice(pool.free(taken), CHOICE))
+            if not free:
+                self._pause(now)
+                return self._exhaust(
+                    f"no subnet is free in {pool.network}: all of {pool.size} are taken (release "
+                    "some, or make the network larger)"
+                )
+            chosen.append(self._random.choice(free))
+        key = self._directory + make_key(chosen)
+        self._plan = Put(key, self._record.text(), 0, self._ttl)
+        return []
+
+    def _renewal(self, held: _Held) -> Put:
+        ttl = None if held.until is None else self._ttl
+        return Put(held.key, self._record.text(), held.revision, ttl)
+
+    def _overlaps_held(self, held: _Held, key: str) -> bool:
+        with suppress(ConfigError):
+            subnets = parse_key(key.removeprefix(self._directory))
+            return any(_overlap(ours, theirs) for ours in held.subnets for theirs in subnets)
+        return False
+
+    def _look_for_loss(self, best: Lease | None, others: Iterable[Lease]) -> list[News]:
+        held = self._held
+        if held is None or (best is not None and best.key == held.key):
+            return []
+        self._held = None
+        there = next((one for one in others if one.key == held.key), None)
+        if there is None:
+            return self._lose(held.subnets, f"somebody deleted {held.key}, or it ran out")
+        return self._lose(held.subnets, f"{held.key} is {_whose(there)} now")
+
+    def _lose(self, subnets: tuple[Prefix, ...], why: str) -> list[News]:
+        """Told once, and only of what was told to be ours."""
+        if self._is_lost or subnets != self._told:
+            return []
+        self._is_lost = True
+        return [Lost(subnets, why)]
+
+    def _exhaust(self, why: str) -> list[News]:
+        if self._is_exhausted:
+            return []
+        self._is_exhausted = True
+        return [Exhausted(why)]
+
+    def _settle(self) -> list[News]:
+        """Our key is there and ours."""
+        assert self._held
+        self._failures = 0
+        self._is_exhausted = False
+        before, self._told = self._told, self._held.subnets
+        if before == self._told and not self._is_lost:
+            return []
+        self._is_lost = False
+        return [Acquired(self._told, before)]
+
+    def _pause(self, now: float) -> None:
+        """Before the next attempt, which begins with looking how things are."""
+        self._plan, self._known = None, 0
+        longest = max(_SHORTEST, min(_LONGEST, self._ttl / 8))
+        pause = min(longest, _SHORTEST * 2 ** min(self._failures, 16))
+        self._failures += 1
+        self._due = now + pause * self._random.uniform(0.5, 1)
+
+
+def leases_of(entries: Mapping[str, Entry], *, directory: str) -> Iterator[Lease]:
+    """Those below `directory`; keys there that are for no subnet are left out."""
+    for key, entry in entries.items():
+        if key.startswith(directory):
+            with suppress(ConfigError):
+                yield Lease.read(key.removeprefix(directory), entry, key=key)
+
+
+def _overlap(one: Prefix, other: Prefix) -> bool:
+    if isinstance(one, ipaddress.IPv4Network):
+        return isinstance(other, ipaddress.IPv4Network) and one.overlaps(other)
+    return isinstance(other, ipaddress.IPv6Network) and one.overlaps(other)
+
+
+def _is_due(held: _Held | None, now: float) -> bool:
+    return held is not None and held.renew is not None and now >= held.renew
+
+
+def _whose(lease: Lease) -> str:
+    if lease.record is None:
+        return "something that cannot be read"
+    address = lease.record.address or lease.record.address6 or "an unknown address"
+    return f"of node {lease.record.node} at {address}" if lease.record.node else f"of {address}"
+
+
+# How a record is read.
+
+_KEYS = ("PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data", "Node")
+
+
+def _read_data(words: Mapping[str, Any], key: str) -> dict[str, Any]:
+    data = words.get(key, {})
+    if not isinstance(data, dict):
+        raise ConfigError(f"{key} is no object")
+    return spell(data, known=("VNI", "VtepMAC"))
+
+
+def _read_address(words: Mapping[str, Any], key: str) -> Address | None:
+    text = words.get(key)
+    if text is None or text in ("0.0.0.0", "::"):
+        return None
+    if not isinstance(text, str):
+        raise ConfigError(f"{key} is no text")
+    return parse_address(text)
+
+
+def _read_mac(data: Mapping[str, Any]) -> Mac | None:
+    text = data.get("VtepMAC")
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise ConfigError("VtepMAC is no text")
+    return Mac.parse(text)
+
+
+def _read_vni(data: Mapping[str, Any]) -> int | None:
+    vni = data.get("VNI")
+    if vni is not None and (not isinstance(vni, int) or isinstance(vni, bool) or vni < 0):
+        raise ConfigError("VNI is no number")
+    return vni
