@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from tunnel.errors import DeviceError
 from tunnel.linux.netlink import DeviceWatch, Netlink
@@ -57,27 +57,33 @@ class Kernel:
             await self._netlink.add_address(self._index, address)
             self._addresses[address] = None
 
-    async def put_neighbour(self, address: Address, mac: Mac) -> None:
+    async def put_neighbours(self, macs: Mapping[Address, Mac]) -> None:
         async with self._changing:
-            await self._netlink.put_neighbour(self._index, address, mac)
-            self._neighbours[address] = mac
+            await self._netlink.put_neighbours(self._index, macs)
+            self._neighbours.update(macs)
 
-    async def remove_neighbour(self, address: Address) -> None:
+    async def remove_neighbours(self, addresses: Iterable[Address]) -> None:
         async with self._changing:
-            if self._neighbours.pop(address, None):
-                await self._netlink.remove_neighbour(self._index, address)
+            ours = [one for one in addresses if self._neighbours.pop(one, None)]
+            await self._netlink.remove_neighbours(self._index, ours)
 
-    async def add_route(self, prefix: Prefix, *, via: Address | None = None) -> None:
+    async def add_routes(
+        self, routes: Mapping[Prefix, Address | None]
+    ) -> dict[Prefix, DeviceError]:
+        """Prefixes with their gateways, where they have one. Returns what was refused."""
         async with self._changing:
-            await self._netlink.add_route(self._index, prefix, via=via)
-            self._routes[prefix] = via
+            new = {one: via for one, via in routes.items() if one not in self._routes}
+            refused = await self._netlink.add_routes(self._index, new)
+            self._routes.update({one: via for one, via in new.items() if one not in refused})
+            return refused
 
-    async def remove_route(self, prefix: Prefix) -> None:
-        """Removes our route; none, because adding it failed, is fine."""
+    async def remove_routes(self, prefixes: Iterable[Prefix]) -> None:
+        """Removes our routes; where there is none, because adding it failed, that is fine."""
         async with self._changing:
-            if prefix in self._routes:
+            ours = [one for one in prefixes if one in self._routes]
+            for prefix in ours:
                 del self._routes[prefix]
-                await self._netlink.remove_route(self._index, prefix)
+            await self._netlink.remove_routes(self._index, ours)
 
     async def _keep(self) -> None:
         while True:
@@ -99,23 +105,18 @@ class Kernel:
         """Whether anything was missing."""
         netlink, index = self._netlink, self._index
         addresses = self._addresses.keys() - set(await netlink.addresses(index))
-        there = await netlink.neighbours(index)
+        there, routed = await netlink.neighbours(index), set(await netlink.routes(index))
         neighbours = {one: mac for one, mac in self._neighbours.items() if there.get(one) != mac}
-        routes = self._routes.keys() - set(await netlink.routes(index))
-        puts: list[Callable[[], Awaitable[None]]] = [
-            *(partial(netlink.add_address, index, one) for one in addresses),
-            *(
-                partial(netlink.put_neighbour, index, one, self._neighbours[one])
-                for one in neighbours
-            ),
-            *(partial(netlink.add_route, index, one, via=self._routes[one]) for one in routes),
-        ]
-        for put in puts:
-            try:
-                await put()
-            except DeviceError as error:
-                log.warning("%s: %s", self._name, error)
-        if puts:
+        routes = {one: via for one, via in self._routes.items() if one not in routed}
+        for address in addresses:
+            with self._logged():
+                await netlink.add_address(index, address)
+        with self._logged():
+            await netlink.put_neighbours(index, neighbours)
+        for error in (await netlink.add_routes(index, routes)).values():
+            log.warning("%s: %s", self._name, error)
+        missing = bool(addresses or neighbours or routes)
+        if missing:
             log.warning(
                 "%s: put back what was taken away: %d addresses, %d neighbour entries, %d kernel "
                 "routes",
@@ -124,7 +125,15 @@ class Kernel:
                 len(neighbours),
                 len(routes),
             )
-        return bool(puts)
+        return missing
+
+    @contextmanager
+    def _logged(self) -> Iterator[None]:
+        """What cannot be put back is said, and keeps nothing else from being put back."""
+        try:
+            yield
+        except DeviceError as error:
+            log.warning("%s: %s", self._name, error)
 
     async def _look(self) -> None:
         seen = await self._netlink.addresses(self._index)

@@ -10,8 +10,19 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import (
+    Callable,
+    Collection,
+    Container,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import contextmanager
+from itertools import groupby
+from typing import Any, TypeVar
 
 from tunnel._native import Fdb
 from tunnel.config import Config
@@ -30,7 +41,7 @@ from tunnel.control.membership import (
 )
 from tunnel.control.neighbours import Known
 from tunnel.control.path import Measured
-from tunnel.errors import TunnelError
+from tunnel.errors import DeviceError, TunnelError, UnderlayError
 from tunnel.events import Events
 from tunnel.kernel import Kernel
 from tunnel.linux.netlink import Netlink
@@ -45,15 +56,19 @@ from tunnel.types import (
     PathChanged,
     Peer,
     PeerAdded,
+    PeerChanged,
     PeerRemoved,
     PeerSilent,
     PeerState,
     PeerUp,
+    Prefix,
 )
 from tunnel.vteps import Vteps
 from tunnel.workers import Workers
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 
 class Peers:
@@ -113,9 +128,8 @@ class Peers:
             resolve=self._resolve,
         )
         self._changing = asyncio.Lock()
-        self._reloading = asyncio.Lock()
-        self._changes: set[asyncio.Task[None]] = set()
-        self._lookups: set[asyncio.Task[None]] = set()
+        self._changes: set[asyncio.Task[Any]] = set()
+        self._lookups: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
         self._resized = resized
@@ -142,10 +156,12 @@ class Peers:
         """Takes in the first ones, which were `found` at these addresses."""
         now = self._loop.time()
         first = self._membership.add(peers, now=now)
-        await self._apply(action for action in first if not isinstance(action, Resolve))
+        actions: list[Action] = [action for action in first if not isinstance(action, Resolve)]
         for peer, address in zip(peers, found, strict=True):
             if peer.endpoint.address is None:
-                await self._apply(self._membership.resolved(peer.endpoint, address, now=now))
+                actions += self._membership.resolved(peer.endpoint, address, now=now)
+        for error in (await self._apply(actions)).values():
+            raise error
         self._schedule()
 
     async def add(self, peer: Peer) -> None:
@@ -156,7 +172,16 @@ class Peers:
 
     async def become(self, wanted: Iterable[Peer]) -> None:
         """Applies the difference; where it cannot be, the peers are who they were."""
-        await self._see_through(self._reload(wanted))
+        await self._see_through(self._become(wanted))
+
+    async def change(
+        self, *, come: Iterable[Peer], gone: Iterable[Endpoint]
+    ) -> dict[Endpoint, TunnelError]:
+        """
+        Lets many go and takes many in at once; one that is there already becomes what is given.
+        Who cannot come stays out, or goes, and keeps nobody else from it: returns why.
+        """
+        return await self._see_through(self._change_those(come=come, gone=gone))
 
     def stop(self) -> None:
         """Nobody is asked, and no name looked up, any more."""
@@ -179,8 +204,7 @@ class Peers:
             self._workers.listen(family, descriptors)
 
     async def fit(self) -> None:
-        """Gives the device the MTU that fits the paths; a configured one has to fit them."""
-        self._underlay.check_mtu()
+        """Gives the device the MTU that fits the paths."""
         mtu = self._underlay.mtu
         if isinstance(self._device, Device) and mtu != self._fitted:
             await self._netlink.set_mtu(
@@ -191,87 +215,160 @@ class Peers:
 
     # Changes.
 
-    async def _see_through(self, work: Coroutine[Any, Any, None]) -> None:
-        await asyncio.shield(_spawn(self._changes, work))
+    async def _see_through(self, work: Coroutine[Any, Any, Result]) -> Result:
+        return await asyncio.shield(_spawn(self._changes, work))
 
     async def _add(self, peer: Peer) -> None:
         async with self._changing:
             actions = self._membership.add([peer], now=self._loop.time())
-            try:
-                await self._apply(actions)
-            except TunnelError:
-                await self._forget(peer.endpoint)
-                raise
-        log.info("%s: peer %s comes", self._name, peer.endpoint)
-        self._events.tell(PeerAdded(peer.endpoint))
-        self._schedule()
+            for error in (await self._make(actions, come=[peer])).values():
+                raise error
 
     async def _remove(self, endpoint: Endpoint) -> None:
         async with self._changing:
-            await self._forget(endpoint)
-        log.info("%s: peer %s goes", self._name, endpoint)
-        self._events.tell(PeerRemoved(endpoint))
-        self._schedule()
+            await self._change(gone=[self._membership.peer(endpoint).endpoint])
 
-    async def _forget(self, endpoint: Endpoint) -> None:
-        peer = self._membership.peer(endpoint)
-        actions = self._membership.remove(endpoint, now=self._loop.time())
-        self.contact.remove(endpoint)
-        self.vteps.remove(endpoint)
-        await self._apply(actions)
-        await self.vteps.forget(peer)
-
-    async def _reload(self, wanted: Iterable[Peer]) -> None:
-        async with self._reloading:
-            before = [self._membership.peer(endpoint) for endpoint in self.indices]
-            try:
-                await self._become(wanted)
-            except TunnelError:
-                await self._become(before)
-                raise
+    async def _change_those(
+        self, *, come: Iterable[Peer], gone: Iterable[Endpoint]
+    ) -> dict[Endpoint, TunnelError]:
+        async with self._changing:
+            there = self.indices
+            return await self._change(come=come, gone=[one for one in gone if one in there])
 
     async def _become(self, wanted: Iterable[Peer]) -> None:
-        before = {endpoint: self._membership.peer(endpoint) for endpoint in self.indices}
-        after = {peer.endpoint: peer for peer in wanted}
-        for endpoint, peer in before.items():
-            if after.get(endpoint) != peer:
-                await self._remove(endpoint)
-        for endpoint, peer in after.items():
-            if before.get(endpoint) != peer:
-                await self._add(peer)
+        async with self._changing:
+            before = {endpoint: self._membership.peer(endpoint) for endpoint in self.indices}
+            after = {peer.endpoint: peer for peer in wanted}
+            come = _others(after, before)
+            gone = [endpoint for endpoint in before if endpoint not in after]
+            for fault in self._membership.refuse(come=come, gone=gone).values():
+                raise fault
+            refused = await self._change(come=come, gone=gone)
+            if refused:
+                new = [endpoint for endpoint in self.indices if endpoint not in before]
+                after = {endpoint: self._membership.peer(endpoint) for endpoint in self.indices}
+                await self._change(come=_others(before, after), gone=new)
+            for error in refused.values():
+                raise error
 
-    async def _apply(self, actions: Iterable[Action]) -> None:
-        for action in actions:
-            match action:
-                case PutPeer(index, peer, address):
-                    await self._put(index, peer, address)
-                case ForgetPeer(index):
-                    self._workers.remove_peer(index)
-                    self._underlay.forget(index)
-                    await self.fit()
-                case PutRoutes(routes):
-                    self._workers.set_routes(
-                        [(p.network_address.packed, p.prefixlen, index) for p, index in routes]
-                    )
-                case AddKernelRoute(prefix) if isinstance(self._device, Device):
-                    await self.vteps.route(prefix)
-                    await self._underlay.check_outside(prefix, device=self._device.index)
-                case RemoveKernelRoute(prefix):
-                    await self.vteps.unroute(prefix)
-                case Resolve(endpoint):
-                    _spawn(self._lookups, self.resolve(endpoint))
+    async def _change(
+        self, *, come: Iterable[Peer] = (), gone: Sequence[Endpoint] = ()
+    ) -> dict[Endpoint, TunnelError]:
+        new, there = {peer.endpoint: peer for peer in come}, self.indices
+        faults = self._membership.refuse(come=new.values(), gone=gone)
+        # Who cannot be what it is to become is not what it was either.
+        gone = [*gone, *(endpoint for endpoint in faults if endpoint in there)]
+        come = [peer for endpoint, peer in new.items() if endpoint not in faults]
+        actions = self._membership.change(come=come, gone=gone, now=self._loop.time())
+        return {**faults, **await self._make(actions, come=come, gone=gone, there=there)}
 
-    async def _put(self, index: int, peer: Peer, address: Address | None) -> None:
-        self._point(index, peer, address)
-        if address is None:
-            return
-        await self._underlay.reach(index, peer.endpoint, address)
-        await self.listen(address.version)
-        await self.fit()
-        limit = self._underlay.carried(index) or self._underlay.mtu
-        self.contact.add(peer.endpoint, family=address.version, limit=limit)
-        self.vteps.add(peer)
-        await self.vteps.follow(peer, index)
+    async def _make(
+        self,
+        actions: Iterable[Action],
+        *,
+        come: Iterable[Peer],
+        gone: Sequence[Endpoint] = (),
+        there: Container[Endpoint] = (),
+    ) -> dict[Endpoint, TunnelError]:
+        """Makes a change true, tells of it, and returns who had to be let go again. `there` are
+        those who were before."""
+        refused = await self._carry_out(actions, gone=gone)
+        if refused:
+            left = self._membership.change(come=(), gone=refused, now=self._loop.time())
+            await self._carry_out(left, gone=refused)
+        self._tell(PeerRemoved, "goes", [*gone, *(one for one in refused if one in there)])
+        stay = [peer.endpoint for peer in come if peer.endpoint not in refused]
+        self._tell(PeerChanged, "changes", [one for one in stay if one in there])
+        self._tell(PeerAdded, "comes", [one for one in stay if one not in there])
+        self._schedule()
+        return refused
+
+    async def _carry_out(
+        self, actions: Iterable[Action], *, gone: Collection[Endpoint]
+    ) -> dict[Endpoint, TunnelError]:
+        for endpoint in gone:
+            self.contact.remove(endpoint)
+        self.vteps.remove(gone)
+        refused = await self._apply(actions)
+        self.vteps.forget(gone)
+        return refused
+
+    def _tell(
+        self,
+        kind: type[PeerAdded | PeerRemoved | PeerChanged],
+        verb: str,
+        endpoints: Iterable[Endpoint],
+    ) -> None:
+        for endpoint in endpoints:
+            log.info("%s: peer %s %s", self._name, endpoint, verb)
+            self._events.tell(kind(endpoint))
+
+    async def _apply(self, actions: Iterable[Action]) -> dict[Endpoint, TunnelError]:
+        """Equal actions in a row as one. Returns whose could not be done."""
+        refused: dict[Endpoint, TunnelError] = {}
+        for kind, group in groupby(actions, type):
+            some: list[Any] = list(group)
+            if kind is PutPeer:
+                refused |= await self._put(some)
+            elif kind is PutRoutes:
+                for routes in some:
+                    self._set_routes(routes)
+            elif kind is AddKernelRoute:
+                refused |= await self._route([one.prefix for one in some])
+            elif kind is RemoveKernelRoute:
+                await self.vteps.unroute(one.prefix for one in some)
+            elif kind is ForgetPeer:
+                for one in some:
+                    self._workers.remove_peer(one.index)
+                    self._underlay.forget(one.index)
+                await self.fit()
+            elif kind is Resolve:
+                for one in some:
+                    _spawn(self._lookups, self.resolve(one.endpoint))
+        return refused
+
+    def _set_routes(self, whole: PutRoutes) -> None:
+        self._workers.set_routes(
+            [(p.network_address.packed, p.prefixlen, index) for p, index in whole.routes]
+        )
+
+    async def _route(self, prefixes: Sequence[Prefix]) -> dict[Endpoint, TunnelError]:
+        if not isinstance(self._device, Device):
+            return {}
+        refused: dict[Prefix, TunnelError] = {**await self.vteps.route(prefixes)}
+        refused |= await self._underlay.check_outside(prefixes, device=self._device.index)
+        return self._blame(refused)
+
+    def _blame(self, refused: Mapping[Prefix, TunnelError]) -> dict[Endpoint, TunnelError]:
+        return {self.vteps.peer(prefix): error for prefix, error in refused.items()}
+
+    async def _put(self, puts: Sequence[PutPeer]) -> dict[Endpoint, TunnelError]:
+        for put in puts:
+            self._point(put.index, put.peer, put.address)
+        there = {put.index: (put.peer.endpoint, put.address) for put in puts if put.address}
+        known = {index for index, (_, one) in there.items() if self._underlay.is_at(index, one)}
+        refused: dict[Endpoint, TunnelError] = {**await self._underlay.reach(there)}
+        for family in {address.version for _, address in there.values()}:
+            try:
+                await self.listen(family)
+            except UnderlayError as error:
+                same = (endpoint for endpoint, one in there.values() if one.version == family)
+                refused |= dict.fromkeys(same, error)
+        try:
+            await self.fit()
+        except DeviceError as error:
+            refused |= {endpoint: error for endpoint, _ in there.values()}
+        reached = {
+            put.index: put.peer
+            for put in puts
+            if put.address is not None and put.peer.endpoint not in refused
+        }
+        for index in reached.keys() - known:
+            endpoint, address = there[index]
+            limit = self._underlay.carried(index) or self._underlay.mtu
+            self.contact.add(endpoint, family=address.version, limit=limit)
+        self.vteps.add(reached.values())
+        return refused | self._blame(await self.vteps.follow(reached))
 
     def _point(self, index: int, peer: Peer, address: Address | None) -> None:
         """Tells the packet path where a peer is."""
@@ -289,11 +386,9 @@ class Peers:
         address = await self._underlay.resolve(endpoint)
         async with self._changing:
             actions = self._membership.resolved(endpoint, address, now=self._loop.time())
-            try:
-                await self._apply(actions)
-            except TunnelError as error:
-                # Nobody waits for this answer, and the others' packets go on.
-                log.warning("%s: peer %s: %s", self._name, endpoint, error)
+            with self._logged(endpoint):
+                for error in (await self._apply(actions)).values():
+                    raise error
         if actions:
             log.info("%s: peer %s is at %s", self._name, endpoint, address)
         self._schedule()
@@ -337,10 +432,18 @@ class Peers:
             index = self.indices.get(endpoint)
             if index is None:  # it has gone
                 return
-            try:
-                await self.vteps.follow(self._membership.peer(endpoint), index)
-            except TunnelError as error:
-                log.warning("%s: peer %s: %s", self._name, endpoint, error)
+            with self._logged(endpoint):
+                peer = self._membership.peer(endpoint)
+                for error in (await self.vteps.follow({index: peer})).values():
+                    raise error
+
+    @contextmanager
+    def _logged(self, endpoint: Endpoint) -> Iterator[None]:
+        """Nobody waits for this, and the others' packets go on."""
+        try:
+            yield
+        except TunnelError as error:
+            log.warning("%s: peer %s: %s", self._name, endpoint, error)
 
     # In contact.
 
@@ -370,7 +473,14 @@ class Peers:
                     log.info("%s: path to %s takes %d bytes", self._name, endpoint, narrow)
 
 
-def _spawn(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+def _others(wanted: Mapping[Endpoint, Peer], there: Mapping[Endpoint, Peer]) -> list[Peer]:
+    """Those that are not there, or not like that."""
+    return [peer for endpoint, peer in wanted.items() if there.get(endpoint) != peer]
+
+
+def _spawn(
+    tasks: set[asyncio.Task[Any]], work: Coroutine[Any, Any, Result]
+) -> asyncio.Task[Result]:
     """Starts a task and holds it: the loop does not."""
     task = asyncio.create_task(work)
     tasks.add(task)

@@ -393,6 +393,13 @@ class PeerRemoved:
 
 
 @dataclass(frozen=True)
+class PeerChanged:
+    """It owns other prefixes than before, or another MAC was configured for it."""
+
+    endpoint: Endpoint
+
+
+@dataclass(frozen=True)
 class PeerUp:
     """It answered, for the first time or again."""
 
@@ -440,6 +447,7 @@ class EventsLost:
 Event = (
     PeerAdded
     | PeerRemoved
+    | PeerChanged
     | PeerUp
     | PeerSilent
     | PathChanged

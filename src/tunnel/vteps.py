@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from tunnel._native import Fdb
 from tunnel.control import arp
 from tunnel.control.frames import Letter
 from tunnel.control.neighbours import Known, Neighbours, gateway
+from tunnel.errors import DeviceError
 from tunnel.kernel import Kernel
 from tunnel.types import (
     Address,
@@ -78,15 +79,17 @@ class Vteps:
         self._closed = False
         self._answer()
 
-    def add(self, peer: Peer) -> None:
-        """A peer that is at an address, or at another one than before."""
-        self._neighbours.add(peer, now=time.monotonic())
-        self._owners.update(dict.fromkeys(peer.prefixes, peer.endpoint))
+    def add(self, peers: Iterable[Peer]) -> None:
+        """Peers that are at an address, or at another one than before."""
+        for peer in peers:
+            self._neighbours.add(peer, now=time.monotonic())
+            self._owners.update(dict.fromkeys(peer.prefixes, peer.endpoint))
         self._wake()
 
-    def remove(self, endpoint: Endpoint) -> None:
-        """One that is about to go: nothing that it says is heard any more."""
-        self._neighbours.remove(endpoint)
+    def remove(self, endpoints: Iterable[Endpoint]) -> None:
+        """Those that are about to go: nothing that they say is heard any more."""
+        for endpoint in endpoints:
+            self._neighbours.remove(endpoint)
         self._wake()
 
     def close(self) -> None:
@@ -112,6 +115,10 @@ class Vteps:
     def via(self, prefix: Prefix) -> Address | None:
         """The gateway of a prefix's kernel route, None where it has none."""
         return self._gateways.get(prefix)
+
+    def peer(self, prefix: Prefix) -> Endpoint:
+        """Whose prefix it is."""
+        return self._owners[prefix]
 
     def owner(self, mac: Mac) -> Endpoint | None:
         """The peer whose VTEP's entry in the FDB this is: it stays as long as the peer."""
@@ -182,75 +189,72 @@ class Vteps:
 
     # What stands on it.
 
-    async def route(self, prefix: Prefix) -> None:
+    async def route(self, prefixes: Iterable[Prefix]) -> dict[Prefix, DeviceError]:
         """
-        Has the kernel send a peer's prefix to the device, in TAP mode by way of its VTEP.
-
-        Raises:
-            DeviceError: The kernel has another route for it.
+        Has the kernel send peers' prefixes to the device, in TAP mode by way of their VTEPs.
+        Returns what it refused: it has another route for that.
         """
         if self._kernel is None:
-            return
+            return {}
         if self._fdb is None:
-            await self._kernel.add_route(prefix)
-            return
-        self._routed.add(prefix)
-        mac = self._entries.get(self._owners[prefix])
-        via = gateway(prefix, mac)
-        if via is None:  # not before its MAC is known
-            return
-        if mac is not None:
-            await self._kernel.put_neighbour(via, mac)
-        # Without a MAC the kernel asks for it as for any neighbour's.
-        await self._kernel.add_route(prefix, via=via)
-        self._gateways[prefix] = via
+            return await self._kernel.add_routes(dict.fromkeys(prefixes))
+        prefixes = tuple(prefixes)
+        self._routed.update(prefixes)
+        macs = {prefix: self._entries.get(self._owners[prefix]) for prefix in prefixes}
+        # Without a MAC the kernel asks for it as for any neighbour's; some have no gateway before.
+        vias = {one: via for one, mac in macs.items() if (via := gateway(one, mac)) is not None}
+        before = self._gateways
+        await self._leave([one for one, via in vias.items() if before.get(one, via) != via])
+        await self._kernel.put_neighbours(
+            {via: mac for one, via in vias.items() if (mac := macs[one]) is not None}
+        )
+        refused = await self._kernel.add_routes(vias)
+        self._gateways.update({one: via for one, via in vias.items() if one not in refused})
         self._answer()
+        return refused
 
-    async def unroute(self, prefix: Prefix) -> None:
-        """Nothing of it goes to the device any more."""
-        self._routed.discard(prefix)
-        if self._kernel is not None:
-            await self._kernel.remove_route(prefix)
-
-    async def follow(self, peer: Peer, index: int) -> None:
-        """
-        Has the kernel and the FDB know the MAC that a peer has now, in TAP mode. The new is there
-        before the old goes.
-
-        Raises:
-            DeviceError: The kernel refuses.
-        """
-        before, mac = self._entries.get(peer.endpoint), self.used(peer)
-        if self._fdb is None or mac is None or mac == before:
-            return
-        self._fdb.put(mac.packed, None, index)
-        self._entries[peer.endpoint] = mac
-        if before is not None:
-            self._fdb.remove(before.packed, None)
-        for prefix in self._routed.intersection(peer.prefixes):
-            await self._lead(prefix, mac)
-        self._answer()
-
-    async def _lead(self, prefix: Prefix, mac: Mac) -> None:
-        """To the VTEP that has this MAC now."""
-        assert self._kernel is not None
-        before, after = self._gateways.get(prefix), gateway(prefix, mac)
-        if before is not None and before == after:
-            await self._kernel.put_neighbour(before, mac)
-            return
-        if before is not None:
-            await self._kernel.remove_route(prefix)
-            await self._kernel.remove_neighbour(before)
-        await self.route(prefix)
-
-    async def forget(self, peer: Peer) -> None:
-        """Takes away what is left of one whose prefixes are not routed any more."""
-        mac = self._entries.pop(peer.endpoint, None)
-        if self._fdb is not None and mac is not None:
-            self._fdb.remove(mac.packed, None)
-        for prefix in peer.prefixes:
-            via = self._gateways.pop(prefix, None)
-            if self._kernel is not None and via is not None:
-                await self._kernel.remove_neighbour(via)
+    async def unroute(self, prefixes: Iterable[Prefix]) -> None:
+        """Nothing of these goes to the device any more."""
+        prefixes = tuple(prefixes)
+        self._routed.difference_update(prefixes)
+        await self._leave(prefixes)
+        for prefix in prefixes:
             self._owners.pop(prefix, None)
         self._answer()
+
+    async def _leave(self, prefixes: Sequence[Prefix]) -> None:
+        """Takes the kernel's routes to these away, and the gateways that they had."""
+        if self._kernel is not None and prefixes:
+            await self._kernel.remove_routes(prefixes)
+            vias = [self._gateways.pop(one) for one in prefixes if one in self._gateways]
+            await self._kernel.remove_neighbours(vias)
+
+    async def follow(self, peers: Mapping[int, Peer]) -> dict[Prefix, DeviceError]:
+        """
+        Has the kernel and the FDB know the MACs that peers, by index, have now, in TAP mode. The
+        new is there before the old goes. Returns the prefixes that the kernel refused.
+        """
+        if self._fdb is None:
+            return {}
+        led: list[Prefix] = []
+        left: set[Mac] = set()
+        for index, peer in peers.items():
+            before, mac = self._entries.get(peer.endpoint), self.used(peer)
+            if mac is None or mac == before:
+                continue
+            self._fdb.put(mac.packed, None, index)
+            self._entries[peer.endpoint] = mac
+            left |= {before} if before else set()
+            led += [one for one in peer.prefixes if one in self._routed]
+        self._free(left)
+        return await self.route(led) if led else {}
+
+    def forget(self, endpoints: Iterable[Endpoint]) -> None:
+        """Takes the FDB's entries of those that have gone."""
+        self._free({mac for one in endpoints if (mac := self._entries.pop(one, None)) is not None})
+
+    def _free(self, macs: set[Mac]) -> None:
+        """Of MACs that one peer had: another may have them now."""
+        for mac in macs.difference(self._entries.values()):
+            assert self._fdb is not None
+            self._fdb.remove(mac.packed, None)

@@ -152,7 +152,9 @@ async def test_routes_tell_our_address_and_mtu() -> None:
         with closing(Underlay(Config(), netlink=netlink)) as underlay:
             await underlay.choose_locals([ipaddress.ip_address("127.0.0.9")])
             assert underlay.locals == {4: LOCAL}
-            await underlay.reach(0, Endpoint("127.0.0.9"), ipaddress.ip_address("127.0.0.9"))
+            there = Endpoint("127.0.0.9")
+            assert there.address
+            assert await underlay.reach({0: (there, there.address)}) == {}
             # Of 65,536 on the loopback device, what one send carries.
             assert underlay.mtu == 65_000 - 50
             underlay.forget(0)
@@ -170,8 +172,9 @@ async def test_without_a_peer_it_is_the_wildcard() -> None:
 async def test_a_peer_that_turns_out_to_be_us() -> None:
     async with Netlink() as netlink:
         underlay = Underlay(Config(), netlink=netlink)
-        with pytest.raises(ConfigError, match="is this node itself"):
-            await underlay.reach(0, Endpoint("127.0.0.1"), LOCAL)
+        us = Endpoint("127.0.0.1")
+        refused = await underlay.reach({0: (us, LOCAL)})
+        assert "is this node itself" in str(refused[us])
 
 
 async def test_names_that_do_not_resolve_are_none() -> None:

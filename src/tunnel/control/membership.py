@@ -128,46 +128,81 @@ class Membership:
         """Whoever is there now."""
         return tuple(self._places.get(address, {}).values())
 
-    def check(self, peers: Iterable[Peer]) -> None:
-        """Raises ConfigError, its key ``("peer", index)``, where these cannot be all the peers."""
+    def refuse(
+        self, *, come: Iterable[Peer], gone: Iterable[Endpoint] = ()
+    ) -> dict[Endpoint, ConfigError]:
+        """Who of those that come, or come again as others than they were, cannot be together
+        with those that stay."""
+        new = {peer.endpoint: peer for peer in come}
+        leaving = {*gone, *new}
+        stay = [one.peer for endpoint, one in self._members.items() if endpoint not in leaving]
+        return self._faults([*stay, *new.values()])
+
+    def _faults(self, peers: Iterable[Peer]) -> dict[Endpoint, ConfigError]:
         everyone = dict(enumerate(peers))
+        endpoints = {peer.endpoint for peer in everyone.values()}
+        found: dict[Endpoint, ConfigError] = {}
         for conflict in conflicts(
             everyone, subnets=self._subnets, local=self._local, mode=self._mode
         ):
-            raise conflict
-        endpoints = {peer.endpoint for peer in everyone.values()}
+            found.setdefault(everyone[int(conflict.key[1])].endpoint, conflict)
         for index, peer in everyone.items():
             holder = self._holder(peer.endpoint.address, peer.endpoint.port)
             if holder != peer.endpoint and holder in endpoints:
-                raise ConfigError(
+                error = ConfigError(
                     f"peer {peer.endpoint} is where {holder} leads (remove that first)",
                     key=("peer", index),
                 )
+                found.setdefault(peer.endpoint, error)
+        return found
 
     def add(self, peers: Iterable[Peer], *, now: float) -> list[Action]:
         """Takes in all of `peers`, or none and raises ConfigError."""
         new = list(peers)
-        self.check([*(member.peer for member in self._members.values()), *new])
-        members = [self._admit(peer) for peer in new]
-        if not members:
-            return []
-        return [
-            *(PutPeer(member.index, member.peer, member.address) for member in members),
-            self._routes(),
-            *(AddKernelRoute(prefix) for peer in new for prefix in peer.prefixes),
-            *(Resolve(member.peer.endpoint) for member in members if member.address is None),
-        ]
+        everyone = [*(member.peer for member in self._members.values()), *new]
+        for error in self._faults(everyone).values():
+            raise error
+        return self.change(come=new, gone=(), now=now)
 
     def remove(self, endpoint: Endpoint, *, now: float) -> list[Action]:
         """Lets one peer go. Raises ConfigError if there is none at `endpoint`."""
-        member = self._member(endpoint)
-        del self._members[endpoint]
-        heapq.heappush(self._free, member.index)
-        self._leave(member)
+        return self.change(come=(), gone=(endpoint,), now=now)
+
+    def change(self, *, come: Iterable[Peer], gone: Iterable[Endpoint], now: float) -> list[Action]:
+        """
+        Lets some go and takes others in, all at once; who is there already keeps index and
+        address, and gets other prefixes or another MAC. Who comes was not to be refused.
+
+        Raises:
+            ConfigError: One that is to go is not there.
+        """
+        going = [self._member(endpoint) for endpoint in gone]
+        before = {prefix: one for one in going for prefix in one.peer.prefixes}
+        for member in going:
+            del self._members[member.peer.endpoint]
+            self._leave(member)
+        members = []
+        for peer in come:
+            if peer.endpoint in self._members:
+                member = self._members[peer.endpoint]
+                before |= dict.fromkeys(member.peer.prefixes, member)
+                member.peer = peer
+            else:
+                member = self._admit(peer, room=len(self._members) + len(going))
+            members.append(member)
+        for member in going:
+            # Not before others got theirs: packets may still be on their way by this one.
+            heapq.heappush(self._free, member.index)
+        after = {prefix: member for member in members for prefix in member.peer.prefixes}
+        if not (members or going):
+            return []
         return [
-            *(RemoveKernelRoute(prefix) for prefix in member.peer.prefixes),
+            *(RemoveKernelRoute(prefix) for prefix in before if prefix not in after),
+            *(PutPeer(member.index, member.peer, member.address) for member in members),
             self._routes(),
-            ForgetPeer(member.index),
+            *(AddKernelRoute(one) for one in after if before.get(one) is not after[one]),
+            *(ForgetPeer(member.index) for member in going),
+            *(Resolve(one.peer.endpoint) for one in members if one.address is None),
         ]
 
     def resolved(self, endpoint: Endpoint, address: Address | None, *, now: float) -> list[Action]:
@@ -220,9 +255,9 @@ class Membership:
             raise ConfigError(f"peer {endpoint} is not there (it may have another port)")
         return member
 
-    def _admit(self, peer: Peer) -> _Member:
-        # Used and free indices together are always 0 ... n-1.
-        index = heapq.heappop(self._free) if self._free else len(self._members)
+    def _admit(self, peer: Peer, *, room: int) -> _Member:
+        # Used, free and leaving indices together are always 0 ... n-1.
+        index = heapq.heappop(self._free) if self._free else room
         member = _Member(index, peer, peer.endpoint.address)
         self._members[peer.endpoint] = member
         self._settle(member)

@@ -8,18 +8,21 @@ import ipaddress
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import rt_proto, rt_scope, rt_type
 
 from tunnel.errors import DeviceError
+from tunnel.linux import pipeline
+from tunnel.linux.pipeline import Pipeline
 from tunnel.types import Address, Interface, KernelNeighbour, KernelRoute, Mac, Prefix
 
 PROTOCOL = 84
@@ -42,6 +45,11 @@ _IFF_UP = 1
 _MAIN_TABLE = 254
 _ADDR_GEN_MODE_NONE = 1
 _LARGEST_MESSAGE = 65536
+_UNICAST = 1  # RTN_UNICAST
+_REPLACE, _EXCL, _CREATE = 0x100, 0x200, 0x400  # NLM_F_*, linux/netlink.h
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC, _RTA_METRICS, _RTA_VIA = 1, 4, 5, 7, 8, 18
+_RTAX_MTU = 2
+_NDA_DST, _NDA_LLADDR, _NDA_PROTOCOL = 1, 2, 12
 _FIB_MATCH = 0x2000  # RTM_F_FIB_MATCH: the entry that decides, not the route made of it
 _NEIGHBOUR_STATES = {
     0x01: "INCOMPLETE",
@@ -53,6 +61,9 @@ _NEIGHBOUR_STATES = {
     0x40: "NOARP",
     0x80: "PERMANENT",
 }
+
+
+Thing = TypeVar("Thing", Address, Prefix)
 
 
 @dataclass(frozen=True)
@@ -105,6 +116,7 @@ class Netlink:
 
     def __init__(self) -> None:
         self._route = _IPRoute()
+        self._pipeline = Pipeline()
 
     async def __aenter__(self) -> Self:
         return self
@@ -116,6 +128,7 @@ class Netlink:
         traceback: TracebackType | None,
     ) -> None:
         self._route.close()
+        self._pipeline.close()
 
     async def check_idle(self, name: str) -> None:
         """
@@ -180,29 +193,21 @@ class Netlink:
                 async for message in await self._route.addr("dump", index=index)
             ]
 
-    async def put_neighbour(self, index: int, address: Address, mac: Mac) -> None:
-        """Tells the kernel for ever behind which MAC an address on the link is."""
-        with _explained(f"add neighbour {address} to device {name_of(index)}"):
-            await self._route.neigh(
-                "replace",
-                family=_family(address),
-                ifindex=index,
-                dst=str(address),
-                lladdr=str(mac),
-                state=_PERMANENT,
-                protocol=PROTOCOL,
-            )
+    async def put_neighbours(self, index: int, macs: Mapping[Address, Mac]) -> None:
+        """Tells the kernel for ever behind which MACs addresses on the link are."""
+        flags = pipeline.ACK | _CREATE | _REPLACE
+        requests = [_neighbour(index, one, mac=mac) for one, mac in macs.items()]
+        refused = await self._tell(_NEWNEIGH, macs, requests, flags=flags)
+        for address, number in refused.items():
+            raise _refusal(f"add neighbour {address} to device {name_of(index)}", number)
 
-    async def remove_neighbour(self, index: int, address: Address) -> None:
-        """Removes our entry; one that is gone already is fine."""
-        with _explained(f"remove neighbour {address}"):
-            try:
-                await self._route.neigh(
-                    "del", family=_family(address), ifindex=index, dst=str(address)
-                )
-            except NetlinkError as error:
-                if error.code not in (errno.ENOENT, errno.ENODEV):
-                    raise
+    async def remove_neighbours(self, index: int, addresses: Sequence[Address]) -> None:
+        """Removes our entries; one that is gone already is fine."""
+        requests = [_neighbour(index, one) for one in addresses]
+        refused = await self._tell(_DELNEIGH, addresses, requests)
+        for address, number in refused.items():
+            if number not in (errno.ENOENT, errno.ENODEV):
+                raise _refusal(f"remove neighbour {address}", number)
 
     async def neighbours(self, index: int) -> dict[Address, Mac]:
         """Our own entries on a device."""
@@ -213,30 +218,46 @@ class Netlink:
                 if message.get("protocol") == PROTOCOL and message["state"] == _PERMANENT
             }
 
-    async def add_route(self, index: int, prefix: Prefix, *, via: Address | None = None) -> None:
+    async def add_routes(
+        self, index: int, routes: Mapping[Prefix, Address | None]
+    ) -> dict[Prefix, DeviceError]:
         """
-        Routes `prefix` to the device, or `via` a gateway that is on its link; our own route,
-        there already, is fine.
-
-        Raises:
-            DeviceError: Another kernel route has that prefix. It stays as it is.
+        Routes each prefix to the device, or by way of a gateway that is on its link. Our own
+        route, there already, is fine; another's stays as it is. Returns what was refused.
         """
-        with _explained(f"add kernel route {prefix} to device {name_of(index)}"):
-            try:
-                await self._route.route("add", **_route(index, prefix, via=via))
-            except NetlinkError as error:
-                if error.code != errno.EEXIST:
-                    raise
-                await self._check_ours(index, prefix)
+        requests = [_route(index, prefix, via=via) for prefix, via in routes.items()]
+        flags = pipeline.ACK | _CREATE | _EXCL
+        refused = await self._tell(_NEWROUTE, routes, requests, flags=flags)
+        taken = {prefix for prefix, number in refused.items() if number == errno.EEXIST}
+        return await self._others(index, taken) | {
+            prefix: _refusal(f"add kernel route {prefix} to device {name_of(index)}", number)
+            for prefix, number in refused.items()
+            if prefix not in taken
+        }
 
-    async def remove_route(self, index: int, prefix: Prefix) -> None:
-        """Removes our route; one that is gone already is fine."""
-        with _explained(f"remove kernel route {prefix}"):
-            try:
-                await self._route.route("del", **{**_route(index, prefix), "scope": _SCOPE_NOWHERE})
-            except NetlinkError as error:
-                if error.code not in (errno.ESRCH, errno.ENODEV):
-                    raise
+    async def remove_routes(self, index: int, prefixes: Sequence[Prefix]) -> None:
+        """Removes our routes; one that is gone already is fine."""
+        requests = [_route(index, prefix, scope=_SCOPE_NOWHERE) for prefix in prefixes]
+        refused = await self._tell(_DELROUTE, prefixes, requests)
+        for prefix, number in refused.items():
+            if number not in (errno.ESRCH, errno.ENODEV):
+                raise _refusal(f"remove kernel route {prefix}", number)
+
+    async def _tell(
+        self,
+        kind: int,
+        things: Iterable[Thing],
+        requests: Sequence[bytes],
+        *,
+        flags: int = pipeline.ACK,
+    ) -> dict[Thing, int]:
+        """Those of `things` that the kernel refused, with why. A request is about one each."""
+        answers = await self._pipeline.ask(kind, requests, flags=flags)
+        return {
+            thing: answer
+            for thing, answer in zip(things, answers, strict=True)
+            if isinstance(answer, int) and answer
+        }
 
     async def routes(self, index: int) -> list[Prefix]:
         """Our own routes to a device."""
@@ -248,10 +269,8 @@ class Netlink:
         """Takes our routes, our neighbour entries and every address but link-local ones from a
         device that outlives its process; one that is gone already is fine."""
         with _explained(f"clear device {name_of(index)}"):
-            for prefix in await self.routes(index):
-                await self.remove_route(index, prefix)
-            for neighbour in await self.neighbours(index):
-                await self.remove_neighbour(index, neighbour)
+            await self.remove_routes(index, await self.routes(index))
+            await self.remove_neighbours(index, list(await self.neighbours(index)))
             async for message in await self._route.addr("dump", index=index):
                 address = ipaddress.ip_address(message.get("address"))
                 if not address.is_link_local:
@@ -262,16 +281,21 @@ class Netlink:
     async def path_to(self, address: Address) -> Path | None:
         """The way to an underlay address, None where no route leads there or no address of
         ours could be the source."""
-        try:
-            (message,) = await self._route.route("get", dst=str(address))
-            mtu = message.get(("metrics", "mtu"))
-            if mtu is None:
-                (link,) = await self._route.link("get", index=message.get("oif"))
-                mtu = link.get("mtu")
-        except NetlinkError:
-            return None
-        source = message.get("prefsrc")
-        return Path(ipaddress.ip_address(source), mtu, message.get("oif")) if source else None
+        return (await self.paths_to([address]))[0]
+
+    async def paths_to(self, addresses: Sequence[Address]) -> list[Path | None]:
+        """The way to each of these."""
+        requests = [_destined(address) for address in addresses]
+        answers = await self._pipeline.ask(_GETROUTE, requests, flags=0)
+        found = [None if isinstance(one, int) else _read_way(one) for one in answers]
+        devices = {way.device for way in found if way is not None and not way.mtu}
+        mtus = {device: await self._mtu(device) for device in devices}
+        return [way and replace(way, mtu=way.mtu or mtus[way.device]) for way in found]
+
+    async def _mtu(self, index: int) -> int:
+        with _explained(f"read the mtu of device {name_of(index)}"):
+            (link,) = await self._route.link("get", index=index)
+            return int(link.get("mtu"))
 
     async def decide(
         self, destination: Address, *, source: Address | None = None, arrival: str = ""
@@ -366,17 +390,19 @@ class Netlink:
         with suppress(NetlinkError):
             await self._route.link("set", index=index, IFLA_AF_SPEC={"attrs": [("AF_INET6", mode)]})
 
-    async def _check_ours(self, index: int, prefix: Prefix) -> None:
-        family = _family(prefix)
-        async for message in await self._route.route("dump", family=family, table=_MAIN_TABLE):
-            if _destination(message) != prefix:
-                continue
-            other = message.get("oif")
-            if other != index or message["proto"] != PROTOCOL:
-                raise DeviceError(
+    async def _others(self, index: int, prefixes: Collection[Prefix]) -> dict[Prefix, DeviceError]:
+        """Which of these are routed by somebody else, or elsewhere."""
+        if not prefixes:
+            return {}
+        refused = {}
+        async for message in await self._route.route("dump", table=_MAIN_TABLE):
+            prefix, other = _destination(message), message.get("oif")
+            if prefix in prefixes and (other != index or message["proto"] != PROTOCOL):
+                refused[prefix] = DeviceError(
                     f"kernel route {prefix} exists already, via device {name_of(other)} "
                     f'(remove it with "ip route delete {prefix}", or the prefix from the peer)'
                 )
+        return refused
 
 
 class DeviceWatch:
@@ -428,8 +454,11 @@ class DeviceWatch:
 # linux/rtnetlink.h. A header of 16 bytes, then a struct by the kind of message; those that are of
 # one link have its index behind their first four bytes.
 _MESSAGE, _LINK_INDEX = struct.Struct("=IH"), struct.Struct("=i")
+_FAMILY = struct.Struct("=H")
+_ROUTE, _NEIGHBOUR = struct.Struct("=8BI"), struct.Struct("=BxxxiHBB")
 _ROUTE_PROTOCOL = 16 + 5
-_NEWLINK, _NEWADDR, _DELADDR, _DELROUTE, _DELNEIGH = 16, 20, 21, 25, 29
+_NEWLINK, _NEWADDR, _DELADDR, _NEWROUTE, _DELROUTE, _GETROUTE = 16, 20, 21, 24, 25, 26
+_NEWNEIGH, _DELNEIGH = 28, 29
 _OF_A_LINK = (_NEWLINK, _NEWADDR, _DELADDR, _DELNEIGH)
 _GROUPS = 0x1 | 0x4 | 0x10 | 0x40 | 0x100 | 0x400  # links, neighbours, addresses and routes
 
@@ -445,22 +474,47 @@ def _family(inner: Address | Prefix) -> int:
     return socket.AF_INET if inner.version == 4 else socket.AF_INET6
 
 
-def _route(index: int, prefix: Prefix, *, via: Address | None = None) -> dict[str, Any]:
-    words: dict[str, Any] = {
-        "family": _family(prefix),
-        "dst": str(prefix),
-        "oif": index,
-        "proto": PROTOCOL,
-        "table": _MAIN_TABLE,
-        "scope": _SCOPE_LINK if prefix.version == 4 and via is None else _SCOPE_UNIVERSE,
-    }
-    if via is not None:
-        words["flags"] = _ONLINK
-        if via.version == prefix.version:
-            words["gateway"] = str(via)
-        else:  # Linux 5.2
-            words["via"] = {"family": _family(via), "addr": str(via)}
-    return words
+def _route(
+    index: int, prefix: Prefix, *, via: Address | None = None, scope: int | None = None
+) -> bytes:
+    """A request about our route."""
+    if scope is None:
+        on_link = prefix.version == 4 and via is None
+        scope = _SCOPE_LINK if on_link else _SCOPE_UNIVERSE
+    attributes = {_RTA_DST: prefix.network_address.packed, _RTA_OIF: _LINK_INDEX.pack(index)}
+    if via is not None and via.version == prefix.version:
+        attributes[_RTA_GATEWAY] = via.packed
+    elif via is not None:  # Linux 5.2
+        attributes[_RTA_VIA] = _FAMILY.pack(_family(via)) + via.packed
+    words = (_family(prefix), prefix.prefixlen, 0, 0, _MAIN_TABLE, PROTOCOL, scope, _UNICAST)
+    return _ROUTE.pack(*words, _ONLINK if via else 0) + pipeline.put(attributes)
+
+
+def _neighbour(index: int, address: Address, *, mac: Mac | None = None) -> bytes:
+    """A request about our neighbour entry."""
+    attributes = {_NDA_DST: address.packed}
+    if mac is not None:
+        attributes |= {_NDA_LLADDR: mac.packed, _NDA_PROTOCOL: bytes([PROTOCOL])}
+    return _NEIGHBOUR.pack(_family(address), index, _PERMANENT, 0, 0) + pipeline.put(attributes)
+
+
+def _destined(address: Address) -> bytes:
+    """A request for the way to an address."""
+    length = address.max_prefixlen
+    words = (_family(address), length, 0, 0, 0, 0, 0, 0, 0)
+    return _ROUTE.pack(*words) + pipeline.put({_RTA_DST: address.packed})
+
+
+def _read_way(message: bytes) -> Path | None:
+    """Its MTU is 0 where it is the device's; None where no address of ours could be the source."""
+    words = pipeline.parse(message[_ROUTE.size :])
+    if _RTA_PREFSRC not in words or _RTA_OIF not in words:
+        return None
+    (device,) = _LINK_INDEX.unpack(words[_RTA_OIF])
+    mtu = pipeline.parse(words.get(_RTA_METRICS, b"")).get(_RTAX_MTU, bytes(4))
+    return Path(
+        ipaddress.ip_address(words[_RTA_PREFSRC]), int.from_bytes(mtu, sys.byteorder), device
+    )
 
 
 def _destination(message: Any) -> Prefix:
@@ -501,7 +555,11 @@ def _explained(what: str) -> Iterator[None]:
     try:
         yield
     except NetlinkError as error:
-        hint = _HINTS.get(error.code)
-        raise DeviceError(
-            f"cannot {what}: {os.strerror(error.code).lower()}{f' ({hint})' if hint else ''}"
-        ) from error
+        raise _refusal(what, error.code) from error
+
+
+def _refusal(what: str, number: int) -> DeviceError:
+    why, hint = os.strerror(number), _HINTS.get(number)
+    error = DeviceError(f"cannot {what}: {why.lower()}{f' ({hint})' if hint else ''}")
+    error.__cause__ = OSError(number, why)
+    return error

@@ -9,7 +9,7 @@ import ipaddress
 import logging
 import os
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path as FilePath
 
@@ -83,17 +83,7 @@ class Underlay:
         if self._config.mtu is not None:
             return self._config.mtu
         unknown = _ETHERNET_MTU - max(OVERHEAD[family] for family in self.locals)
-        return min(self._carried(), default=unknown)
-
-    def check_mtu(self) -> None:
-        """Raises ConfigError where the configured MTU is more than a known path carries."""
-        wanted = self._config.mtu or 0
-        largest = min(self._carried(), default=wanted)
-        if wanted > largest:
-            raise ConfigError(
-                f"mtu {wanted} is more than the underlay carries (at most {largest})",
-                key=("mtu",),
-            )
+        return min((_carried_by(path) for path in self._paths.values()), default=unknown)
 
     @property
     def gso_max_size(self) -> int:
@@ -154,43 +144,59 @@ class Underlay:
         if not self.locals:
             self.locals[4] = ipaddress.IPv4Address("0.0.0.0")
 
-    async def reach(self, index: int, endpoint: Endpoint, address: Address) -> None:
-        """
-        Learns the path to a peer. One that no route leads to may still get one.
+    async def reach(
+        self, peers: Mapping[int, tuple[Endpoint, Address]]
+    ) -> dict[Endpoint, ConfigError]:
+        """Learns the paths to peers, by index. One that no route leads to may still get one.
+        Returns those that cannot be peers, with why."""
+        refused = {}
+        paths = await self._netlink.paths_to([address for _, address in peers.values()])
+        for (index, (endpoint, address)), path in zip(peers.items(), paths, strict=True):
+            if path is None:
+                log.warning("peer %s: no route to %s yet (see ip route get)", endpoint, address)
+            elif (fault := self._check(endpoint, address, path)) is not None:
+                refused[endpoint] = fault
+                continue
+            else:
+                self._paths[index] = path
+            self._addresses[index] = address
+        return refused
 
-        Raises:
-            ConfigError: It is ourselves.
-        """
-        self._addresses[index] = address
-        path = await self._netlink.path_to(address)
-        if path is None:
-            log.warning("peer %s: no route to %s yet (see ip route get)", endpoint, address)
-            return
+    def _check(self, endpoint: Endpoint, address: Address, path: Path) -> ConfigError | None:
         local = self.locals.setdefault(address.version, path.source)
         if (address, endpoint.port) == (local, self._config.port):
-            raise ConfigError(f"peer {endpoint} is this node itself (leave it out)")
-        self._paths[index] = path
+            return ConfigError(f"peer {endpoint} is this node itself (leave it out)")
+        carried, wanted = _carried_by(path), self._config.mtu
+        if wanted is not None and wanted > carried:
+            return ConfigError(
+                f"mtu {wanted} is more than the underlay carries (at most {carried})", key=("mtu",)
+            )
+        return None
+
+    def is_at(self, index: int, address: Address) -> bool:
+        """Whether a peer was there already when it was last reached for."""
+        return self._addresses.get(index) == address
 
     def forget(self, index: int) -> None:
         self._paths.pop(index, None)
         self._addresses.pop(index, None)
 
-    async def check_outside(self, prefix: Prefix, *, device: int) -> None:
-        """
-        Sees that datagrams to peers inside an overlay prefix stay outside of the tunnel.
-
-        Raises:
-            ConfigError: The kernel would send them to our own `device`, for ever.
-        """
-        for address in self._addresses.values():
-            if address not in prefix:
-                continue
-            path = await self._netlink.path_to(address)
-            if path is not None and path.device == device:
-                raise ConfigError(
-                    f"prefix {prefix} holds the peer address {address} itself: its datagrams "
-                    f"would go into the tunnel (give {address} a kernel route of its own first)"
-                )
+    async def check_outside(
+        self, prefixes: Iterable[Prefix], *, device: int
+    ) -> dict[Prefix, ConfigError]:
+        """Sees that datagrams to peers inside of overlay prefixes stay outside of the tunnel.
+        Returns those of `prefixes` for which the kernel would send them to our own `device`, for
+        ever."""
+        held = _held(self._addresses.values(), prefixes)
+        paths = await self._netlink.paths_to(list(held))
+        return {
+            prefix: ConfigError(
+                f"prefix {prefix} holds the peer address {address} itself: its datagrams "
+                f"would go into the tunnel (give {address} a kernel route of its own first)"
+            )
+            for (address, prefix), path in zip(held.items(), paths, strict=True)
+            if path is not None and path.device == device
+        }
 
     async def open(self, family: int, *, workers: int) -> list[list[int]] | None:
         """
@@ -220,7 +226,7 @@ class Underlay:
         """Largest inner packet, in bytes, that the first hop towards a peer takes; None where no
         route leads to it."""
         path = self._paths.get(index)
-        return None if path is None else min(path.mtu, _TRAIN_BYTES) - OVERHEAD[path.source.version]
+        return None if path is None else _carried_by(path)
 
     def port_of(self, descriptor: int) -> int:
         """UDP port that a socket of ours, known by its descriptor, sends from."""
@@ -252,12 +258,6 @@ class Underlay:
         for sockets in self._sockets.values():
             udp.close_sockets(sockets)
 
-    def _carried(self) -> list[int]:
-        return [
-            min(path.mtu, _TRAIN_BYTES) - OVERHEAD[path.source.version]
-            for path in self._paths.values()
-        ]
-
     async def _blame(self, error: UnderlayError) -> UnderlayError:
         """A port in use is most often a kernel vxlan device's, which ss does not show."""
         cause = error.__cause__
@@ -269,6 +269,24 @@ class Underlay:
                     f'(remove it with "ip link delete {holder}", or choose another --port)'
                 )
         return error
+
+
+def _carried_by(path: Path) -> int:
+    return min(path.mtu, _TRAIN_BYTES) - OVERHEAD[path.source.version]
+
+
+def _held(addresses: Iterable[Address], prefixes: Iterable[Prefix]) -> dict[Address, Prefix]:
+    """Those addresses that are in one of the prefixes, of which there may be very many, but of
+    few lengths."""
+    every = set(prefixes)
+    lengths = {(prefix.version, prefix.prefixlen) for prefix in every}
+    around = (
+        (address, ipaddress.ip_network((address, length), strict=False))
+        for address in addresses
+        for version, length in lengths
+        if version == address.version
+    )
+    return {address: prefix for address, prefix in around if prefix in every}
 
 
 def _forwards() -> bool:
