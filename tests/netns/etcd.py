@@ -22,7 +22,9 @@ Popen = Callable[[Sequence[str]], subprocess.Popen[str]]
 
 
 def start(command: Sequence[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, text=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True
+    )
 
 
 @dataclass
@@ -121,11 +123,24 @@ class Etcd:
     def thaw(self, number: int) -> None:
         os.kill(self._processes[number].pid, signal.SIGCONT)
 
+    def heal(self) -> None:
+        """Until all members are well."""
+        for number in range(self.members):
+            if number in self._processes:
+                self.thaw(number)
+            else:
+                self.start(number)
+        for number in range(self.members):
+            self.wait(number)
+
     def leader(self) -> int:
-        for number in self._processes:
-            status = self.call("maintenance/status", {}, number=number)
-            if status["header"]["member_id"] == status.get("leader"):
-                return number
+        """Waits until there is one."""
+        deadline = time.monotonic() + _PATIENCE
+        while time.monotonic() < deadline:
+            for number in self._processes:
+                status = self.call("maintenance/status", {}, number=number)
+                if status["header"]["member_id"] == status.get("leader"):
+                    return number
         raise AssertionError("etcd has no leader")
 
     def compact(self) -> None:

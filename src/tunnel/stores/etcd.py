@@ -458,7 +458,7 @@ def _keep_alive(response: aiohttp.ClientResponse) -> None:
     if connection and connection.transport:
         sock = connection.transport.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, int(_SILENCE))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
 
@@ -567,12 +567,15 @@ def _trouble(status: int, body: bytes) -> Exception:
 
 def _in_words(error: OSError | aiohttp.ClientError) -> _Failed:
     """Why there was no answer."""
+    # aiohttp's own errors are ssl's as well, but say less than those that they come from.
     cause: BaseException | None = error
-    while cause and not isinstance(cause, ssl.SSLError):
+    while isinstance(cause, aiohttp.ClientError) or not isinstance(cause, ssl.SSLError | None):
         cause = cause.__cause__ or cause.__context__
     if isinstance(cause, ssl.SSLError):
         return _tls_in_words(cause)
     if isinstance(error, aiohttp.ClientConnectorError):
+        if isinstance(error.os_error, ConnectionResetError):
+            return _Failed("closed the connection at once (does it speak TLS?)")
         return _Failed(_why(error.os_error))
     # A connection from before its restart, most often.
     return _Failed("closed the connection", passing=True)
