@@ -476,6 +476,24 @@ def test_a_reservation_made_meanwhile_moves_nobody() -> None:
     assert one.claim.subnets == nets("10.5.7.0/24")
 
 
+def test_all_that_is_reserved_for_us_stays_reserved() -> None:
+    store = Memory()
+    for name in ("10.5.3.0-24", "10.5.4.0-24"):
+        reserved(store, name, Record(node="n1"))
+    one = node(store)
+    one.run(seconds=86400)
+    assert one.claim.subnets == nets("10.5.3.0/24")
+    assert len(store.entries) == 2
+
+
+def test_of_many_leases_with_our_id_one_stays() -> None:
+    store = Memory(leases={99: 1e9})
+    for number in range(3, 8):
+        store.write(key(f"10.5.{number}.0-24"), OURS.text(), lease=99)
+    node(store, prefer=["10.5.5.0/24"]).run()
+    assert store.of(OURS) == ["10.5.5.0-24"]
+
+
 def test_somebody_elses_reservation_is_left_alone() -> None:
     store = Memory()
     reserved(store, "10.5.3.0-24", theirs(1))
