@@ -219,7 +219,9 @@ def test_a_batch_is_one_difference_and_its_last_word_counts() -> None:
         gone("10.5.2.0-24"),
         put("10.5.3.0-24", replace(ours(3), mac=mac(9)), revision=5),
     )
-    difference = one.changed(Batch(5, steps))
+    difference = one.changed(Batch(7, steps))
+    assert one.snapshot.revision == 7
+    assert list(one.snapshot.entries.values()) == [steps[-1].entry]
     assert difference == Difference(add=(peer("198.18.0.3", "10.5.3.0/24", mac=mac(9)),))
 
 
@@ -259,6 +261,35 @@ def test_who_lingers_keeps_his_subnet_from_nobody() -> None:
     difference = one.changed(Batch(2001, (put("10.5.0.0-22", ours(5), revision=2001),)))
     assert difference.add == (peer("198.18.0.5", "10.5.0.0/22", mac=mac(5)),)
     assert difference.remove == (Endpoint("198.18.0.2"),)
+
+
+def test_whose_subnet_he_had_gets_it_at_once() -> None:
+    one = roster()
+    both = {"10.5.2.0-24": ours(2), "10.5.2.0-24&fd00:5:0:3::-64": ours(3)}
+    found = snapshot(both)
+    one.read(found, now=0)
+    second = {key: entry for key, entry in found.entries.items() if "&" in key}
+    difference = one.read(Snapshot(2000, second), now=100)
+    assert difference.change == (peer("198.18.0.3", "10.5.2.0/24", "fd00:5:0:3::/64", mac=mac(3)),)
+    assert difference.remove == (Endpoint("198.18.0.2"),)
+
+
+def test_who_is_there_again_after_the_next_gap_stays() -> None:
+    one = roster()
+    before = snapshot({"10.5.2.0-24": ours(2)})
+    one.read(before, now=0)
+    one.read(Snapshot(2000, {}), now=100)
+    assert one.read(replace(before, revision=3000), now=110) == Difference()
+    assert one.next_tick(110) is None
+
+
+def test_who_lingers_does_so_whatever_becomes_of_us() -> None:
+    one = roster()
+    one.read(snapshot({"10.5.2.0-24": ours(2)}), now=0)
+    one.read(Snapshot(2000, {}), now=100)
+    assert one.settle_in(OURS, [parse_prefix("10.5.9.0/24")]) == Difference()
+    taken = one.settle_in(OURS, [parse_prefix("10.5.2.0/24")])
+    assert taken.remove == (Endpoint("198.18.0.2"),)
 
 
 def test_who_lingers_and_is_deleted_goes() -> None:
@@ -347,6 +378,14 @@ def test_one_endpoint_is_one_peer() -> None:
     assert "198.18.0.2:8472 is in several records" in difference.troubles[0]
     difference = one.changed(Batch(1001, (gone("10.5.3.0-24"),)))
     assert difference.change == (peer("198.18.0.2", "10.5.2.0/24", mac=mac(2)),)
+
+
+def test_what_nests_within_one_endpoint_is_in_nobodys_way() -> None:
+    one = roster()
+    difference = one.read(snapshot({"10.5.2.0-24": ours(2), "10.5.2.0-25": ours(2)}), now=0)
+    assert difference == Difference(
+        add=(peer("198.18.0.2", "10.5.2.0/24", "10.5.2.0/25", mac=mac(2)),)
+    )
 
 
 def test_configured_peers_stand() -> None:
