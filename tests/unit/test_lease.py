@@ -1,7 +1,6 @@
-"""A node's record, and how it gets and keeps its subnet, against a store in memory."""
+"""How a node gets and keeps its subnet, against a store in memory."""
 
 import ipaddress
-import json
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -16,18 +15,15 @@ from tunnel.control.lease import (
     Claim,
     Delete,
     Exhausted,
-    Lease,
     Lost,
     News,
     Put,
     Read,
-    Record,
     Step,
     Wait,
-    leases_of,
 )
 from tunnel.control.network import Network, Pool
-from tunnel.errors import ConfigError
+from tunnel.control.record import Lease, Record, leases_of
 from tunnel.store import Batch, Change, Entry, Snapshot
 from tunnel.types import Mac, Prefix, parse_prefix
 
@@ -36,15 +32,6 @@ NETWORK = Network((Pool.of(parse_prefix("10.5.0.0/16")),))
 DUAL = Network((*NETWORK.pools, Pool.of(parse_prefix("fd00:5::/48"))))
 OURS = Record(
     address=ipaddress.IPv4Address("192.0.2.1"), mac=Mac.parse("02:00:5e:00:53:01"), vni=1, node="n1"
-)
-FLANNEL = (
-    b'{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan",'
-    b'"BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}'
-)
-FLANNEL_DUAL = (
-    b'{"PublicIP":"192.168.64.3","PublicIPv6":"fd00:64::3","BackendType":"vxlan",'
-    b'"BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},'
-    b'"BackendV6Data":{"VNI":1,"VtepMAC":"fe:41:07:b5:c3:11"}}'
 )
 
 
@@ -64,93 +51,6 @@ def theirs(number: int, *, node: str | None = None) -> Record:
         vni=1,
         node=f"other{number}" if node is None else node,
     )
-
-
-# Records.
-
-
-@pytest.mark.parametrize("value", [FLANNEL, FLANNEL_DUAL])
-def test_what_flannel_writes_is_written_again_to_the_byte(value: bytes) -> None:
-    assert Record.parse(value).text() == value
-
-
-def test_what_flannel_writes_is_understood() -> None:
-    assert Record.parse(FLANNEL_DUAL) == Record(
-        address=ipaddress.IPv4Address("192.168.64.3"),
-        address6=ipaddress.IPv6Address("fd00:64::3"),
-        mac=Mac.parse("c6:d2:32:6f:8f:44"),
-        mac6=Mac.parse("fe:41:07:b5:c3:11"),
-        vni=1,
-    )
-
-
-def test_our_id_stands_behind_all_that_is_flannels() -> None:
-    record = replace(Record.parse(FLANNEL), node="n1")
-    assert record.text() == FLANNEL[:-1] + b',"Node":"n1"}'
-    assert Record.parse(record.text()) == record
-
-
-def test_a_number_that_flannel_cannot_read_is_not_written() -> None:
-    """Its field has 16 bits, and its decoder refuses the whole record for one more."""
-    assert json.loads(replace(OURS, vni=70000).text())["BackendData"]["VNI"] == 70000 - 65536
-
-
-@pytest.mark.parametrize(
-    ("value", "record"),
-    [
-        # As a reservation is made by hand (flannel's Documentation/reservations.md).
-        (
-            b'{"PublicIP": "192.0.2.7"}',
-            Record(address=ipaddress.IPv4Address("192.0.2.7"), backend=""),
-        ),
-        (b"{}", Record(backend="")),
-        (b'{"publicip": "0.0.0.0", "Node": "n7"}', Record(node="n7", backend="")),
-        (
-            b'{"PublicIP": "192.0.2.7", "BackendType": "host-gw", "BackendData": "x"}',
-            Record(address=ipaddress.IPv4Address("192.0.2.7"), backend="host-gw"),
-        ),
-        (
-            b'{"BackendType": "vxlan", "BackendData": {"vtepmac": "02-00-5E-00-53-01", "x": []}}',
-            Record(mac=Mac.parse("02:00:5e:00:53:01")),
-        ),
-    ],
-)
-def test_records_are_read_leniently(value: bytes, record: Record) -> None:
-    assert Record.parse(value) == record
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        *(b"", b"[]", b"192.0.2.7", b'{"PublicIP": 7}', b'{"PublicIP": "fd00::1"}'),
-        *(b'{"PublicIPv6": "192.0.2.7"}', b'{"PublicIP": "224.0.0.1"}', b'{"Node": ""'),
-        *(b'{"Node": "a b"}', b'{"Node": 7}', b'{"BackendType": []}'),
-        b'{"BackendType": "vxlan", "BackendData": []}',
-        b'{"BackendType": "vxlan", "BackendData": {"VNI": "1"}}',
-        b'{"BackendType": "vxlan", "BackendData": {"VtepMAC": 1}}',
-        b'{"BackendType": "vxlan", "BackendData": {"VtepMAC": "01:00:5e:00:00:01"}}',
-        b"{" * 100_000,
-    ],
-)
-def test_what_is_no_record_is_an_error(value: bytes) -> None:
-    with pytest.raises(ConfigError) as caught:
-        Record.parse(value)
-    assert len(str(caught.value)) < 200
-    assert Lease.read("10.5.1.0-24", Entry(value, 1), key="x").fault == str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("other", "same"),
-    [
-        (replace(theirs(1), node="n1"), True),  # the address is an attribute
-        (replace(OURS, node=""), True),  # flannel's at our address
-        (replace(OURS, node="n2"), False),  # somebody had our address before
-        (theirs(1, node=""), False),
-        (Record(), False),
-    ],
-)
-def test_whose_a_record_is(other: Record, same: bool) -> None:
-    assert OURS.is_same_node(other) is same
 
 
 # A store, and nodes that use it.

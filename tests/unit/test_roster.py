@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunnel.config import conflicts
-from tunnel.control.lease import Record
 from tunnel.control.network import Network, Pool
+from tunnel.control.record import Record
 from tunnel.control.roster import LINGER, Difference, Roster
 from tunnel.store import Batch, Change, Entry, Snapshot
 from tunnel.types import Endpoint, Mac, Peer, Prefix, parse_prefix

@@ -11,7 +11,7 @@ Where records disagree, in this order:
 
 1. What this node has, and what its configuration says of peers, stands.
 2. Of several records whose subnets overlap, one has the subnet: that of the longest prefix, then
-   the one that was there first (:meth:`tunnel.control.lease.Lease.rank`). The others keep what is
+   the one that was there first (:meth:`tunnel.control.record.Lease.rank`). The others keep what is
    left of theirs, which is nothing where that was all.
 3. Several records with one endpoint are one peer with all their subnets; the MAC is that of the
    record that was written last.
@@ -27,8 +27,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tunnel.control.lease import Lease, Record
 from tunnel.control.network import Network
+from tunnel.control.record import Lease, Record
 from tunnel.errors import ConfigError
 from tunnel.store import Batch, Entry, Snapshot
 from tunnel.types import Address, Endpoint, Mac, Peer, Prefix
