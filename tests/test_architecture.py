@@ -16,6 +16,7 @@ LAYERS = [
     {"tunnel"},
     {"tunnel.decode"},
     {"tunnel.capture", "tunnel.doctor", "tunnel.metrics", "tunnel.service"},
+    {"tunnel.cluster"},
     {"tunnel.tunnel"},
     {"tunnel.explain", "tunnel.peers"},
     {"tunnel.vteps"},
@@ -27,6 +28,8 @@ LAYERS = [
         "tunnel.events",
         "tunnel.facts",
         "tunnel.kernel",
+        "tunnel.registry",
+        "tunnel.state",
         "tunnel.workers",
     },
     {"tunnel.control", "tunnel.linux", "tunnel.stores", "tunnel.vxlan", "tunnel.lab"},
@@ -38,7 +41,7 @@ LAYERS = [
 """From the top; a module imports from layers below its own, or from its own package."""
 
 AT_HOME = {
-    "aiohttp": "tunnel.stores.etcd",
+    "aiohttp": "tunnel.stores.gateway",
     "click": "tunnel.cli",
     "prometheus_client": "tunnel.metrics",
     "pyroute2": "tunnel.linux.netlink",

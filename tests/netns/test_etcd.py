@@ -4,15 +4,15 @@ import asyncio
 import itertools
 import random
 import shutil
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.netns.etcd import Authority, Etcd
 from tunnel.errors import ConfigError, Conflict, Gap, StoreAway, StoreRefused
-from tunnel.store import Batch
+from tunnel.store import Batch, Entry
 from tunnel.stores import etcd as client
 from tunnel.stores.etcd import EtcdStore
 
@@ -164,6 +164,41 @@ async def test_connections_of_a_restarted_etcd_are_opened_again(one: Etcd) -> No
         one.start(0)
         one.wait(0)
         assert (await store.read("/a")).entries
+
+
+@asynccontextmanager
+async def deaf(etcd: Etcd) -> AsyncIterator[str]:
+    """A way to etcd on which every answer is lost."""
+    port = int(etcd.endpoints[0].rpartition(":")[2])
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, here = await asyncio.open_connection("127.0.0.1", port)
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length:")[2].split()[0])
+        here.write(head + await reader.readexactly(length))
+        await there.readuntil(b"\r\n\r\n")
+        for end in (writer, here):
+            end.close()
+
+    async with await asyncio.start_server(forward, "127.0.0.1", 0) as listening:
+        yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+
+
+async def test_an_answer_that_was_lost(one: Etcd) -> None:
+    async with deaf(one) as lost, EtcdStore([lost, *one.endpoints]) as store:
+        revision = await store.put("/a", b"1", expect=0)
+        assert store.address == one.endpoints[0]
+        again = await store.read("/a")
+        assert again.entries == {"/a": Entry(b"1", revision, created=revision)}
+        assert again.revision == revision
+
+    async with deaf(one) as lost, EtcdStore([lost, *one.endpoints]) as store:
+        await store.delete("/a", expect=revision)
+        assert (await store.read("/a")).revision == revision + 1
+
+    async with deaf(one) as lost, EtcdStore([lost], timeout=1) as store:
+        with pytest.raises(StoreAway, match="closed the connection"):
+            await store.put("/a", b"1", expect=0)
 
 
 # Members that accept connections, and never answer.
@@ -397,8 +432,8 @@ def test_files_that_cannot_be_used(tmp_path: Path, authority: Authority) -> None
     ]:
         cafile, certfile, keyfile = words
         with pytest.raises(ConfigError, match=match):
-            EtcdStore(["host:1"], cafile=cafile, certfile=certfile, keyfile=keyfile)
-    EtcdStore(["host:1"], certfile=certificate, keyfile=key)
+            EtcdStore(["https://host:1"], cafile=cafile, certfile=certfile, keyfile=keyfile)
+    EtcdStore(["https://host:1"], certfile=certificate, keyfile=key)
 
 
 async def test_users_and_passwords(one: Etcd) -> None:
@@ -433,10 +468,10 @@ async def test_tokens_are_renewed(one: Etcd) -> None:
     async with EtcdStore(one.endpoints, username="node", password="secret") as store:
         revision = await store.put("/a/b", b"", expect=0)
 
-        store._token = "expired.1"
+        store._gateway._token = "expired.1"
         assert len(await asyncio.gather(*(store.read("/a/") for _ in range(5)))) == 5
-        store._token = "expired.2"
+        store._gateway._token = "expired.2"
         async with aclosing(store.watch("/a/", after=revision - 1)) as watch:
             assert await keys_of(watch) == ["/a/b"]
-        store._token = "expired.3"
+        store._gateway._token = "expired.3"
         await store.put("/a/b", b"", expect=revision)
