@@ -13,7 +13,8 @@ import difflib
 import ipaddress
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -42,6 +43,11 @@ MODES = ("tun", "tap")
 
 FRAME_DEFAULTS = {"flood": True, "learning": True, "ageing": 300, "storm_limit": 2000}
 """Of fields that mean something in TAP mode alone: as the kernel's vxlan, which has no limit."""
+
+ETCD_PREFIX = "/coreos.com/network"
+"""Flannel's."""
+
+STATE_DIR = Path("/var/lib/tunnel")
 
 MOST_WORKERS = 64
 
@@ -178,8 +184,9 @@ class Config:
 
 
 def faults(words: Mapping[str, object]) -> list[ConfigError]:
-    """Everything that is wrong with these words; nothing if they make a Config."""
-    return _read(words)[1]
+    """Everything that is wrong with these words; nothing if they make a Config, or, where they
+    name a store, a :class:`ClusterConfig`."""
+    return _read_cluster(words)[1] if _names_store(words) else _read(words)[1]
 
 
 def differences(before: Config, after: Config) -> list[str]:
@@ -189,6 +196,65 @@ def differences(before: Config, after: Config) -> list[str]:
         for name, word in _WORDS.items()
         if getattr(before, word.field) != getattr(after, word.field)
     ]
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """
+    A node that finds its peers, its subnet and the overlay's VNI and port in a store.
+
+    Attributes:
+        node: What it is told itself. It has no subnets yet.
+        prefer: Subnets that it would like to have.
+        etcd_endpoints: URLs; empty where the store is the directory `store`.
+        etcd_prefix: Of all keys, without a slash at its end.
+        etcd_cafile, etcd_certfile, etcd_keyfile: Names of PEM files, empty for none.
+        public_ip, public_ipv6: Where others reach it, None for the interface's own.
+        iface: Names or addresses of interfaces, the first that is there is taken.
+        iface_regex: The same by what name or address has to match.
+        iface_can_reach: The interface by which this host reaches that.
+        margin: Minutes before a lease ends in which it is renewed.
+        ttl: Of a lease, in seconds.
+        state_dir: Where it keeps who it is, and what it knew last.
+        subnet_file, ip_masq: As in :class:`Config`, once there is a network.
+    """
+
+    node: Config
+    prefer: tuple[Prefix, ...]
+    etcd_endpoints: tuple[str, ...]
+    store: Path | None
+    etcd_prefix: str
+    etcd_cafile: str
+    etcd_certfile: str
+    etcd_keyfile: str
+    etcd_username: str
+    etcd_password: str
+    public_ip: IPv4Address | None
+    public_ipv6: IPv6Address | None
+    iface: tuple[str, ...]
+    iface_regex: tuple[str, ...]
+    iface_can_reach: Address | None
+    margin: int
+    ttl: int
+    state_dir: Path
+    subnet_file: Path | None
+    ip_masq: bool
+
+    def joined(self, **known: Any) -> Config:
+        """The whole node: `known` are the fields that the store has told."""
+        own = {one.name: getattr(self.node, one.name) for one in fields(Config)}
+        own |= {"subnet_file": self.subnet_file, "ip_masq": self.ip_masq}
+        return Config(**own | known)
+
+
+def read_config(words: Mapping[str, object]) -> Config | ClusterConfig:
+    """What these words make. Raises ConfigError with the first of :func:`faults`."""
+    if not _names_store(words):
+        return Config.from_words(words)
+    fields, wrong = _read_cluster(words)
+    if wrong:
+        raise wrong[0]
+    return ClusterConfig(**fields)
 
 
 def conflicts(
@@ -355,6 +421,58 @@ def _read_subnet_file(value: object) -> Path:
     return path
 
 
+def _read_plain(word: str) -> Callable[[object], str]:
+    return lambda value: _text(word, value)
+
+
+def _read_family(word: str, version: int) -> Callable[[object], Address]:
+    def read(value: object) -> Address:
+        address = parse_address(value if isinstance(value, Address) else _text(word, value))
+        if address.version != version:
+            raise ConfigError(f"{word} {address} is no IPv{version} address")
+        return address
+
+    return read
+
+
+def _read_etcd_prefix(value: object) -> str:
+    text = _text("etcd-prefix", value)
+    if not text.startswith("/"):
+        raise ConfigError(f"etcd-prefix {text!r} does not begin with / (like {ETCD_PREFIX})")
+    return text.rstrip("/")
+
+
+def _read_regex(value: object) -> str:
+    text = _text("iface-regex", value)
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ConfigError(f"iface-regex {text!r} is no regular expression: {error}") from error
+    return text
+
+
+def _read_path(word: str) -> Callable[[object], Path]:
+    def read(value: object) -> Path:
+        path = value if isinstance(value, Path) else Path(_text(word, value))
+        if not path.is_absolute():
+            raise ConfigError(f"{word} {str(path)!r} is no absolute path (like {STATE_DIR})")
+        return path
+
+    return read
+
+
+def _read_whole(word: str, *, low: int, high: int) -> Callable[[object], int]:
+    read = _read_number(word, low=low, high=high)
+
+    def from_text(value: object) -> int:
+        # From the environment a number comes as text; int() refuses some that are too long.
+        return read(
+            int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value) else value
+        )
+
+    return from_text
+
+
 def _read_switch(word: str) -> Callable[[object], bool]:
     def read(value: object) -> bool:
         if not isinstance(value, bool):
@@ -397,8 +515,33 @@ _WORDS = {
     "ip-masq": _Word("ip_masq", _read_switch("ip-masq"), False),
 }
 
-WORDS = tuple(_WORDS)
-"""All that a tunnel can be told."""
+_CLUSTER_WORDS = {
+    "etcd-endpoints": _Word("etcd_endpoints", _read_plain("etcd-endpoints"), {}, many=True),
+    "store": _Word("store", _read_path("store")),
+    "etcd-prefix": _Word("etcd_prefix", _read_etcd_prefix, ETCD_PREFIX),
+    "etcd-cafile": _Word("etcd_cafile", _read_plain("etcd-cafile"), ""),
+    "etcd-certfile": _Word("etcd_certfile", _read_plain("etcd-certfile"), ""),
+    "etcd-keyfile": _Word("etcd_keyfile", _read_plain("etcd-keyfile"), ""),
+    "etcd-username": _Word("etcd_username", _read_plain("etcd-username"), ""),
+    "etcd-password": _Word("etcd_password", _read_plain("etcd-password"), ""),
+    "public-ip": _Word("public_ip", _read_family("public-ip", 4)),
+    "public-ipv6": _Word("public_ipv6", _read_family("public-ipv6", 6)),
+    "iface": _Word("iface", _read_plain("iface"), {}, many=True),
+    "iface-regex": _Word("iface_regex", _read_regex, {}, many=True),
+    "iface-can-reach": _Word("iface_can_reach", _read_local),
+    "subnet-lease-renew-margin": _Word(
+        "margin", _read_whole("subnet-lease-renew-margin", low=1, high=1440), 60
+    ),
+    "subnet-lease-ttl": _Word("ttl", _read_whole("subnet-lease-ttl", low=2, high=10**8), 86400),
+    "state-dir": _Word("state_dir", _read_path("state-dir"), STATE_DIR),
+}
+
+_STORES = ("etcd-endpoints", "store")
+_TOLD_BY_STORE = ("vni", "port", "network")
+_AFTER_JOINING = ("subnet-file", "ip-masq")
+
+WORDS = (*_WORDS, *_CLUSTER_WORDS)
+"""All that a node can be told."""
 
 
 _PEER_WORDS = {
@@ -410,7 +553,12 @@ _PEER_WORDS = {
 
 def _read(words: Mapping[str, object]) -> tuple[dict[str, Any], list[ConfigError]]:
     """The fields of a Config and all that is wrong."""
-    fields, wrong = _read_words(words, _WORDS)
+    stray = [name for name in words if name in _CLUSTER_WORDS and words[name]]
+    fields, wrong = _read_words({k: v for k, v in words.items() if k not in _CLUSTER_WORDS}, _WORDS)
+    wrong += [
+        ConfigError(f"{name} is about a store (give etcd-endpoints or store as well)", key=(name,))
+        for name in stray
+    ]
     wrong += _rules(**fields)
     wrong += _frame_rules(**fields)
     wrong += _container_rules(**fields)
@@ -429,6 +577,61 @@ def _read(words: Mapping[str, object]) -> tuple[dict[str, Any], list[ConfigError
             if fields[field] is None:
                 fields[field] = value
     return fields, wrong
+
+
+def _names_store(words: Mapping[str, object]) -> bool:
+    return any(words.get(word) for word in _STORES)
+
+
+def _read_cluster(words: Mapping[str, object]) -> tuple[dict[str, Any], list[ConfigError]]:
+    """The fields of a ClusterConfig and all that is wrong."""
+    own = {name: value for name, value in words.items() if name in _CLUSTER_WORDS}
+    own["etcd-endpoints"] = _commas(words.get("etcd-endpoints"))
+    later = {name: words[name] for name in _AFTER_JOINING if name in words}
+    rest = {
+        name: value
+        for name, value in words.items()
+        if name not in own and name not in later and name not in _TOLD_BY_STORE
+    }
+    read, wrong = _read_words(own, _CLUSTER_WORDS)
+    more, faulty = _read_words(later, {name: _WORDS[name] for name in _AFTER_JOINING})
+    node, of_node = _read(rest)
+    wrong += [*faulty, *of_node, *_cluster_rules(words)]
+    if wrong:
+        return {}, wrong
+    for field in ("etcd_endpoints", "iface", "iface_regex"):
+        read[field] = tuple(read[field].values())
+    node["addresses"] = tuple(_given(rest))
+    prefer, node["subnets"] = node["subnets"], ()
+    made = Config.__new__(Config)
+    for field, value in node.items():
+        object.__setattr__(made, field, value)
+    return {"node": made, "prefer": prefer, **read, **more}, []
+
+
+def _given(words: Mapping[str, object]) -> Iterator[Interface]:
+    """Without those that come of subnets."""
+    return (_read_address(one) for one in _many(words.get("address", ())))
+
+
+def _commas(value: object) -> list[object]:
+    """As flags have many in one text."""
+    return [
+        piece.strip() if isinstance(piece, str) else piece
+        for one in _many(value or ())
+        for piece in (one.split(",") if isinstance(one, str) else [one])
+        if piece
+    ]
+
+
+def _cluster_rules(words: Mapping[str, object]) -> Iterator[ConfigError]:
+    if all(words.get(word) for word in _STORES):
+        yield ConfigError("store is one directory, etcd-endpoints another store", key=("store",))
+    for word in _TOLD_BY_STORE:
+        if words.get(word) not in (None, ()):
+            yield ConfigError(
+                f"{word} is what the network in the store says (leave it out)", key=(word,)
+            )
 
 
 def _read_words(

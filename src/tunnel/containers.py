@@ -47,26 +47,6 @@ class Containers:
         self._installed: list[Any] = []
         self._published = False
 
-    def prepare(self, *, user: str | None) -> None:
-        """
-        Makes the directory of ``subnet.env``, unless it is there, for whom this process is about
-        to become: afterwards it may not. One that is there stays whose it is.
-
-        Raises:
-            ConfigError: It cannot be made.
-        """
-        path = self._config.subnet_file
-        if path is None:
-            return
-        try:
-            path.parent.mkdir(parents=True)
-            if (owner := choose_user(user)) is not None:
-                os.chown(path.parent, owner.pw_uid, owner.pw_gid)
-        except FileExistsError:
-            return
-        except OSError as error:
-            raise _unwritable(path, error) from error
-
     async def start(self) -> None:
         """
         Masquerades, where that is wanted. Cancelled, :meth:`close` undoes it.
@@ -114,6 +94,13 @@ class Containers:
         except OSError as error:
             raise _unwritable(config.subnet_file, error) from error
 
+    async def move(self, config: Config, *, mtu: int) -> None:
+        """The subnets are others now. Raises DeviceError: the kernel refuses the rules."""
+        self._config = config
+        if self._nft is not None:
+            await self._install(self._nft)
+        self.resize(mtu)
+
     def resize(self, mtu: int) -> None:
         """The device has another MTU: containers that come later are to have it as well."""
         if not self._published:
@@ -151,6 +138,26 @@ class Containers:
             log.error("%s: somebody changed the masquerade rules: %s", self._config.name, error)
         else:
             log.warning("%s: somebody changed the masquerade rules: restored", self._config.name)
+
+
+def prepare_subnet_file(path: Path | None, *, user: str | None) -> None:
+    """
+    Makes the directory of ``subnet.env``, unless it is there, for whom this process is about to
+    become: afterwards it may not. One that is there stays whose it is.
+
+    Raises:
+        ConfigError: It cannot be made.
+    """
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True)
+        if (owner := choose_user(user)) is not None:
+            os.chown(path.parent, owner.pw_uid, owner.pw_gid)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def subnet_env(

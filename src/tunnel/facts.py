@@ -30,6 +30,7 @@ from tunnel.types import (
     PeerStatus,
     Prefix,
     Status,
+    StoreStatus,
     Traffic,
     parse_prefix,
 )
@@ -249,12 +250,17 @@ def read_status(words: Mapping[str, Any]) -> Status:
                 "offloads": frozenset(words["offloads"]),
                 "peers": tuple(_read_peer(peer) for peer in words["peers"]),
                 "subnets": tuple(parse_prefix(prefix) for prefix in words["subnets"]),
+                "store": _read_store(words["store"]),
             }
         )
     except (KeyError, TypeError, ValueError) as error:
         raise TunnelError(
             f"the node's status cannot be read: {error!r} (compare tunnel --version with its)"
         ) from error
+
+
+def _read_store(words: Mapping[str, Any] | None) -> StoreStatus | None:
+    return None if words is None else StoreStatus(**{**words, "troubles": tuple(words["troubles"])})
 
 
 def _read_peer(words: Mapping[str, Any]) -> PeerStatus:

@@ -57,6 +57,11 @@ class Kernel:
             await self._netlink.add_address(self._index, address)
             self._addresses[address] = None
 
+    async def remove_address(self, address: Interface) -> None:
+        async with self._changing:
+            self._addresses.pop(address, None)
+            await self._netlink.remove_address(self._index, address)
+
     async def put_neighbours(self, macs: Mapping[Address, Mac]) -> None:
         async with self._changing:
             await self._netlink.put_neighbours(self._index, macs)

@@ -183,6 +183,10 @@ class Peers:
         """
         return await self._see_through(self._change_those(come=come, gone=gone))
 
+    def own(self, subnets: Iterable[Prefix]) -> None:
+        """What no peer can have, from now on. Raises ConfigError if one has."""
+        self._membership.own(subnets)
+
     def stop(self) -> None:
         """Nobody is asked, and no name looked up, any more."""
         self._stopped = True

@@ -17,14 +17,14 @@ from contextlib import AsyncExitStack
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 from tunnel._native import Fdb, Forwarder
 from tunnel.config import AUTO_WORKERS, Config, differences
 from tunnel.contact import SAMPLES
-from tunnel.containers import Containers
+from tunnel.containers import Containers, prepare_subnet_file
 from tunnel.control.walk import Walk, walk
-from tunnel.errors import ConfigError, DeviceError, UnderlayError
+from tunnel.errors import ConfigError, DeviceError, TunnelError, UnderlayError
 from tunnel.events import Events
 from tunnel.explain import Explainer
 from tunnel.kernel import Kernel
@@ -51,6 +51,7 @@ from tunnel.types import (
     Prefix,
     Stats,
     Status,
+    StoreStatus,
     Traffic,
     parse_address,
 )
@@ -58,7 +59,22 @@ from tunnel.workers import GONE, NOBODY, Workers
 
 log = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
 _LEARNED, _LEARNED_SHARE = 1 << 16, 1 << 13  # MACs in all, and of one peer
+
+
+class Origin(Protocol):
+    """Where a tunnel gets from what it is not told itself."""
+
+    def prepare(self, *, user: str | None) -> None:
+        """The device is open. If this process is about to become another, this is the last
+        moment as who started it."""
+
+    async def join(self) -> Config:
+        """What the tunnel is to be. Its name, mode and all that is of the device stay."""
+
+    def status(self) -> StoreStatus: ...
 
 
 class Tunnel:
@@ -134,6 +150,7 @@ class Tunnel:
         self._fdb: Fdb | None = None
         if self.config.ageing is not None:  # in TAP mode
             self._fdb = Fdb(limit=_LEARNED, share=_LEARNED_SHARE, ageing=self.config.ageing)
+        self._origin: Origin | None = None
         self._confined = False
         self._user: str | None = None
         self._undo = AsyncExitStack()
@@ -152,6 +169,7 @@ class Tunnel:
         device: Literal["tun"] | None = "tun",
         confined: bool = False,
         user: str | None = None,
+        origin: Origin | None = None,
     ) -> Self:
         """
         Args:
@@ -159,11 +177,12 @@ class Tunnel:
                 any thread is started, it gives up for good all that it could do but for
                 CAP_NET_ADMIN.
             user: Whom it becomes then.
+            origin: Has the last word on what the tunnel is, once the device is open.
         """
         words = {field.name: getattr(config, field.name) for field in fields(config)}
         del words["loop"]
         tunnel = cls(device=device, **words)
-        tunnel._confined, tunnel._user = confined, user
+        tunnel._confined, tunnel._user, tunnel._origin = confined, user, origin
         return tunnel
 
     async def __aenter__(self) -> Self:
@@ -232,6 +251,40 @@ class Tunnel:
             peer = peer.endpoint
         endpoint = Endpoint.parse(peer) if isinstance(peer, str) else peer
         await self._change(self._peers.remove(endpoint))
+
+    async def change_peers(
+        self, *, come: Iterable[Peer] = (), gone: Iterable[Endpoint] = ()
+    ) -> dict[Endpoint, TunnelError]:
+        """
+        Lets many peers go and takes many in, at once and without touching the others' packets; one
+        that comes and is there becomes what is given, one that goes and is not there is fine.
+        Cancelled, it is still done.
+
+        Returns: Who could not come, and why. The others did.
+        """
+        return await self._change(self._peers.change(come=come, gone=gone))
+
+    async def move(self, config: Config) -> None:
+        """
+        Changes what lives behind this node to the subnets and addresses of `config`. Cancelled, it
+        may have been done in part.
+
+        Raises:
+            ConfigError: A peer owns some of that.
+            DeviceError: The kernel refuses an address.
+        """
+        self._peers.own(config.subnets)
+        before, self.config = self.config, config
+        if self._kernel is not None:
+            for address in set(config.addresses).difference(before.addresses):
+                await self._kernel.add_address(address)
+            for address in set(before.addresses).difference(config.addresses):
+                await self._kernel.remove_address(address)
+        await self._containers.move(config, mtu=self.mtu)
+
+    def tell(self, event: Event) -> None:
+        """Tells whoever listens to :meth:`events`."""
+        self._events.tell(event)
 
     def fdb(self) -> tuple[FdbEntry, ...]:
         """
@@ -396,6 +449,7 @@ class Tunnel:
             peers=tuple(self._peer_status(one, own) for one, own in stats.peers.items()),
             drops=stats.drops,
             subnets=self.config.subnets,
+            store=self._origin.status() if self._origin else None,
         )
 
     def _peer_status(self, endpoint: Endpoint, own: PeerStats) -> PeerStatus:
@@ -561,12 +615,16 @@ class Tunnel:
         self._undo.callback(self._closed.set)
         self._undo.callback(self._events.close)
         self._opened = time.monotonic()
-        self._containers = Containers(self.config)
         self._netlink = await self._undo.enter_async_context(Netlink())
         self._device = await self._open_device()
+        if self._origin is not None:
+            self._origin.prepare(user=self._user)
         if self._confined:
-            self._containers.prepare(user=self._user)
+            prepare_subnet_file(self.config.subnet_file, user=self._user)
             drop_privileges(user=self._user, port=self.config.port)
+        if self._origin is not None:
+            self.config = await self._origin.join()
+        self._containers = Containers(self.config)
         self._underlay = Underlay(self.config, netlink=self._netlink)
         self._undo.callback(self._underlay.close)
 
@@ -678,11 +736,11 @@ class Tunnel:
 
     # Running.
 
-    async def _change(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _change(self, work: Coroutine[Any, Any, Result]) -> Result:
         if self._closing is not None:
             work.close()
             raise DeviceError(f"{self.config.name} is closed")
-        await work
+        return await work
 
     def _attend(self) -> None:
         """Something other than packets wants to be seen: an offload was lost, letters came."""

@@ -356,6 +356,32 @@ class PeerStatus:
 
 
 @dataclass(frozen=True)
+class StoreStatus:
+    """
+    What a node that finds its peers in a store knows of that.
+
+    Attributes:
+        address: Which endpoint or directory answered last.
+        connected: Whether it answers now.
+        seconds: For how long that has been so.
+        why: Why it does not, empty where it does.
+        revision: As of which revision the peers are known.
+        key: Under which this node is known, None while it looks for a subnet.
+        lease: Seconds until the key ends unless it is renewed, None for a reservation.
+        troubles: What is wrong with the network or with others' records, a line each.
+    """
+
+    address: str
+    connected: bool
+    seconds: float
+    why: str
+    revision: int
+    key: str | None
+    lease: float | None
+    troubles: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Status:
     """
     A running tunnel.
@@ -366,6 +392,7 @@ class Status:
         seconds: Since it opened.
         drops: Reason -> packets, over everything.
         subnets: What lives behind this node.
+        store: Where it finds its peers, None where it was told.
     """
 
     name: str
@@ -380,6 +407,7 @@ class Status:
     peers: tuple[PeerStatus, ...]
     drops: Mapping[str, int]
     subnets: tuple[Prefix, ...] = ()
+    store: StoreStatus | None = None
 
 
 @dataclass(frozen=True)
@@ -438,6 +466,37 @@ class OffloadLost:
 
 
 @dataclass(frozen=True)
+class SubnetsChanged:
+    """This node has got these; `before` is what it had, empty the first time."""
+
+    subnets: tuple[Prefix, ...]
+    before: tuple[Prefix, ...]
+
+
+@dataclass(frozen=True)
+class SubnetsLost:
+    """Somebody took our key away, or has it now. Packets go on while others are acquired."""
+
+    subnets: tuple[Prefix, ...]
+    why: str
+
+
+@dataclass(frozen=True)
+class StoreLost:
+    """The store does not answer any more; who was a peer stays one."""
+
+    address: str
+    why: str
+
+
+@dataclass(frozen=True)
+class StoreFound:
+    """The store answers, for the first time or again."""
+
+    address: str
+
+
+@dataclass(frozen=True)
 class EventsLost:
     """Who listens did not keep up, and missed so many before the next one."""
 
@@ -453,5 +512,9 @@ Event = (
     | PathChanged
     | MacChanged
     | OffloadLost
+    | SubnetsChanged
+    | SubnetsLost
+    | StoreLost
+    | StoreFound
     | EventsLost
 )

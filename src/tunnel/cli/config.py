@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from tunnel.config import Config, faults
+from tunnel.config import ClusterConfig, faults, read_config
 from tunnel.errors import ConfigError
 
 _Key = tuple[str | int, ...]
@@ -37,8 +37,12 @@ def check(context: click.Context, path: Path) -> None:
     if wrong:
         click.echo("\n".join(file.describe(error) for error in wrong))
         context.exit(2)
-    made = Config.from_words(file.words)
-    click.echo(f"{path}: ok: {made.name}, vni {made.vni}, peers: {len(made.peers)}")
+    made = read_config(file.words)
+    if isinstance(made, ClusterConfig):
+        where = made.store or ", ".join(made.etcd_endpoints)
+        click.echo(f"{path}: ok: {made.node.name}, store: {where}")
+    else:
+        click.echo(f"{path}: ok: {made.name}, vni {made.vni}, peers: {len(made.peers)}")
 
 
 @dataclass(frozen=True)

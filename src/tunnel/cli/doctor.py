@@ -11,7 +11,7 @@ import click
 from tunnel.cli import node
 from tunnel.cli.up import Words, up
 from tunnel.client import Client, find, is_served, nodes
-from tunnel.config import WORDS, Config
+from tunnel.config import WORDS, ClusterConfig, Config
 from tunnel.doctor import Finding, Level, examine
 from tunnel.facts import read_status
 from tunnel.types import Endpoint, PeerState, Status
@@ -58,7 +58,8 @@ def doctor(
     given = {
         name.replace("_", "-"): value for name, value in flags.items() if value not in (None, ())
     }
-    wanted = Words(config, given).read()
+    read = Words(config, given).read()
+    wanted = read.node if isinstance(read, ClusterConfig) else read
     named = bool(config or given)
     told = bool(config or given.keys() - {"name"})
     path = control or _running(wanted.name if named else None)

@@ -23,8 +23,10 @@ import click
 import uvloop
 
 from tunnel import Tunnel
+from tunnel.cli.cluster import cluster_options
 from tunnel.cli.config import ConfigFile
-from tunnel.config import Config
+from tunnel.cluster import Cluster
+from tunnel.config import ClusterConfig, Config, read_config
 from tunnel.errors import ConfigError, TunnelError
 from tunnel.service import Service, hand_over_directory
 
@@ -155,6 +157,7 @@ def _load_metrics(
     default=None,
     help="Masquerade what containers send out of the overlay; needs nftables.",
 )
+@cluster_options
 @click.option(
     "--control",
     metavar="PATH|none",
@@ -200,6 +203,8 @@ def up(
       tunnel up --subnet 10.244.1.0/24 --peer 192.0.2.2=10.244.2.0/24
     On 192.0.2.2:
       tunnel up --subnet 10.244.2.0/24 --peer 192.0.2.1=10.244.1.0/24
+    On any number of hosts, after "tunnel network init":
+      tunnel up --etcd-endpoints http://192.0.2.9:2379
 
     Each option is also an environment variable: TUNNEL_VNI, TUNNEL_SOURCE_PORTS ...; many
     values in one are separated by spaces.
@@ -210,7 +215,8 @@ def up(
     }
     words = Words(config, given)
     made = words.read()
-    new_loop = uvloop.new_event_loop if made.loop == "uvloop" else asyncio.new_event_loop
+    node = made.node if isinstance(made, ClusterConfig) else made
+    new_loop = uvloop.new_event_loop if node.loop == "uvloop" else asyncio.new_event_loop
     with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(_until_stopped(made, words=words, control=control, metrics=metrics, user=user))
 
@@ -228,17 +234,23 @@ class Words:
     path: Path | None
     flags: dict[str, object]
 
-    def read(self) -> Config:
+    def read(self) -> Config | ClusterConfig:
         """Raises ConfigError, with the file's line where the word stands there."""
         words = ConfigFile.read(self.path).words if self.path else {}
         with self.placing():
-            return Config.from_words({**words, **self.flags})
+            return read_config({**words, **self.flags})
 
-    async def reload(self, tunnel: Tunnel) -> None:
-        """Reads them again, for a tunnel that runs. Raises what :meth:`Tunnel.reload` does."""
+    async def reload(self, node: Tunnel | Cluster) -> None:
+        """Reads them again, for a node that runs. Raises what its own reload does."""
         with self.placing():
-            await tunnel.reload(self.read())
-        log.info("%s: %s was read again", tunnel.config.name, self.path)
+            match node, self.read():
+                case Tunnel(), Config() as config:
+                    await node.reload(config)
+                case Cluster(), ClusterConfig() as config:
+                    await node.reload(config)
+                case _:
+                    raise ConfigError("where peers are from cannot change (restart it)")
+        log.info("%s was read again", self.path)
 
     @contextmanager
     def placing(self) -> Iterator[None]:
@@ -255,7 +267,7 @@ class Words:
 
 
 async def _until_stopped(
-    config: Config,
+    config: Config | ClusterConfig,
     *,
     words: Words,
     control: str | None,
@@ -281,7 +293,7 @@ async def _until_stopped(
 
 
 async def _run(
-    config: Config,
+    config: Config | ClusterConfig,
     *,
     words: Words,
     control: str | None,
@@ -292,15 +304,16 @@ async def _run(
     async with AsyncExitStack() as stack:
         if control != "none":
             hand_over_directory(user)
-        tunnel = Tunnel.from_config(config, confined=True, user=user)
+        with words.placing():
+            node, tunnel = _make(config, user=user)
         # It takes its port now, while we still may.
         server = metrics(tunnel) if metrics else nullcontext()
         with words.placing():
-            await stack.enter_async_context(tunnel)
+            await stack.enter_async_context(node)
         reload = None
         if words.path is not None:
             _check_readable(words.path)
-            reload = partial(words.reload, tunnel)
+            reload = partial(words.reload, node)
             _reload_on_hangup(tunnel, reload)
         if control != "none":
             service = Service(tunnel, path=control, reload=reload, down=down)
@@ -317,6 +330,15 @@ async def _run(
             _notify("STOPPING=1")
             drops = " ".join(f"{reason}={n}" for reason, n in tunnel.stats.drops.items())
             print(f"drops: {drops or 'none'}", flush=True)
+
+
+def _make(config: Config | ClusterConfig, *, user: str | None) -> tuple[Tunnel | Cluster, Tunnel]:
+    """What is entered, and the tunnel that is open then."""
+    if isinstance(config, ClusterConfig):
+        cluster = Cluster(config, confined=True, user=user)
+        return cluster, cluster.tunnel
+    tunnel = Tunnel.from_config(config, confined=True, user=user)
+    return tunnel, tunnel
 
 
 async def _serve(service: Service, stack: AsyncExitStack, *, needed: bool) -> None:

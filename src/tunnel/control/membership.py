@@ -128,6 +128,13 @@ class Membership:
         """Whoever is there now."""
         return tuple(self._places.get(address, {}).values())
 
+    def own(self, subnets: Iterable[Prefix]) -> None:
+        """Ours are these now. Raises ConfigError where a peer has one, and changes nothing."""
+        before, self._subnets = self._subnets, tuple(subnets)
+        for error in self._faults(member.peer for member in self._members.values()).values():
+            self._subnets = before
+            raise error
+
     def refuse(
         self, *, come: Iterable[Peer], gone: Iterable[Endpoint] = ()
     ) -> dict[Endpoint, ConfigError]:

@@ -183,6 +183,17 @@ class Netlink:
                 **({"IFA_FLAGS": _NO_DAD} if address.version == 6 else {}),
             )
 
+    async def remove_address(self, index: int, address: Interface) -> None:
+        """Removes an address; one that is gone already is fine."""
+        with _explained(f"remove address {address} from device {name_of(index)}"):
+            try:
+                await self._route.addr(
+                    "del", index=index, address=str(address.ip), prefixlen=address.network.prefixlen
+                )
+            except NetlinkError as error:
+                if error.code not in (errno.EADDRNOTAVAIL, errno.ENODEV):
+                    raise
+
     async def addresses(self, index: int) -> list[Interface]:
         """Those of a device."""
         with _explained(f"read the addresses of device {name_of(index)}"):
@@ -365,6 +376,27 @@ class Netlink:
             if (message.get("local") or message.get("address")) == str(address):
                 return name_of(message["index"])
         return None
+
+    async def interfaces(self) -> dict[str, list[Address]]:
+        """The devices that have addresses for more than their own link, and these."""
+        found: dict[str, list[Address]] = {}
+        async for message in await self._route.addr("dump"):
+            if message["scope"] == _SCOPE_UNIVERSE:
+                address = ipaddress.ip_address(message.get("local") or message.get("address"))
+                found.setdefault(name_of(message["index"]), []).append(address)
+        return found
+
+    async def default_device(self, family: int) -> str | None:
+        """Name of the device of the default route of a family (4, 6), None without one."""
+        number = socket.AF_INET if family == 4 else socket.AF_INET6
+        routes = [
+            (message.get("priority") or 0, message.get("oif"))
+            async for message in await self._route.route(
+                "dump", family=number, table=_MAIN_TABLE, dst_len=0
+            )
+            if message["dst_len"] == 0 and message.get("oif")
+        ]
+        return name_of(min(routes)[1]) if routes else None
 
     async def mtu_of(self, name: str) -> int | None:
         """MTU of a device in bytes, None where there is no such device here."""
