@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tunnel.config import ClusterConfig
@@ -154,9 +154,9 @@ class Registry:
         value = there.value if there else owner.text()
         await self._store.put(key, value, expect=there.revision if there else 0)
 
-    async def release(self, subnets: tuple[Prefix, ...], *, force: bool) -> None:
+    async def release(self, subnets: Iterable[Prefix], *, force: bool) -> tuple[Prefix, ...]:
         """
-        Lets a reservation go, or with `force` a node's lease.
+        Lets a reservation go, or with `force` a node's lease. Returns its subnets.
 
         Raises:
             ConfigError: There is none, or it is a lease.
@@ -174,6 +174,7 @@ class Registry:
             await self._store.delete(lease.key, expect=lease.entry.revision)
         except Conflict as error:
             raise ConfigError(f"{lease.key} has just been renewed: its node runs") from error
+        return lease.subnets
 
     async def _read(self) -> list[Lease]:
         directory = subnets_directory(self._prefix)
@@ -192,18 +193,23 @@ class Registry:
 def make_network(
     networks: Iterable[Prefix],
     *,
-    lengths: Iterable[int | None],
-    ends: Iterable[tuple[Address | None, Address | None]],
+    lengths: Mapping[int, int | None],
+    ends: Mapping[int, Sequence[Address | None]],
     vni: int,
     port: int,
     mtu: int | None,
 ) -> Network:
-    """Raises ConfigError where these are no network."""
-    pools = [
-        Pool.of(network, length=length, first=first, last=last)
-        for network, length, (first, last) in zip(networks, lengths, ends, strict=True)
-    ]
-    network = Network(tuple(pools), vni=vni, port=port, mtu=mtu)
+    """`lengths` and `ends` are by family. Raises ConfigError where these are no network."""
+    pools = {}
+    for prefix in networks:
+        first, last = ends[prefix.version]
+        if prefix.version in pools:
+            raise ConfigError(f"network {prefix} is the second of IPv{prefix.version} (give one)")
+        pools[prefix.version] = Pool.of(
+            prefix, length=lengths[prefix.version], first=first, last=last
+        )
+    made = tuple(pool for _, pool in sorted(pools.items()))
+    network = Network(made, vni=vni, port=port, mtu=mtu)
     for error in faults(network.text().encode()):
         raise error
     return network

@@ -13,7 +13,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 import pytest
 
 from tunnel.config import Config
-from tunnel.errors import ConfigError, DeviceError, UnderlayError
+from tunnel.errors import DeviceError, UnderlayError
 from tunnel.linux import udp
 from tunnel.linux.netlink import Netlink
 from tunnel.linux.pair import Pair

@@ -19,6 +19,7 @@ from tunnel.cli import (
     explain,
     fdb,
     neighbour,
+    network,
     peer,
     ping,
     reload,
@@ -37,6 +38,7 @@ SECTIONS = {
         neighbour.neighbour,
         fdb.fdb,
     ),
+    "Look after a cluster": (network.network,),
     "Look closer": (
         doctor.doctor,
         drops.drops,

@@ -108,6 +108,18 @@ _NODE = (
 )
 
 
+STORE_WORDS = (
+    "etcd-endpoints",
+    "store",
+    "etcd-prefix",
+    "etcd-cafile",
+    "etcd-certfile",
+    "etcd-keyfile",
+    "etcd-username",
+    "etcd-password",
+)
+
+
 def store_options(verb: Verb) -> Verb:
     """Which store, and how to get in."""
     for option in reversed(_STORE):

@@ -98,10 +98,24 @@ def _head(now: Status) -> Table:
         "offloads": " ".join(now["offloads"]) or "none",
         "drops": ", ".join(f"{why} {n}" for why, n in now["drops"].items()) or "none",
     }
+    if now["store"] is not None:
+        facts |= _store(now["store"])
     table = Table.grid(padding=(0, _GAP, 0, 0))
     for fact, value in facts.items():
         table.add_row(Text(fact), Text(value))
     return table
+
+
+def _store(store: Mapping[str, Any]) -> dict[str, str]:
+    lasted = node.duration(store["seconds"])
+    facts = {"store": f"{store['address']}, away for {lasted}: {store['why']}"}
+    if store["connected"]:
+        facts["store"] = f"{store['address']} for {lasted}, revision {store['revision']}"
+    left = "reserved" if store["lease"] is None else f"{node.duration(store['lease'])} left"
+    facts["lease"] = f"{store['key']}, {left}" if store["key"] else "none: looks for a subnet"
+    if store["troubles"]:
+        facts["trouble"] = "\n".join(store["troubles"])
+    return facts
 
 
 @dataclass(frozen=True)
