@@ -18,6 +18,7 @@ from tunnel.cli.explain import picture
 from tunnel.control.walk import Facts, Flow, Passage, Step, Verdict, Walk, walk
 from tunnel.service import _plain
 from tunnel.types import (
+    ANY_VTEP_MAC,
     Endpoint,
     KernelNeighbour,
     KernelRoute,
@@ -183,6 +184,10 @@ def test_the_whole_way_in() -> None:
     assert walk(local).steps[-1].why == "this host's own address: it has arrived"
 
 
+ANY_HEADERS = HEADERS[:8] + ANY_VTEP_MAC.packed + HEADERS[14:]
+TO_ANY = replace(
+    OUT, passages=(Passage(replace(PEER, state=PeerState.UNKNOWN), port=1, headers=ANY_HEADERS),)
+)
 NAMED = replace(PEER, endpoint=Endpoint("b.example"))
 SILENT = {"state": PeerState.SILENT, "seconds": 42.0}
 LOOP = KernelRoute("10.244.2.0/24 dev tunnel1", "unicast", "tunnel1")
@@ -375,7 +380,9 @@ def test_where_it_ends(facts: Facts, at: str, why: str, what: str) -> None:
         ),
         (replace(OUT, hop=None, underlay=DEFAULT), "underlay", "by way of 192.0.2.254"),
         (peer(state=PeerState.UNKNOWN), "peer", "never answered"),
-        (peer(state=PeerState.UNKNOWN), "their checks", "a kernel device does not"),
+        (peer(state=PeerState.UNKNOWN), "their checks", "has to know our address and VNI"),
+        (TO_ANY, "their checks", "a kernel device does not"),
+        (TO_ANY, "headers", "is any node's"),
         (peer(last_drop="spoofed"), "peer", "last drop of its packets here: spoofed"),
         (replace(OUT, passages=(replace(OUT.passages[0], peer=NAMED),)), "name", "asked again"),
         (replace(IN, neighbour=None), "neighbour", "asks for its MAC on cni0"),
@@ -392,6 +399,7 @@ def test_where_it_ends(facts: Facts, at: str, why: str, what: str) -> None:
         (replace(TAP, mode="tap"), "neighbour", "put there by us"),
         (replace(TAP, mode="tap"), "fdb", "behind 192.0.2.2:8472"),
         (replace(IN, mode="tap"), "mac", "any destination MAC"),
+        (replace(IN, mode="tap", owner=None), "outer source", "in nobody's prefix"),
     ],
 )
 def test_what_is_said_on_the_way(facts: Facts, name: str, why: str) -> None:
@@ -408,13 +416,17 @@ def test_ways_of_frames() -> None:
         TAP,
         kernel=KernelRoute("10.244.2.0/24 dev br0", "unicast", "br0"),
         neighbour=KernelNeighbour("br0", "02:00:00:00:00:02", "REACHABLE", "tunnel1"),
+        bridge="br0",
         passages=(Passage(PEER, port=1, headers=TAGGED),),
     )
     assert walk(bridged).ends is None
     ethernet = walk(bridged).headers[3]
     assert (ethernet.bytes, ethernet.fields["vlan"], ethernet.fields["type"]) == (18, "7", "0800")
     past = replace(bridged, neighbour=KernelNeighbour("br0", "02:00:00:00:00:02", "STALE", "eth1"))
-    assert last(past).step == "kernel route"
+    assert last(past).step == "neighbour"
+    assert "behind its port eth1, not in the overlay" in last(past).why
+    assert last(past).next.endswith("bridge fdb show br br0")
+    assert last(replace(bridged, bridge="")).step == "kernel route"
 
 
 def test_without_a_device_the_program_is_one() -> None:
