@@ -604,7 +604,7 @@ def _frame(facts: Facts) -> Iterator[Step]:
     status = facts.status
     yield _goes_on("vni", f"vni {status.vni}", "ours; any other is dropped as other_vni")
     if facts.mode == "tap":
-        why = "any destination MAC is taken: a bridge may be behind the device"
+        why = "any destination MAC is taken, for a bridge may be behind; the kernel takes its own"
         yield _goes_on("mac", str(status.mac), why)
         return
     why = f"ours, or any node's, {ANY_VTEP_MAC}; any other is dropped as other_mac"
