@@ -84,16 +84,18 @@ def send(host: Host, source: str, sport: int, address: str, dport: int, *, size:
 def test_what_it_says_is_what_is_on_the_wire(lab: Lab, outer: int, workers: str) -> None:
     a, b = pair(lab)
     for node, other in ((a, b), (b, a)):
-        node.up("--workers", workers, peers=[other.at(outer)])
+        # Trains would be seen as one long datagram here.
+        node.up("--workers", workers, "--offload", "tso,uso", peers=[other.at(outer)])
     for number in range(8):
         inner, sport = (4, 6)[number % 2], 30_000 + number
         here, there = (a.ipv4, b.ipv4) if inner == 4 else (a.ipv6, b.ipv6)
-        flow: dict[str, Any] = {"protocol": "udp", "sport": sport, "dport": 9, "size": 300}
+        size = 300 if number < 6 else 3000  # what is cut goes by another hash: it has no ports
+        flow: dict[str, Any] = {"protocol": "udp", "sport": sport, "dport": 9, "size": size}
         found = explain(a.host, there, **flow)
         assert found["ends"] is None
         layers = {one["name"]: one["fields"] for one in found["headers"]}
         with watching(b.host) as sock:
-            send(a.host, here, sport, there, 9, size=300 - (28 if inner == 4 else 48))
+            send(a.host, here, sport, there, 9, size=size - (28 if inner == 4 else 48))
             frame = carried(sock, sport)
         ip = frame[IP] if outer == 4 else frame[IPv6]
         drawn = layers[f"outer IPv{outer}"]
@@ -118,7 +120,7 @@ def test_what_it_says_is_what_is_on_the_wire(lab: Lab, outer: int, workers: str)
         drawn = layers[f"inner IPv{inner}"]
         assert (drawn["source"], drawn["destination"]) == (inside_it.src, inside_it.dst)
         assert (drawn["sport"], drawn["dport"]) == (str(sport), "9")
-        assert drawn["length"] == "300"
+        assert drawn["length"] == str(inside_it.len if inner == 4 else inside_it.plen + 40)
         # And at the other end.
         home = explain(b.host, there, here, **flow)
         assert (home["direction"], home["ends"]) == ("inbound", None)

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scapy.layers.inet import IP
-from scapy.layers.inet6 import IPv6
+from scapy.layers.inet import IP, UDP
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
 
 from tests.unit.test_node_verbs import Node, check, running
 from tunnel import ConfigError
 from tunnel.cli.explain import picture
-from tunnel.control.walk import Facts, Flow, Passage, Step, Verdict, Walk, walk
+from tunnel.control.flow import Flow
+from tunnel.control.walk import Facts, Passage, Step, Verdict, Walk, walk
 from tunnel.service import _plain
 from tunnel.types import (
     ANY_VTEP_MAC,
@@ -442,7 +443,7 @@ def test_without_a_device_the_program_is_one() -> None:
 def test_the_packet_is_what_scapy_reads(version: int, protocol: str) -> None:
     there, here = ("10.2.0.1", "10.1.0.1") if version == 4 else ("fd02::1", "fd01::1")
     flow = Flow(A(there), A(here), size=100, protocol=protocol, sport=7, dport=53)
-    parsed = (IP if version == 4 else IPv6)(flow.packet())
+    parsed = (IP if version == 4 else IPv6)(flow.packet(1450))
     assert (parsed.src, parsed.dst) == (here, there)
     assert len(parsed) == 100
     assert (parsed.len if version == 4 else parsed.plen + 40) == 100
@@ -455,7 +456,26 @@ def test_the_packet_is_what_scapy_reads(version: int, protocol: str) -> None:
     if protocol == "udp":
         assert layer.len == 100 - (20 if version == 4 else 40)
     if version == 4:
-        assert str(parsed.flags) == ("DF" if protocol == "tcp" else "")
+        assert str(parsed.flags) == "DF"
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_of_what_is_too_long_the_first_fragment(version: int) -> None:
+    there, here = ("10.2.0.1", "10.1.0.1") if version == 4 else ("fd02::1", "fd01::1")
+    flow = Flow(A(there), A(here), size=9000, protocol="udp", sport=7)
+    packet = flow.packet(1402)
+    parsed = (IP if version == 4 else IPv6)(packet)
+    if version == 4:
+        assert (len(packet), parsed.len) == (1396, 1396)  # 20 and a multiple of 8
+        assert (str(parsed.flags), parsed.frag) == ("MF", 0)
+    else:
+        assert (len(packet), parsed.plen) == (1400, 1360)  # 48 and a multiple of 8
+        assert (parsed.nh, parsed[IPv6ExtHdrFragment].nh, parsed[IPv6ExtHdrFragment].m) == (
+            44,
+            17,
+            1,
+        )
+    assert (parsed[UDP].sport, parsed[UDP].len) == (7, 9000 - (20 if version == 4 else 40))
 
 
 @pytest.mark.parametrize(
