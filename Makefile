@@ -31,8 +31,8 @@ demo-pods: .venv/installed
 	@$(BIN)/python -m examples.pods
 
 test: lint
-	@.ci/packages iproute2 iputils-ping iperf3 ethtool nftables tcpdump tshark libpcap0.8 systemd udhcpc udhcpd \
-		containernetworking-plugins clang libclang-rt-14-dev valgrind
+	@.ci/packages iproute2 iputils-ping iperf3 ethtool nftables tcpdump tshark libpcap0.8 systemd \
+		containernetworking-plugins udhcpc udhcpd clang libclang-rt-14-dev valgrind
 	@$(BIN)/pytest
 
 lint: .venv/installed

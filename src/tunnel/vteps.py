@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from tunnel._native import Fdb
@@ -169,16 +169,20 @@ class Vteps:
         return ours[0].ip if ours else None
 
     def _answer(self) -> None:
-        """Tells the packet path which addresses are asked for in vain: it knows the answer."""
+        """Tells the packet path to which questions we know the answer: peers' for our addresses,
+        and in TAP mode the device's for their VTEPs'."""
         if self._fdb is None:
             pairs = {one.ip: self._mac for one in self._own}
         else:
-            pairs = {
-                via: self._entries[self._owners[prefix]]
-                for prefix, via in self._gateways.items()
-                if self._owners[prefix] in self._entries
-            }
+            pairs = dict(self._vteps())
         self._workers.set_neighbours([(one.packed, mac.packed) for one, mac in pairs.items()])
+
+    def _vteps(self) -> Iterator[tuple[Address, Mac]]:
+        for prefix, endpoint in self._owners.items():
+            mac = self._entries.get(endpoint)
+            via = gateway(prefix, mac)
+            if mac is not None and via is not None:
+                yield via, mac
 
     # What stands on it.
 
@@ -204,7 +208,6 @@ class Vteps:
         # Without a MAC the kernel asks for it as for any neighbour's.
         await self._kernel.add_route(prefix, via=via)
         self._gateways[prefix] = via
-        self._answer()
 
     async def unroute(self, prefix: Prefix) -> None:
         """Nothing of it goes to the device any more."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from tunnel.control.arp import link_local
 from tunnel.types import ANY_VTEP_MAC, Address, Endpoint, Mac, MacSource, Neighbour, Peer, Prefix
@@ -225,11 +226,11 @@ def _is_host(address: Address) -> bool:
 
 def _askable(prefixes: Iterable[Prefix]) -> Iterator[Address]:
     """The addresses of its own that a VTEP is likely to have, the likeliest first."""
-    order = sorted(prefixes, key=lambda one: one.num_addresses > 1)
+    ordinary = [prefix for prefix in prefixes if _is_host(prefix.network_address)]
+    ordinary.sort(key=lambda prefix: prefix.num_addresses > 1)
     firsts = (
         prefix[number]
-        for prefix in order
+        for prefix in ordinary
         for number in range(min(_FIRST_HOSTS, prefix.num_addresses))
     )
-    usable = [address for address in firsts if _is_host(address)]
-    yield from usable[:_MOST_ASKED]
+    return islice(firsts, _MOST_ASKED)
