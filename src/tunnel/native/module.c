@@ -154,7 +154,7 @@ static PyObject *Fdb_put(FdbObject *self, PyObject *args)
         return NULL;
     if (!parse_mac(bytes, size, mac))
         return NULL;
-    if (mac_is_group(mac) || index == FDB_NONE) {
+    if (!mac_is_host(mac) || index == FDB_NONE) {
         PyErr_SetString(PyExc_ValueError, "an entry is one host's MAC behind one peer");
         return NULL;
     }
