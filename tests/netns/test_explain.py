@@ -6,6 +6,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,11 +15,15 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.layers.vxlan import VXLAN
 
+from examples.pods.cluster import cluster
 from tests.netns.test_overlay import pair
+from tests.netns.test_service import until_up
 from tests.netns.traffic import inside
 from tests.unit.test_node_verbs import check
 from tunnel import Client
 from tunnel.lab import Host, Lab
+
+PAPER = Path(__file__).parents[2] / "docs" / "life-of-a-packet.md"
 
 _ETH_P_ALL = 3
 _PATIENCE = 5.0  # seconds
@@ -258,3 +263,36 @@ def test_frames_by_way_of_a_bridge(lab: Lab) -> None:
     home = explain(b, "10.7.0.2", "10.7.0.1")
     assert home["ends"] is None
     assert steps(home)["outer source"]["entry"] == "any peer's"
+
+
+@pytest.mark.parametrize("mode", ["tun", "tap"])
+def test_the_paper_shows_a_real_run(mode: str) -> None:
+    """docs/life-of-a-packet.md, but for what differs from run to run."""
+    told = r"^```\n(node [ab]\$ tunnel explain .*?)\n```$"
+    paper = re.findall(told, PAPER.read_text(), flags=re.DOTALL | re.MULTILINE)
+    papers = {"tun": paper[:2], "tap": paper[2:4]}
+    with cluster(mode=mode) as made:
+        for node, other in ((made.a.host, made.b), (made.b.host, made.a)):
+            until_up(node, f"{other.host.ipv4}:8472")
+        made.a.pods[0].host.ping(made.b.pods[0].ipv4)
+        shown = [f"{command}\n{said.rstrip()}" for command, said in made.explained()]
+        assert [common(one) for one in shown] == [common(one) for one in papers[mode]]
+        if mode == "tun":
+            process = made.a.host.popen([sys.executable, "-m", "tunnel", "explain", "9.9.9.9"])
+            assert (
+                f"node a$ tunnel explain 9.9.9.9\n{process.communicate()[0].rstrip()}" == paper[4]
+            )
+
+
+def common(text: str) -> str:
+    """Without what is by chance: MACs of veth pairs, ports, times, how many CPUs there are."""
+    for pattern in (
+        r"(?<=\d  worker).*\n.*",
+        r"(\d+ or )*\d+(?= > 8472)",
+        r"(?<=veth)[0-9a-f]{8}",
+        r"(?<=round trip )[\d.]+ m?s",
+        r"([0-9a-f]{2}:){5}[0-9a-f]{2} (REACHABLE|STALE|DELAY|PROBE)",
+        r"(?<=MAC )([0-9a-f]{2}:){5}[0-9a-f]{2}$",
+    ):
+        text = re.sub(pattern, "*", text, flags=re.MULTILINE)
+    return text
