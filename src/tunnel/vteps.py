@@ -78,11 +78,12 @@ class Vteps:
         self._closed = False
         self._answer()
 
-    def add(self, peer: Peer) -> None:
-        """A peer that is at an address, or at another one than before."""
-        self._neighbours.add(peer, now=time.monotonic())
+    def add(self, peer: Peer, *, found: bool) -> None:
+        """A peer, or one that is at another address than before; `found`, where it is at any."""
         self._owners.update(dict.fromkeys(peer.prefixes, peer.endpoint))
-        self._wake()
+        if found:
+            self._neighbours.add(peer, now=time.monotonic())
+            self._wake()
 
     def remove(self, endpoint: Endpoint) -> None:
         """One that is about to go: nothing that it says is heard any more."""
@@ -228,10 +229,10 @@ class Vteps:
             return
         self._fdb.put(mac.packed, None, index)
         self._entries[peer.endpoint] = mac
-        if before is not None:
-            self._fdb.remove(before.packed, None)
         for prefix in self._routed.intersection(peer.prefixes):
             await self._lead(prefix, mac)
+        if before is not None:
+            self._fdb.remove(before.packed, None)
         self._answer()
 
     async def _lead(self, prefix: Prefix, mac: Mac) -> None:
