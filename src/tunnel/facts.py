@@ -282,5 +282,6 @@ def config_of(status: Status | None) -> Config:
         vni=status.vni,
         port=int(status.endpoints[0].rpartition(":")[2]),
         subnets=status.subnets,
+        mode=status.mode,
         peers=[Peer(peer.endpoint, peer.prefixes, mac=peer.mac) for peer in status.peers],
     )

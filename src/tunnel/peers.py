@@ -327,7 +327,7 @@ class Peers:
         self._point(index, self._membership.peer(endpoint), self._membership.address(endpoint))
         if before is None:
             log.info("%s: peer %s has MAC %s", self._name, endpoint, mac)
-        else:
+        elif mac != before:
             log.warning("%s: peer %s has MAC %s now, not %s", self._name, endpoint, mac, before)
             self._events.tell(MacChanged(endpoint, mac, before))
         _spawn(self._changes, self._follow(endpoint))

@@ -63,13 +63,14 @@ _LEARNED, _LEARNED_SHARE = 1 << 16, 1 << 13  # MACs in all, and of one peer
 
 class Tunnel:
     """
-    One end of an overlay: a TUN device joined to peers over UDP.
+    One end of an overlay: a TUN or TAP device joined to peers over UDP.
 
     Packets the kernel writes to the device go to the peer that owns their destination;
     packets from peers go to the device. Per-packet work happens in C: this class opens the
     descriptors, keeps the tables true, and stops. With ``device=None`` the program itself
     is the device, by :meth:`send` and ``async for packet in tunnel``; that needs no
-    privilege.
+    privilege. With ``mode="tap"`` Ethernet frames stand for packets everywhere, and the
+    FDB for the peers' prefixes.
 
     Leaving the ``async with`` block closes everything and removes what was made.
     Cancelling the task inside the block does the same. A packet that cannot be forwarded
@@ -362,10 +363,16 @@ class Tunnel:
             inbound=sum((one.inbound for one in everyone), Traffic()),
             drops=dict(drops),
             peers=peers,
-            work=self._workers.work() | {"device_overflows": self._device.overflows()},
+            work=self._workers.work()
+            | self._count_fdb()
+            | {"device_overflows": self._device.overflows()},
             offloads=self.offloads,
             strays=nobody.drops,
         )
+
+    def _count_fdb(self) -> dict[str, int]:
+        counters = {} if self._fdb is None else self._fdb.counters()
+        return {f"fdb_{name}": count for name, count in counters.items()}
 
     @property
     def ready(self) -> bool:
@@ -396,6 +403,7 @@ class Tunnel:
             peers=tuple(self._peer_status(one, own) for one, own in stats.peers.items()),
             drops=stats.drops,
             subnets=self.config.subnets,
+            mode=self.config.mode,
         )
 
     def _peer_status(self, endpoint: Endpoint, own: PeerStats) -> PeerStatus:
@@ -547,6 +555,7 @@ class Tunnel:
                 *self._underlay.describe(),
                 f"mtu {self.mtu}",
                 f"{peers} peer{'' if peers == 1 else 's'}",
+                *(["mode tap"] if self._fdb is not None else []),
                 f"device {device}" if self._with_tun else "no device",
                 f"trains {self._underlay.abilities.segments}" if "trains" in used else "no trains",
                 "gro" if "gro" in used else "no gro",

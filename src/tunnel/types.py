@@ -366,6 +366,7 @@ class Status:
         seconds: Since it opened.
         drops: Reason -> packets, over everything.
         subnets: What lives behind this node.
+        mode: ``tun`` or ``tap``.
     """
 
     name: str
@@ -380,6 +381,7 @@ class Status:
     peers: tuple[PeerStatus, ...]
     drops: Mapping[str, int]
     subnets: tuple[Prefix, ...] = ()
+    mode: str = "tun"
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class Vteps:
         fdb: In TAP mode.
         kernel: None for a tunnel without a device.
         sent: Packets sent to each peer so far.
-        known: Called with a MAC that is new.
+        known: Called with a MAC that is new, or that another source has told.
     """
 
     def __init__(
@@ -204,11 +204,11 @@ class Vteps:
         via = gateway(prefix, mac)
         if via is None:  # not before its MAC is known
             return
+        self._gateways[prefix] = via
         if mac is not None:
             await self._kernel.put_neighbour(via, mac)
         # Without a MAC the kernel asks for it as for any neighbour's.
         await self._kernel.add_route(prefix, via=via)
-        self._gateways[prefix] = via
 
     async def unroute(self, prefix: Prefix) -> None:
         """Nothing of it goes to the device any more."""

@@ -86,7 +86,9 @@ def test_one_that_does_not_answer_any_more_is_no_measure() -> None:
 def test_what_a_node_says_itself_holds_against_arp() -> None:
     neighbours = made()
     neighbours.told(END, FOUR, THEIRS, now=0)
+    assert neighbours.heard(END, THEIRS, now=1) == [Known(END, THEIRS, THEIRS)]
     assert neighbours.heard(END, OTHER, now=1) == [Known(END, OTHER, THEIRS)]
+    assert neighbours.heard(END, OTHER, now=1) == []
     assert neighbours.next_tick(1) is None
     assert neighbours.told(END, FOUR, THEIRS, now=2) == []
     assert neighbours.get(END, now=3) == Neighbour(OTHER, MacSource.CONTROL, 2)
