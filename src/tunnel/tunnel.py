@@ -682,8 +682,8 @@ class Tunnel:
         await self._netlink.set_up(self._device.index, mac=mac)
         for interface in self.config.addresses:
             await self._kernel.add_address(interface)
-        await self._kernel.start(moved=self._peers.vteps.move)
         self._undo.push_async_callback(self._kernel.close)
+        await self._kernel.start(moved=self._peers.vteps.move)
 
     # Running.
 
