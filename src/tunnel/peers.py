@@ -262,7 +262,7 @@ class Peers:
                     _spawn(self._lookups, self.resolve(endpoint))
 
     async def _put(self, index: int, peer: Peer, address: Address | None) -> None:
-        self.vteps.add(peer, found=address is not None)
+        self.vteps.claim(peer)
         self._point(index, peer, address)
         if address is None:
             return
@@ -271,6 +271,7 @@ class Peers:
         await self.fit()
         limit = self._underlay.carried(index) or self._underlay.mtu
         self.contact.add(peer.endpoint, family=address.version, limit=limit)
+        self.vteps.add(peer)
         await self.vteps.follow(peer, index)
 
     def _point(self, index: int, peer: Peer, address: Address | None) -> None:

@@ -78,12 +78,14 @@ class Vteps:
         self._closed = False
         self._answer()
 
-    def add(self, peer: Peer, *, found: bool) -> None:
-        """A peer, or one that is at another address than before; `found`, where it is at any."""
+    def claim(self, peer: Peer) -> None:
+        """Its prefixes may be routed from now on, wherever it is."""
         self._owners.update(dict.fromkeys(peer.prefixes, peer.endpoint))
-        if found:
-            self._neighbours.add(peer, now=time.monotonic())
-            self._wake()
+
+    def add(self, peer: Peer) -> None:
+        """A peer that can be asked: at its first address, or at another one than before."""
+        self._neighbours.add(peer, now=time.monotonic())
+        self._wake()
 
     def remove(self, endpoint: Endpoint) -> None:
         """One that is about to go: nothing that it says is heard any more."""
