@@ -171,7 +171,7 @@ def test_any_content_is_explained(data: bytes, port: int) -> None:
 
 def test_a_routing_header_cut_off() -> None:
     """At which scapy raises IndexError."""
-    cut = bytes(IPv6(nh=43)) + b"\0"
+    cut = bytes(IPv6(nh=43, plen=1)) + b"\0"
     assert [layer.name for layer in decode.explain(Frame(cut, "ip")).layers] == ["Bytes"]
 
 
