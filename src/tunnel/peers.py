@@ -181,8 +181,9 @@ class Peers:
         self.contact.remove(endpoint)
         await self._apply(actions)
 
-    async def _reload(self, wanted: Iterable[Peer]) -> None:
+    async def _reload(self, wanted: Sequence[Peer]) -> None:
         async with self._reloading:
+            self._membership.check(wanted)
             before = [self._membership.peer(endpoint) for endpoint in self.indices]
             try:
                 await self._become(wanted)
