@@ -7,8 +7,11 @@ pyprctl has seen no release since 2021.
 
 from __future__ import annotations
 
+# Python loads these when they are first used, from where another user may not be able to read.
+import concurrent.futures.thread  # noqa: F401
 import ctypes
-import encodings.idna  # noqa: F401 - resolving a name loads it, from where nobody may not read
+import encodings.ascii
+import encodings.idna  # noqa: F401
 import logging
 import os
 import pwd
