@@ -119,7 +119,7 @@ class Peers:
     async def remove(self, endpoint: Endpoint) -> None:
         await self._see_through(self._remove(endpoint))
 
-    async def become(self, wanted: Iterable[Peer]) -> None:
+    async def become(self, wanted: Sequence[Peer]) -> None:
         """Applies the difference; where it cannot be, the peers are who they were."""
         await self._see_through(self._reload(wanted))
 

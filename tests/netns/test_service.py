@@ -325,7 +325,7 @@ def test_watching_on_a_terminal_until_the_node_goes(lab: Lab) -> None:
     os.close(theirs)
     with numbered(a.host, b.host, b.ipv4):
         read_until(ours, "out/s")  # what a second look can tell
-        assert b.host.ipv4 in read_until(ours, "kB")
+        assert b.host.ipv4 in read_until(ours, "[kM]B")
     a.down()
     drain = threading.Thread(target=read_until, args=(ours, "\0"))
     drain.start()
@@ -337,12 +337,13 @@ def test_watching_on_a_terminal_until_the_node_goes(lab: Lab) -> None:
     b.down()
 
 
-def read_until(terminal: int, word: str) -> str:
-    """What a terminal shows until it shows `word`, or has no other end any more."""
-    seen = ""
-    while word not in seen and select.select([terminal], [], [], 20)[0]:
-        try:
-            seen += os.read(terminal, 4096).decode()
-        except OSError:
-            break
+def read_until(terminal: int, pattern: str) -> str:
+    """What a terminal shows until it shows that, or has no other end any more."""
+    seen, deadline = "", time.monotonic() + 20
+    while not re.search(pattern, seen) and time.monotonic() < deadline:
+        if select.select([terminal], [], [], 1)[0]:
+            try:
+                seen += os.read(terminal, 4096).decode()
+            except OSError:
+                break
     return seen

@@ -241,6 +241,7 @@ async def _run(
     down: Callable[[], None],
 ) -> None:
     async with AsyncExitStack() as stack:
+        notify = stack.enter_context(_supervised())
         tunnel = Tunnel.from_config(config, confined=True, user=user)
         reload = partial(words.reload, tunnel) if words.path else None
         # These take their places now, while we still may.
@@ -257,14 +258,14 @@ async def _run(
         for one in served:
             await stack.enter_async_context(one)
         print(tunnel.describe(), flush=True)
-        _notify("READY=1")
+        notify("READY=1")
         try:
             await tunnel.wait_closed()
         except TunnelError as error:
             # It ran: what the words asked for could be had, so this is no exit code 2.
             raise click.ClickException(str(error)) from error
         finally:
-            _notify("STOPPING=1")
+            notify("STOPPING=1")
             drops = " ".join(f"{reason}={n}" for reason, n in tunnel.stats.drops.items())
             print(f"drops: {drops or 'none'}", flush=True)
 
@@ -320,12 +321,19 @@ def _reload_on_hangup(tunnel: Tunnel, reload: Callable[[], Awaitable[None]]) -> 
     loop.add_signal_handler(signal.SIGHUP, hang_up)
 
 
-def _notify(state: str) -> None:
-    """Tells systemd, if it asked to be told (sd_notify(3)). A supervisor that does not listen
-    is not our trouble."""
-    path = os.environ.get("NOTIFY_SOCKET")
-    if not path:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel, suppress(OSError):
+@contextmanager
+def _supervised() -> Iterator[Callable[[str], None]]:
+    """Tells systemd, if it asked to be told (sdnotify(3)); connected at once, while we may. A
+    supervisor that does not listen is not our trouble."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
         channel.setblocking(False)
-        channel.sendto(state.encode(), "\0" + path[1:] if path.startswith("@") else path)
+
+        def tell(state: str) -> None:
+            with suppress(OSError):
+                channel.send(state.encode())
+
+        if path:
+            with suppress(OSError):
+                channel.connect("\0" + path[1:] if path.startswith("@") else path)
+        yield tell
