@@ -149,10 +149,11 @@ class Service:
                 os.chown(path.parent, owner.pw_uid, owner.pw_gid)
 
     def remove(self) -> None:
-        """Takes the socket away unless it is gone, or another's by now."""
+        """Takes the socket away, once, unless it is another's by now."""
         if self._listener is None:
             return
         self._listener.close()
+        self._listener = None
         assert self.path is not None
         with suppress(OSError):
             if self.path.stat().st_ino == self._inode:

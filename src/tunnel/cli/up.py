@@ -323,7 +323,7 @@ def _reload_on_hangup(tunnel: Tunnel, reload: Callable[[], Awaitable[None]]) -> 
 
 @contextmanager
 def _supervised() -> Iterator[Callable[[str], None]]:
-    """Tells systemd, if it asked to be told (sdnotify(3)); connected at once, while we may. A
+    """Tells systemd, if it asked to be told (sd_notify(3)); connected at once, while we may. A
     supervisor that does not listen is not our trouble."""
     path = os.environ.get("NOTIFY_SOCKET", "")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:

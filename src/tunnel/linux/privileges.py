@@ -75,7 +75,10 @@ def _may_become(user: pwd.struct_passwd) -> bool:
 
 def _is_mapped(kind: str, number: int) -> bool:
     """Whether our user namespace has that uid or gid (user_namespaces(7))."""
-    lines = Path(f"/proc/self/{kind}_map").read_text().splitlines()
+    try:
+        lines = Path(f"/proc/self/{kind}_map").read_text().splitlines()
+    except FileNotFoundError:  # this kernel has no such namespaces
+        return True
     ranges = (map(int, line.split()) for line in lines)
     return any(first <= number < first + count for first, _, count in ranges)
 
