@@ -170,6 +170,17 @@ def test_a_node_runs_on_with_one_capability(
     assert "tunnel1" not in a.host.run("ip link").stdout
 
 
+def test_it_still_ends_with_who_started_it(host: Host) -> None:
+    """setpriv --pdeathsig, as of every process of a lab."""
+    starts = "import subprocess, sys; subprocess.run(sys.argv[1:])"
+    up = ["setpriv", "--pdeathsig=KILL", "--", sys.executable, "-m", "tunnel", "up"]
+    parent = host.popen([sys.executable, "-c", starts, *up])
+    assert parent.stdout is not None
+    assert parent.stdout.readline().startswith("tunnel1: ")
+    parent.kill()
+    parent.communicate(timeout=10)  # until nobody has the other ends of its pipes any more
+
+
 def test_a_low_port_is_kept(lab: Lab) -> None:
     a, b = Node(lab.host("a"), 1), Node(lab.host("b"), 2)
     lab.link(a.host, b.host)

@@ -28,6 +28,7 @@ SETGID, SETUID, NET_BIND_SERVICE, NET_ADMIN = 6, 7, 10, 12  # linux/capability.h
 _UNPRIVILEGED_PORT = 1024
 _CAPABILITIES = 64  # numbers that there can be
 
+_PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG = 1, 2
 _PR_SET_KEEPCAPS, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 8, 24, 38, 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _CAPABILITY_VERSION = 0x20080522
@@ -99,6 +100,8 @@ def drop_privileges(*, user: str | None, port: int) -> None:
     """
     keep = {NET_ADMIN} | ({NET_BIND_SERVICE} if port < _UNPRIVILEGED_PORT else set())
     libc = ctypes.CDLL(None, use_errno=True)
+    parent_death = ctypes.c_int()
+    _check(libc.prctl(_PR_GET_PDEATHSIG, ctypes.byref(parent_death)))
     _bound(libc, keep)
     if (chosen := choose_user(user)) is not None:
         _become(libc, chosen)
@@ -107,6 +110,8 @@ def drop_privileges(*, user: str | None, port: int) -> None:
     _set_capabilities(libc, keep & _permitted(libc))
     _prctl(libc, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
     _prctl(libc, _PR_SET_NO_NEW_PRIVS, 1)
+    # The kernel has forgotten it with the old user: who started us may rely on it.
+    _prctl(libc, _PR_SET_PDEATHSIG, parent_death.value)
 
 
 def _bound(libc: ctypes.CDLL, keep: set[int]) -> None:
