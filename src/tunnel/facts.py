@@ -123,6 +123,10 @@ class Facts:
     def peers(self) -> tuple[PeerStatus, ...]:
         return self.status.peers if self.status else ()
 
+    @property
+    def drops(self) -> Mapping[str, int]:
+        return self.status.drops if self.status else {}
+
 
 async def gather(
     config: Config, *, status: Status | None, trains: Mapping[Endpoint, bool | None]

@@ -154,7 +154,7 @@ class Peers:
     async def remove(self, endpoint: Endpoint) -> None:
         await self._see_through(self._remove(endpoint))
 
-    async def become(self, wanted: Iterable[Peer]) -> None:
+    async def become(self, wanted: Sequence[Peer]) -> None:
         """Applies the difference; where it cannot be, the peers are who they were."""
         await self._see_through(self._reload(wanted))
 
@@ -221,8 +221,9 @@ class Peers:
         await self._apply(actions)
         await self.vteps.forget(peer)
 
-    async def _reload(self, wanted: Iterable[Peer]) -> None:
+    async def _reload(self, wanted: Sequence[Peer]) -> None:
         async with self._reloading:
+            self._membership.check(wanted)
             before = [self._membership.peer(endpoint) for endpoint in self.indices]
             try:
                 await self._become(wanted)

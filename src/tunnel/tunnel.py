@@ -400,14 +400,17 @@ class Tunnel:
             offloads=stats.offloads,
             workers=len(self._workers),
             seconds=age,
-            peers=tuple(self._peer_status(one, own) for one, own in stats.peers.items()),
+            peers=tuple(
+                self._peer_status(one, stats.peers[one], index=index)
+                for one, index in self._peers.indices.items()
+            ),
             drops=stats.drops,
             subnets=self.config.subnets,
             mode=self.config.mode,
         )
 
-    def _peer_status(self, endpoint: Endpoint, own: PeerStats) -> PeerStatus:
-        peer, index = self._peers.peer(endpoint), self._peers.indices[endpoint]
+    def _peer_status(self, endpoint: Endpoint, own: PeerStats, *, index: int) -> PeerStatus:
+        peer = self._peers.peer(endpoint)
         # One whose name is not resolved yet was never asked.
         health = self._peers.contact.health(endpoint)
         return PeerStatus(
@@ -727,7 +730,7 @@ class Tunnel:
     def _table(self) -> Fdb:
         if self._fdb is None:
             raise ConfigError(
-                f"{self.config.name} has no FDB: packets go by their routes (start it with mode tap)"
+                f"{self.config.name} has no FDB: packets go by their routes (see --mode tap)"
             )
         return self._fdb
 

@@ -107,6 +107,14 @@ def test_a_default_route_goes_by_the_vteps_link_local_address(lab: Lab) -> None:
     assert a.down().keys() | b.down().keys() <= {"multicast"}
 
 
+def test_a_name_that_nobody_knows_harms_no_other(lab: Lab) -> None:
+    a, b = linked(lab)
+    a.up("--mode", "tap", peers=["nobody.invalid=10.244.9.0/24", b.at(4)])
+    b.up("--mode", "tap", peers=[a.at(4)])
+    check_traffic(a, b)
+    assert a.down() == {}
+
+
 @pytest.mark.parametrize("mode", ["tun", "tap"])
 @pytest.mark.parametrize(
     "harm",

@@ -171,6 +171,12 @@ def test_any_content_is_explained(data: bytes, port: int) -> None:
     assert text.isprintable()
 
 
+def test_a_routing_header_cut_off() -> None:
+    """At which scapy raises IndexError."""
+    cut = bytes(IPv6(nh=43, plen=1)) + b"\0"
+    assert [layer.name for layer in decode.explain(Frame(cut, "ip")).layers] == ["Bytes"]
+
+
 def test_headers_nested_for_ever() -> None:
     nested = bytes(IP(proto=4, len=20)) * 3000
     assert decode.explain(Frame(nested, "ip")).verdict is None
