@@ -183,7 +183,7 @@ async def test_entries_go_with_their_peer() -> None:
 async def test_tun_mode_has_none() -> None:
     async with Tunnel(device=None, local="127.0.0.1", port=free_port()) as tunnel:
         for call in (tunnel.fdb, tunnel.flush_fdb):
-            with pytest.raises(ConfigError, match="start it with mode tap"):
+            with pytest.raises(ConfigError, match="see --mode tap"):
                 call()
 
 
