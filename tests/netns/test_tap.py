@@ -112,7 +112,7 @@ def test_a_name_that_nobody_knows_harms_no_other(lab: Lab) -> None:
     a.up("--mode", "tap", peers=["nobody.invalid=10.244.9.0/24", b.at(4)])
     b.up("--mode", "tap", peers=[a.at(4)])
     check_traffic(a, b)
-    assert a.down() == {}
+    assert a.down().keys() <= {"unresolved"}  # what was flooded
 
 
 @pytest.mark.parametrize("mode", ["tun", "tap"])
