@@ -33,7 +33,7 @@ demo-pods: .venv/installed
 test: lint
 	@.ci/packages iproute2 iputils-ping iperf3 ethtool nftables tcpdump tshark libpcap0.8 systemd \
 		containernetworking-plugins udhcpc udhcpd clang libclang-rt-14-dev valgrind
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n auto --dist loadfile
 
 lint: .venv/installed
 	@$(BIN)/ruff check --quiet
