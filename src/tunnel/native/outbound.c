@@ -574,7 +574,7 @@ static struct peer *peer_of(const struct forwarder *forwarder, const struct devi
     struct ethernet header;
     struct ip_packet packet;
     uint16_t index = PEER_NONE;
-    if (!bridge->fdb && ip_parse(read->data, read->length, &packet))
+    if (!bridge->fdb && ip_parse(read->data, read->length, &packet) && !ip_is_multicast(&packet))
         index = route_lookup(forwarder->routes, packet.destination, packet.address_size);
     else if (bridge->fdb && ethernet_parse(read->data, read->length, &header))
         index = fdb_lookup(bridge->fdb, fdb_key(header.destination, header.vlan), bridge->now);
