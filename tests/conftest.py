@@ -18,7 +18,9 @@ Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Of several processes (pytest -n) each has loopback, and its ports, for itself."""
+    """Of several processes (pytest -n) each has loopback, and its ports, for itself; and no test
+    knows how wide the terminal is."""
+    os.environ.pop("COLUMNS", None)
     if not hasattr(config, "workerinput"):
         return
     libc = ctypes.CDLL(None, use_errno=True)
