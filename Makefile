@@ -32,8 +32,9 @@ demo-pods: .venv/installed
 
 test: lint
 	@.ci/packages iproute2 iputils-ping iperf3 ethtool nftables tcpdump tshark libpcap0.8 systemd \
-		containernetworking-plugins etcd-server openssl clang libclang-rt-14-dev valgrind
-	@$(BIN)/pytest
+		containernetworking-plugins udhcpc udhcpd etcd-server openssl clang libclang-rt-14-dev \
+		valgrind
+	@$(BIN)/pytest -n auto --dist loadfile
 
 lint: .venv/installed
 	@$(BIN)/ruff check --quiet

@@ -43,7 +43,8 @@ def build(directory: Path) -> Path:
         BenchError: No gcc, or it did not like what it read.
     """
     program = directory / "operations"
-    sources = [OPERATIONS, *sorted({*CORE.glob("*.c")} - {CORE / "module.c"})]
+    binding = {CORE / "module.c", *CORE.glob("py_*.c")}
+    sources = [OPERATIONS, *sorted({*CORE.glob("*.c")} - binding)]
     # Operations of the same code stay two, to be told apart by name.
     flags = ["-std=gnu11", "-O3", "-fno-ipa-icf", "-g", "-D_GNU_SOURCE", f"-I{CORE}"]
     words = ["gcc", *flags, "-o", str(program), *map(str, sources)]

@@ -1,7 +1,9 @@
-"""What all tests share: hosts, both event loops, and no skips in CI."""
+"""What all tests share: hosts, both event loops, a network for each process, no skips in CI."""
 
 import asyncio
+import ctypes
 import os
+import subprocess
 from collections.abc import Callable, Generator, Iterator
 from typing import TypeVar
 
@@ -10,7 +12,21 @@ import uvloop
 
 from tunnel.lab import Lab
 
+_CLONE_NEWNET = 0x40000000
+
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Of several processes (pytest -n) each has loopback, and its ports, for itself; and no test
+    knows how wide the terminal is."""
+    os.environ.pop("COLUMNS", None)
+    if not hasattr(config, "workerinput"):
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_NEWNET) < 0:
+        raise pytest.UsageError(f"no network of its own: {os.strerror(ctypes.get_errno())}")
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 
 
 @pytest.fixture

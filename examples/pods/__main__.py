@@ -2,8 +2,9 @@
 Pods of two nodes talk to each other and to the world, through real CNI plugins.
 
     make demo-pods
+    python -m examples.pods tap    # the same with TAP devices
 
-Exit code 1 if one of the ways does not work.
+At the end the nodes tell the way of one packet, step by step. Exit code 1 if a way does not work.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ from tunnel.errors import TunnelError
 from tunnel.lab import LabError, need_privilege
 
 
-def main() -> int:
+def main(mode: str = "tun") -> int:
     console = Console(highlight=False)
     try:
-        need_privilege([sys.executable, "-m", "examples.pods"])
-        with cluster() as made:
+        need_privilege([sys.executable, "-m", "examples.pods", mode])
+        with cluster(mode=mode) as made:
             console.print(_nodes(made), "")
             table, failures = _walks(made)
             console.print(table)
+            for command, said in made.explained():
+                console.print("", escape(command), escape(said.rstrip()), sep="\n", soft_wrap=True)
     except TunnelError as error:
         failures = [str(error)]
     for failure in failures:
@@ -70,4 +73,4 @@ def _go(walk: Walk) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))

@@ -13,6 +13,7 @@ All of them are network namespaces of this machine, gone when the ``with`` block
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,16 +103,25 @@ class Cluster:
             yield Walk("pod a1 to outside", a1.host, out, here)
             yield Walk("outside to pod a1, by node a", outside, here, out, MAPPED)
 
+    def explained(self) -> Iterator[tuple[str, str]]:
+        """A packet from pod a1 to pod b1: the steps that it takes on each node, as they tell them.
+        Raises LabError if it does not arrive."""
+        a1, b1 = self.a.pods[0].ipv4, self.b.pods[0].ipv4
+        words = ["explain", b1, "--from", a1, "--protocol", "tcp", "--dport", str(WEB)]
+        for node in (self.a, self.b):
+            said = node.host.run([sys.executable, "-m", "tunnel", *words]).stdout
+            yield f"{node.host.name}$ {shlex.join(['tunnel', *words])}", said
+
 
 @contextmanager
-def cluster() -> Iterator[Cluster]:
+def cluster(*, mode: str = "tun") -> Iterator[Cluster]:
     """Raises LabError if something cannot be had here, or does not start."""
     with Lab() as lab:
         a, b, outside = (lab.host(name) for name in ("node a", "node b", "outside"))
         lab.switch(a, b, outside)
         made = Cluster(
-            _start(lab, a, number=1, peer=b, peer_number=2),
-            _start(lab, b, number=2, peer=a, peer_number=1),
+            _start(lab, a, number=1, peer=b, peer_number=2, mode=mode),
+            _start(lab, b, number=2, peer=a, peer_number=1, mode=mode),
             outside,
         )
         nodes = (made.a, made.b)
@@ -123,9 +133,10 @@ def cluster() -> Iterator[Cluster]:
                 node.runtime.remove(pod)
 
 
-def _start(lab: Lab, host: Host, *, number: int, peer: Host, peer_number: int) -> Node:
+def _start(lab: Lab, host: Host, *, number: int, peer: Host, peer_number: int, mode: str) -> Node:
     subnets = _subnets(number)
-    command = [sys.executable, "-m", "tunnel", "up", "--ip-masq", "--subnet-file", SUBNET_FILE]
+    command = [sys.executable, "-m", "tunnel", "up", "--mode", mode]
+    command += ["--ip-masq", "--subnet-file", SUBNET_FILE]
     for network, subnet in zip(NETWORKS, subnets, strict=True):
         command += ["--network", network, "--subnet", subnet]
     command += ["--peer", f"{peer.ipv4}={','.join(_subnets(peer_number))}"]

@@ -218,12 +218,13 @@ def _open(frame: Frame, story: _Story) -> bytes | None:
 
 
 def _dissect(frame: Frame) -> Packet:
-    """A layer that scapy cannot read is bytes to it, if it is not the first."""
+    """A layer that scapy cannot read is bytes to it; the first is made so here, for scapy raises
+    whatever it stumbles over."""
     conf.debug_dissector = False
     first = _LAYERS.get(frame.kind) or (IPv6 if frame.data[:1] >= b"\x60" else IP)
     try:
         return first(frame.data)
-    except struct.error:
+    except Exception:
         return Raw(frame.data)
 
 

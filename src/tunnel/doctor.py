@@ -10,7 +10,7 @@ anything to look at.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -88,7 +88,8 @@ async def examine(
 
 def diagnose(facts: Facts) -> list[Finding]:
     """What the facts mean: a finding at least for each check that has something to look at."""
-    return [finding for check in _CHECKS for finding in check(facts)]
+    checks = _STARTING if facts.status is None else _RUNNING
+    return [finding for check in checks for finding in check(facts)]
 
 
 # Checks.
@@ -110,8 +111,6 @@ def _node(facts: Facts) -> Iterator[Finding]:
 
 
 def _privileges(facts: Facts) -> Iterator[Finding]:
-    if facts.status is not None:
-        return
     if facts.net_admin:
         yield _ok("privileges", "CAP_NET_ADMIN is there")
     else:
@@ -120,8 +119,6 @@ def _privileges(facts: Facts) -> Iterator[Finding]:
 
 
 def _tun(facts: Facts) -> Iterator[Finding]:
-    if facts.status is not None:
-        return
     if not facts.tun_error:
         yield _ok("tun", "/dev/net/tun opens")
     elif facts.tun_error in (errno.EPERM, errno.EACCES):
@@ -134,8 +131,6 @@ def _tun(facts: Facts) -> Iterator[Finding]:
 
 def _port(facts: Facts) -> Iterator[Finding]:
     port = facts.config.port
-    if facts.status is not None:
-        return
     if not facts.port_error:
         yield _ok("port", f"UDP port {port} is free")
     elif facts.vxlan is not None:
@@ -179,7 +174,7 @@ def _firewall(facts: Facts) -> Iterator[Finding]:
             f"let it pass: nft insert rule {loss.family} {loss.table} {loss.chain} "
             f"udp dport {port} accept",
         )
-    if not losses:
+    if not losses and not facts.legacy:
         yield _ok("firewall", f"lets UDP port {facts.config.port} pass")
 
 
@@ -298,7 +293,7 @@ def _mtu(facts: Facts) -> Iterator[Finding]:
             "mtu",
             f"mtu {mtu} is more than the way to {way.endpoint} carries ({way.carries})",
             f"restart it without --mtu, or: ip link set {status.device} mtu {way.carries}"
-            if status
+            if status and status.device
             else f"leave --mtu out, or: tunnel up --mtu {way.carries}",
         )
     thin = [peer for peer in facts.peers if peer.path_mtu and status and peer.path_mtu < status.mtu]
@@ -330,8 +325,6 @@ def _offloads(facts: Facts) -> Iterator[Finding]:
 
 
 def _buffers(facts: Facts) -> Iterator[Finding]:
-    if facts.status is not None:
-        return
     tiny = [
         (what, name, size)
         for what, name, size in zip(("send", "receive"), ("w", "r"), facts.buffers, strict=True)
@@ -347,14 +340,12 @@ def _buffers(facts: Facts) -> Iterator[Finding]:
         yield _ok("buffers", f"sockets get {udp.BUFFER >> 10} KiB each way")
 
 
-def _overflow(facts: Facts) -> Iterator[Finding]:
-    if facts.status is None:
-        return
+def _overflows(facts: Facts) -> Iterator[Finding]:
     device, sockets = facts.overflows
     if device:
         yield _warning(
             "overflows",
-            f"{facts.status.device} has lost {_count(device, 'packet')} in its full queue",
+            f"{facts.config.name} has lost {_count(device, 'packet')} in its full queue",
             "the node does not keep up: give it more CPU or --workers",
         )
     if sockets:
@@ -405,9 +396,7 @@ def _silence(peer: PeerStatus) -> str:
 
 
 def _drops(facts: Facts) -> Iterator[Finding]:
-    if facts.status is None:
-        return
-    found = {reason: n for reason, n in facts.status.drops.items() if reason in _TELLING}
+    found = {reason: n for reason, n in facts.drops.items() if reason in _TELLING}
     meanings = {name: meaning for name, _, meaning in DROP_REASONS}
     for reason, count in found.items():
         advice = meanings[reason]
@@ -445,24 +434,9 @@ def _trains(facts: Facts) -> Iterator[Finding]:
         yield _ok("trains", f"reach {_count(len(tried), 'peer')} undamaged")
 
 
-_CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
-    _node,
-    _privileges,
-    _tun,
-    _port,
-    _firewall,
-    _routes,
-    _reverse_path,
-    _forwarding,
-    _mtu,
-    _offloads,
-    _buffers,
-    _overflow,
-    _clock,
-    _peers,
-    _drops,
-    _trains,
-)
+_SHARED = (_firewall, _routes, _reverse_path, _forwarding, _mtu, _offloads)
+_STARTING = (_node, _privileges, _tun, _port, *_SHARED, _buffers, _clock)
+_RUNNING = (_node, *_SHARED, _overflows, _clock, _peers, _drops, _trains)
 
 
 def _ok(check: str, text: str) -> Finding:

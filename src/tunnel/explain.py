@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from tunnel._native import DROP_REASONS, Fdb
 from tunnel.config import Config
-from tunnel.control.walk import Facts, Flow, Passage
+from tunnel.control.flow import Flow
+from tunnel.control.walk import Facts, Passage
 from tunnel.errors import ConfigError
 from tunnel.facts import FORWARDING
 from tunnel.linux import host
@@ -143,7 +144,7 @@ class Explainer:
     def _trace(
         self, flow: Flow, kernel: KernelRoute | None, neighbour: KernelNeighbour | None
     ) -> list[Passage]:
-        packet = flow.packet()
+        packet = flow.packet(self.status.mtu if self._mode else flow.size)
         if self.fdb is not None and kernel is not None and neighbour is not None:
             ends = Mac.parse(neighbour.mac).packed + Mac.parse(kernel.mac).packed
             packet = ends + _ETHERTYPES[flow.version] + packet

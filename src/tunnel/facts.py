@@ -124,6 +124,10 @@ class Facts:
     def peers(self) -> tuple[PeerStatus, ...]:
         return self.status.peers if self.status else ()
 
+    @property
+    def drops(self) -> Mapping[str, int]:
+        return self.status.drops if self.status else {}
+
 
 async def gather(
     config: Config, *, status: Status | None, trains: Mapping[Endpoint, bool | None]
@@ -288,5 +292,6 @@ def config_of(status: Status | None) -> Config:
         vni=status.vni,
         port=int(status.endpoints[0].rpartition(":")[2]),
         subnets=status.subnets,
+        mode=status.mode,
         peers=[Peer(peer.endpoint, peer.prefixes, mac=peer.mac) for peer in status.peers],
     )

@@ -38,6 +38,8 @@ class Kernel:
         self._seen: list[Interface] = []
         self._changed = asyncio.Event()
         self._changing = asyncio.Lock()
+        self._watch: DeviceWatch | None = None
+        self._keeping: asyncio.Task[None] | None = None
 
     async def start(self, *, moved: Callable[[list[Interface]], None]) -> None:
         """`moved` is called with the device's addresses, now and when they have changed."""
@@ -48,9 +50,11 @@ class Kernel:
 
     async def close(self) -> None:
         """Nothing is put back any more; what there is goes with the device."""
-        self._watch.close()
-        self._keeping.cancel()
-        await asyncio.wait([self._keeping])
+        if self._watch is not None:
+            self._watch.close()
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.wait([self._keeping])
 
     async def add_address(self, address: Interface) -> None:
         async with self._changing:

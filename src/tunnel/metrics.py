@@ -16,7 +16,7 @@ from importlib.metadata import version
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client import ProcessCollector, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -215,9 +215,8 @@ class MetricsServer:
     def __init__(self, tunnel: Tunnel, *, place: Place) -> None:
         self._tunnel = tunnel
         self._listeners = place.listen()
-        self._registry = CollectorRegistry()
-        self._registry.register(TunnelCollector(tunnel))
-        ProcessCollector(registry=self._registry)
+        self._process = ProcessCollector(registry=None)
+        self._scraping = asyncio.Lock()
         self._clients: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -265,12 +264,12 @@ class MetricsServer:
         except asyncio.LimitOverrunError:
             return _response("431 Request Header Fields Too Large", b"")
         try:
-            return self._answer(head)
+            return await self._answer(head)
         except Exception:
             log.exception("%s: a scrape failed", self._tunnel.config.name)
             return _response("500 Internal Server Error", b"")
 
-    def _answer(self, head: bytes) -> bytes:
+    async def _answer(self, head: bytes) -> bytes:
         request, *headers = head.decode("latin-1").split("\r\n")
         words = request.split(" ")
         if len(words) != 3 or not words[2].startswith("HTTP/1."):
@@ -278,16 +277,16 @@ class MetricsServer:
         method, target, _ = words
         if method not in ("GET", "HEAD"):
             return _response("405 Method Not Allowed", b"", "Allow: GET, HEAD")
-        status, body, kind = self._page(target.partition("?")[0], headers)
+        status, body, kind = await self._page(target.partition("?")[0], headers)
         return _response(status, body, f"Content-Type: {kind}", bodiless=method == "HEAD")
 
-    def _page(self, path: str, headers: Iterable[str]) -> tuple[str, bytes, str]:
+    async def _page(self, path: str, headers: Iterable[str]) -> tuple[str, bytes, str]:
         if path == "/metrics":
             accepted = " ".join(one for one in headers if one.lower().startswith("accept:"))
             if "application/openmetrics-text" in accepted:
-                body = openmetrics.generate_latest(self._registry)  # type: ignore[no-untyped-call]
+                body = await self._scrape(openmetrics.generate_latest)
                 return "200 OK", body, openmetrics.CONTENT_TYPE_LATEST
-            return "200 OK", generate_latest(self._registry), _METRICS
+            return "200 OK", await self._scrape(generate_latest), _METRICS
         if path == "/healthz":
             return "200 OK", b"ok\n", _WORDS
         if path == "/readyz" and self._tunnel.ready:
@@ -295,6 +294,25 @@ class MetricsServer:
         if path == "/readyz":
             return "503 Service Unavailable", b"not ready: it ends, or its device is down\n", _WORDS
         return "404 Not Found", b"there are /metrics, /healthz and /readyz\n", _WORDS
+
+    async def _scrape(self, encode: Callable[[_Scraped], bytes]) -> bytes:
+        # With many peers most of the time goes into the text, which a thread makes while the loop
+        # goes on. One at a time: many who ask hold it up no more than one who asks often.
+        async with self._scraping:
+            status, stats = self._tunnel.status(look=False), self._tunnel.stats
+            return await asyncio.to_thread(encode, _Scraped(status, stats, self._process))
+
+
+class _Scraped(NamedTuple):
+    """What the tunnel said at one moment, as prometheus_client takes it."""
+
+    status: Status
+    stats: Stats
+    process: ProcessCollector
+
+    def collect(self) -> Iterator[Metric]:
+        yield from families(self.status, self.stats)
+        yield from self.process.collect()
 
 
 def _response(status: str, body: bytes, *headers: str, bodiless: bool = False) -> bytes:

@@ -170,7 +170,7 @@ class Peers:
     async def remove(self, endpoint: Endpoint) -> None:
         await self._see_through(self._remove(endpoint))
 
-    async def become(self, wanted: Iterable[Peer]) -> None:
+    async def become(self, wanted: Sequence[Peer]) -> None:
         """Applies the difference; where it cannot be, the peers are who they were."""
         await self._see_through(self._become(wanted))
 
@@ -239,14 +239,13 @@ class Peers:
             there = self.indices
             return await self._change(come=come, gone=[one for one in gone if one in there])
 
-    async def _become(self, wanted: Iterable[Peer]) -> None:
+    async def _become(self, wanted: Sequence[Peer]) -> None:
         async with self._changing:
+            self._membership.check(wanted)
             before = {endpoint: self._membership.peer(endpoint) for endpoint in self.indices}
             after = {peer.endpoint: peer for peer in wanted}
             come = _others(after, before)
             gone = [endpoint for endpoint in before if endpoint not in after]
-            for fault in self._membership.refuse(come=come, gone=gone).values():
-                raise fault
             refused = await self._change(come=come, gone=gone)
             if refused:
                 new = [endpoint for endpoint in self.indices if endpoint not in before]
@@ -347,6 +346,7 @@ class Peers:
         return {self.vteps.peer(prefix): error for prefix, error in refused.items()}
 
     async def _put(self, puts: Sequence[PutPeer]) -> dict[Endpoint, TunnelError]:
+        self.vteps.claim(put.peer for put in puts)
         for put in puts:
             self._point(put.index, put.peer, put.address)
         there = {put.index: (put.peer.endpoint, put.address) for put in puts if put.address}
@@ -426,7 +426,7 @@ class Peers:
         self._point(index, self._membership.peer(endpoint), self._membership.address(endpoint))
         if before is None:
             log.info("%s: peer %s has MAC %s", self._name, endpoint, mac)
-        else:
+        elif mac != before:
             log.warning("%s: peer %s has MAC %s now, not %s", self._name, endpoint, mac, before)
             self._events.tell(MacChanged(endpoint, mac, before))
         _spawn(self._changes, self._follow(endpoint))

@@ -99,14 +99,14 @@ class Service:
             "down": self._down,
             **(calls or {}),
         }
+        self._listener: socket.socket | None = None
         self._clients: set[asyncio.Task[None]] = set()
         self._leaving: set[asyncio.Task[Any] | None] = set()
 
     async def __aenter__(self) -> Self:
-        self.path = self.path or _default_path(self._tunnel.config.name)
-        listener = _listen(self.path)
-        self._inode = self.path.stat().st_ino
-        self._server = await asyncio.start_unix_server(self._welcome, sock=listener)
+        if self._listener is None:
+            self.listen()
+        self._server = await asyncio.start_unix_server(self._welcome, sock=self._listener)
         return self
 
     async def __aexit__(
@@ -116,7 +116,7 @@ class Service:
         traceback: TracebackType | None,
     ) -> None:
         self._server.close()
-        self._remove()
+        self.remove()
         if self._leaving:
             await self._tunnel.close()
         for task in self._clients - self._leaving:
@@ -126,9 +126,39 @@ class Service:
             for task in late:
                 task.cancel()
 
-    def _remove(self) -> None:
-        """Takes the file away unless it is somebody else's by now. Who has dropped the privilege
-        for that leaves it; the next node finds it dead and replaces it."""
+    def listen(self) -> None:
+        """Makes the socket, as entering does: for a program that then gives up the right to. Who
+        connects waits until the block is entered; where it never is, :meth:`remove` undoes it."""
+        self.path = self.path or _default_path(self._tunnel.config.name)
+        self._listener = _listen(self.path)
+        self._inode = self.path.stat().st_ino
+
+    def hand_over(self, user: str | None) -> None:
+        """
+        Has the program that will be `user` (as :func:`choose_user` has it) able to remove the
+        socket, by making the directory in /run that user's; but not while others' sockets are in
+        use there. A user who was named gets the socket, too; nobody, who may be many, does not.
+
+        Raises:
+            ConfigError: There is no such user.
+        """
+        owner, path = choose_user(user), self.path
+        assert path is not None
+        if owner is None:
+            return
+        with suppress(OSError):  # then it is left behind at the end, and replaced by the next node
+            if user is not None:
+                os.chown(path, owner.pw_uid, owner.pw_gid)
+            others = (other for other in path.parent.glob("*.sock") if other != path)
+            if path.parent == directories()[0] and not any(map(is_served, others)):
+                os.chown(path.parent, owner.pw_uid, owner.pw_gid)
+
+    def remove(self) -> None:
+        """Takes the socket away, once, unless it is another's by now."""
+        if self._listener is None:
+            return
+        self._listener.close()
+        self._listener = None
         assert self.path is not None
         with suppress(OSError):
             if self.path.stat().st_ino == self._inode:
@@ -407,30 +437,13 @@ async def _turn_away(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
     await _send(writer, _refusal(full))
 
 
-def hand_over_directory(user: str | None) -> None:
-    """
-    Makes the directory of control sockets theirs whom this node will run on as, so that it can
-    remove its own at the end. Not while others' sockets are in use there: they want to, too.
-
-    Raises:
-        ConfigError: There is no such user.
-    """
-    owner, place = choose_user(user), directories()[0]
-    if owner is None or os.geteuid() != 0:
-        return
-    with suppress(OSError):  # then there will be no control socket, which is said
-        place.mkdir(exist_ok=True)
-        if not any(is_served(path) for path in place.glob("*.sock")):
-            os.chown(place, owner.pw_uid, owner.pw_gid)
-
-
 def _default_path(name: str) -> Path:
     for place in directories():
         if os.access(place if place.exists() else place.parent, os.W_OK):
             return place / f"{name}.sock"
     raise TunnelError(
         "no place for a control socket: /run/tunnel cannot be written to, and XDG_RUNTIME_DIR is "
-        "not set or not ours (give --control PATH, --control none, or the same --user to all nodes)"
+        "not set or not ours (give --control PATH, or --control none)"
     )
 
 

@@ -79,13 +79,14 @@ class Origin(Protocol):
 
 class Tunnel:
     """
-    One end of an overlay: a TUN device joined to peers over UDP.
+    One end of an overlay: a TUN or TAP device joined to peers over UDP.
 
     Packets the kernel writes to the device go to the peer that owns their destination;
     packets from peers go to the device. Per-packet work happens in C: this class opens the
     descriptors, keeps the tables true, and stops. With ``device=None`` the program itself
     is the device, by :meth:`send` and ``async for packet in tunnel``; that needs no
-    privilege.
+    privilege. With ``mode="tap"`` Ethernet frames stand for packets everywhere, and the
+    FDB for the peers' prefixes.
 
     Leaving the ``async with`` block closes everything and removes what was made.
     Cancelling the task inside the block does the same. A packet that cannot be forwarded
@@ -415,10 +416,16 @@ class Tunnel:
             inbound=sum((one.inbound for one in everyone), Traffic()),
             drops=dict(drops),
             peers=peers,
-            work=self._workers.work() | {"device_overflows": self._device.overflows()},
+            work=self._workers.work()
+            | self._count_fdb()
+            | {"device_overflows": self._device.overflows()},
             offloads=self.offloads,
             strays=nobody.drops,
         )
+
+    def _count_fdb(self) -> dict[str, int]:
+        counters = {} if self._fdb is None else self._fdb.counters()
+        return {f"fdb_{name}": count for name, count in counters.items()}
 
     @property
     def ready(self) -> bool:
@@ -446,14 +453,18 @@ class Tunnel:
             offloads=stats.offloads,
             workers=len(self._workers),
             seconds=age,
-            peers=tuple(self._peer_status(one, own) for one, own in stats.peers.items()),
+            peers=tuple(
+                self._peer_status(one, stats.peers[one], index=index)
+                for one, index in self._peers.indices.items()
+            ),
             drops=stats.drops,
             subnets=self.config.subnets,
+            mode=self.config.mode,
             store=self._origin.status() if self._origin else None,
         )
 
-    def _peer_status(self, endpoint: Endpoint, own: PeerStats) -> PeerStatus:
-        peer, index = self._peers.peer(endpoint), self._peers.indices[endpoint]
+    def _peer_status(self, endpoint: Endpoint, own: PeerStats, *, index: int) -> PeerStatus:
+        peer = self._peers.peer(endpoint)
         # One whose name is not resolved yet was never asked.
         health = self._peers.contact.health(endpoint)
         return PeerStatus(
@@ -601,6 +612,7 @@ class Tunnel:
                 *self._underlay.describe(),
                 f"mtu {self.mtu}",
                 f"{peers} peer{'' if peers == 1 else 's'}",
+                *(["mode tap"] if self._fdb is not None else []),
                 f"device {device}" if self._with_tun else "no device",
                 f"trains {self._underlay.abilities.segments}" if "trains" in used else "no trains",
                 "gro" if "gro" in used else "no gro",
@@ -731,8 +743,8 @@ class Tunnel:
         await self._netlink.set_up(self._device.index, mac=mac)
         for interface in self.config.addresses:
             await self._kernel.add_address(interface)
-        await self._kernel.start(moved=self._peers.vteps.move)
         self._undo.push_async_callback(self._kernel.close)
+        await self._kernel.start(moved=self._peers.vteps.move)
 
     # Running.
 
@@ -776,7 +788,7 @@ class Tunnel:
     def _table(self) -> Fdb:
         if self._fdb is None:
             raise ConfigError(
-                f"{self.config.name} has no FDB: packets go by their routes (start it with mode tap)"
+                f"{self.config.name} has no FDB: packets go by their routes (see --mode tap)"
             )
         return self._fdb
 

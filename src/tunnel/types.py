@@ -392,6 +392,7 @@ class Status:
         seconds: Since it opened.
         drops: Reason -> packets, over everything.
         subnets: What lives behind this node.
+        mode: ``tun`` or ``tap``.
         store: Where it finds its peers, None where it was told.
     """
 
@@ -407,6 +408,7 @@ class Status:
     peers: tuple[PeerStatus, ...]
     drops: Mapping[str, int]
     subnets: tuple[Prefix, ...] = ()
+    mode: str = "tun"
     store: StoreStatus | None = None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from tunnel._native import Fdb
@@ -51,7 +51,7 @@ class Vteps:
         fdb: In TAP mode.
         kernel: None for a tunnel without a device.
         sent: Packets sent to each peer so far.
-        known: Called with a MAC that is new.
+        known: Called with a MAC that is new, or that another source has told.
     """
 
     def __init__(
@@ -79,11 +79,15 @@ class Vteps:
         self._closed = False
         self._answer()
 
+    def claim(self, peers: Iterable[Peer]) -> None:
+        """Their prefixes may be routed from now on, wherever they are."""
+        for peer in peers:
+            self._owners.update(dict.fromkeys(peer.prefixes, peer.endpoint))
+
     def add(self, peers: Iterable[Peer]) -> None:
-        """Peers that are at an address, or at another one than before."""
+        """Peers that can be asked: at their first address, or at another one than before."""
         for peer in peers:
             self._neighbours.add(peer, now=time.monotonic())
-            self._owners.update(dict.fromkeys(peer.prefixes, peer.endpoint))
         self._wake()
 
     def remove(self, endpoints: Iterable[Endpoint]) -> None:
@@ -176,16 +180,20 @@ class Vteps:
         return ours[0].ip if ours else None
 
     def _answer(self) -> None:
-        """Tells the packet path which addresses are asked for in vain: it knows the answer."""
+        """Tells the packet path to which questions we know the answer: peers' for our addresses,
+        and in TAP mode the device's for their VTEPs'."""
         if self._fdb is None:
             pairs = {one.ip: self._mac for one in self._own}
         else:
-            pairs = {
-                via: self._entries[self._owners[prefix]]
-                for prefix, via in self._gateways.items()
-                if self._owners[prefix] in self._entries
-            }
+            pairs = dict(self._vteps())
         self._workers.set_neighbours([(one.packed, mac.packed) for one, mac in pairs.items()])
+
+    def _vteps(self) -> Iterator[tuple[Address, Mac]]:
+        for prefix, endpoint in self._owners.items():
+            mac = self._entries.get(endpoint)
+            via = gateway(prefix, mac)
+            if mac is not None and via is not None:
+                yield via, mac
 
     # What stands on it.
 
@@ -210,7 +218,6 @@ class Vteps:
         )
         refused = await self._kernel.add_routes(vias)
         self._gateways.update({one: via for one, via in vias.items() if one not in refused})
-        self._answer()
         return refused
 
     async def unroute(self, prefixes: Iterable[Prefix]) -> None:
@@ -246,8 +253,10 @@ class Vteps:
             self._entries[peer.endpoint] = mac
             left |= {before} if before else set()
             led += [one for one in peer.prefixes if one in self._routed]
+        refused = await self.route(led) if led else {}
         self._free(left)
-        return await self.route(led) if led else {}
+        self._answer()
+        return refused
 
     def forget(self, endpoints: Iterable[Endpoint]) -> None:
         """Takes the FDB's entries of those that have gone."""

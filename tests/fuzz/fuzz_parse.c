@@ -1,9 +1,11 @@
-/* A datagram with every outer ECN, and what ICMP would say of the packet inside. */
+/* A datagram with every outer ECN, as a packet and as a frame, and what ICMP, ARP and NDP would say
+ * of what is inside. */
 #include "fuzz.h"
 
 #include "codec.h"
 #include "decap.h"
 #include "icmp.h"
+#include "neighbour.h"
 #include "packets.h"
 
 static void check_icmp(const struct ip_packet *packet)
@@ -47,6 +49,50 @@ static void check_decap(const uint8_t *data, size_t size, uint8_t ecn)
     free(datagram);
 }
 
+/* An answer is right if its reader understands it to speak for who was asked for. */
+static void check_answer(const struct neighbour_message *question)
+{
+    static const uint8_t mac[MAC_SIZE] = {2, 0, 0, 0, 0, 1}, asker[MAC_SIZE] = {2, 0, 0, 0, 0, 2};
+    uint8_t *out = malloc(NEIGHBOUR_ANSWER_MAX);
+    RULE(out);
+    size_t length = neighbour_answer(out, question, mac, asker);
+    struct ethernet header;
+    struct ip_packet packet;
+    struct neighbour_message read;
+    RULE(length <= NEIGHBOUR_ANSWER_MAX && ethernet_parse(out, length, &header));
+    uint8_t *body = out + header.size;
+    if (question->size == 4)
+        RULE(arp_parse(body, length - header.size, &read) == NEIGHBOUR_OK);
+    else
+        RULE(ip_parse(body, length - header.size, &packet) &&
+             ndp_parse(&packet, &read) == NEIGHBOUR_OK);
+    RULE(!read.asks && read.sender && memcmp(read.sender, question->target, read.size) == 0);
+    RULE(memcmp(read.sender_mac, mac, MAC_SIZE) == 0);
+    free(out);
+}
+
+static void check_frame(const uint8_t *data, size_t size)
+{
+    const struct vtep vtep = {.vni = 1, .mac = {2, 1, 2, 3, 4, 5}};
+    struct input input = {data, size};
+    size_t length;
+    uint8_t *datagram = take_exact(&input, size, &length);
+    struct inner_frame frame;
+    struct neighbour_message message;
+    if (decap_frame(&vtep, datagram, length, 0, &frame) == DROP_NONE) {
+        enum neighbour_verdict verdict = NEIGHBOUR_NONE;
+        size_t header = frame.header.size;
+        RULE(frame.data + frame.length == datagram + length && header <= frame.length);
+        if (frame.packet.version)
+            verdict = ndp_parse(&frame.packet, &message);
+        else if (frame.header.type == ETHERTYPE_ARP)
+            verdict = arp_parse(frame.data + header, frame.length - header, &message);
+        if (verdict == NEIGHBOUR_OK && message.asks)
+            check_answer(&message);
+    }
+    free(datagram);
+}
+
 static void check_codec(const uint8_t *data, size_t size)
 {
     struct vxlan_frame frame;
@@ -71,6 +117,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     for (uint8_t ecn = 0; ecn < 4; ecn++)
         check_decap(data, size, ecn);
+    check_frame(data, size);
     check_codec(data, size);
     return 0;
 }

@@ -15,7 +15,7 @@ import pytest
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build"
 CORPUS = HERE / "corpus"
-TARGETS = ["parse", "split", "coalesce", "inbound"]
+TARGETS = ["parse", "split", "coalesce", "inbound", "frames"]
 
 
 @cache

@@ -5,14 +5,18 @@
  * An operation is a function op_<name>; what it works on is made before it is called, and is in
  * the cache.
  */
+#include <fcntl.h>
+#include <netinet/udp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "checksum.h"
 #include "codec.h"
 #include "coalesce.h"
 #include "decap.h"
+#include "forwarder.h"
 #include "packets.h"
 #include "route.h"
 #include "split.h"
@@ -20,6 +24,7 @@
 
 enum { ROUNDS = 100, SEGMENTS = 40, PAYLOAD = 1400, ROUTES = 10000, FRAMES = 64 };
 enum { STRIDE = 2048, FRAME = PAYLOAD + 40 };
+enum { MACS = 10000, TRAIN = SEGMENTS * (FRAME + VXLAN_OVERHEAD) };
 enum { REPEATS = 7, LEAST_NS = 2000000 };
 
 #define OPERATION(name)                                                                            \
@@ -44,6 +49,7 @@ static const struct offload offload = {.flags = OFFLOAD_NEEDS_CSUM,
                                        .checksum_start = 20,
                                        .checksum_offset = TCP_CHECK};
 static const struct vxlan_frame frame = {1, ETHERTYPE_IP4, macs.destination, macs.source};
+static struct fdb *fdb;
 static const struct iovec pieces[2] = {{header, VXLAN_OVERHEAD + 40}, {super_packet, PAYLOAD}};
 
 OPERATION(checksum)
@@ -147,6 +153,117 @@ OPERATION(route6_of_ten)
     sink += route_lookup(ten, address, 16);
 }
 
+OPERATION(fdb)
+{
+    uint8_t mac[MAC_SIZE] = {2};
+    put32(mac + 2, place);
+    sink += fdb_lookup(fdb, fdb_key(mac, 0), 0);
+}
+
+/* ---- a whole forwarder; what the kernel does is in its times, not among its instructions ---- */
+
+#ifndef UDP_SEGMENT
+#define UDP_SEGMENT 103
+#endif
+#ifndef UDP_GRO
+#define UDP_GRO 104
+#endif
+
+struct node {
+    struct forwarder *forwarder;
+    int device; /* the far end */
+    int peer;
+    struct sockaddr_in ours;
+};
+
+static struct node routed, bridged;
+static uint8_t train[TRAIN];
+
+static int udp_socket(uint32_t host, struct sockaddr_in *name)
+{
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0), on = 1;
+    socklen_t size = sizeof *name;
+    *name = (struct sockaddr_in){.sin_family = AF_INET, .sin_addr.s_addr = htonl(host)};
+    if (fd < 0 || bind(fd, (struct sockaddr *)name, size) ||
+        getsockname(fd, (struct sockaddr *)name, &size) ||
+        setsockopt(fd, IPPROTO_UDP, UDP_GRO, &on, sizeof on))
+        abort();
+    return fd;
+}
+
+/* The peer's datagrams are lost in its full buffer. */
+static struct node node_new(struct fdb *frames)
+{
+    struct node node = {.forwarder = forwarder_new()};
+    struct sockaddr_in theirs;
+    struct address address = {.size = 4};
+    struct route route = {.network = {10}, .length = 8, .version = 4};
+    int pair[2], room = 1 << 20, segment = FRAME + VXLAN_OVERHEAD;
+    if (!node.forwarder || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0, pair) ||
+        setsockopt(pair[0], SOL_SOCKET, SO_SNDBUF, &room, sizeof room) ||
+        setsockopt(pair[1], SOL_SOCKET, SO_SNDBUF, &room, sizeof room))
+        abort();
+    int fd = udp_socket(INADDR_LOOPBACK, &node.ours);
+    node.device = pair[1];
+    node.peer = udp_socket(INADDR_LOOPBACK + 1, &theirs);
+    memcpy(address.bytes, &theirs.sin_addr, 4);
+    struct forwarder *forwarder = node.forwarder;
+    forwarder->device = (struct device){
+        .fd = pair[0], .output = pair[0], .offload_header = true, .frames = frames};
+    forwarder->bridge = (struct bridge){.fdb = frames, .flood = true, .learning = true};
+    forwarder->vtep = vtep;
+    forwarder->coalescer.tcp = true;
+    forwarder->trains.segments = TRAIN_SEGMENTS_MAX;
+    forwarder->underlays[0] = (struct underlay){.receiving.fd = fd, .count = 1, .fds = {fd}};
+    route_table_free(forwarder->routes);
+    forwarder->routes = route_table_new(&route, 1);
+    if (!peers_put(&forwarder->peers, 0, &address, ntohs(theirs.sin_port), macs.source) ||
+        !forwarder->routes || connect(node.peer, (struct sockaddr *)&node.ours, sizeof node.ours) ||
+        setsockopt(node.peer, IPPROTO_UDP, UDP_SEGMENT, &segment, sizeof segment))
+        abort();
+    return node;
+}
+
+static void move_out(struct node *node, size_t link)
+{
+    static uint8_t link_header[] = {2, 0, 0x5e, 0, 0x53, 2, 2, 0, 0x5e, 0, 0x53, 1, 8, 0};
+    struct offload written = offload;
+    written.checksum_start = (uint16_t)(20 + link);
+    struct iovec parts[3] = {
+        {&written, sizeof written}, {link_header, link}, {super_packet, super.length}};
+    if (writev(node->device, parts, 3) < 0 || forwarder_outbound(node->forwarder) != 1)
+        abort();
+}
+
+static void move_in(struct node *node)
+{
+    static uint8_t written[65536 + 64];
+    if (send(node->peer, train, sizeof train, 0) != sizeof train ||
+        forwarder_inbound(node->forwarder, &node->forwarder->underlays[0]) != 1 ||
+        read(node->device, written, sizeof written) < SEGMENTS * PAYLOAD)
+        abort();
+}
+
+OPERATION(outbound)
+{
+    move_out(&routed, 0);
+}
+
+OPERATION(outbound_frames)
+{
+    move_out(&bridged, ETHERNET_HEADER);
+}
+
+OPERATION(inbound)
+{
+    move_in(&routed);
+}
+
+OPERATION(inbound_frames)
+{
+    move_in(&bridged);
+}
+
 OPERATION(encode)
 {
     struct codec_result result = codec_encode_batch(plain, sizeof plain, (const uint8_t *)sizes,
@@ -207,6 +324,24 @@ static void fill(void)
         parsed[i] = parse(packets[i], FRAME);
     table = make_routes(ROUTES);
     ten = make_routes(10);
+    for (size_t i = 0; i < SEGMENTS; i++) {
+        uint8_t *datagram = train + i * (FRAME + VXLAN_OVERHEAD);
+        vxlan_put(datagram, &(struct vxlan_frame){1, ETHERTYPE_IP4, vtep.mac, macs.source});
+        memcpy(datagram + VXLAN_OVERHEAD, packets[i], FRAME);
+    }
+    fdb = fdb_new((struct fdb_limits){MACS, MACS, 300}, 1);
+    if (!fdb)
+        abort();
+    for (uint32_t i = 0; i < MACS; i++) {
+        uint8_t mac[MAC_SIZE] = {2};
+        put32(mac + 2, i);
+        fdb_learn(fdb, fdb_key(mac, 0), (uint16_t)(i % 1000), 0);
+    }
+    struct fdb *few = fdb_new((struct fdb_limits){10, 10, 300}, 1);
+    if (!few || !fdb_put(few, fdb_key(macs.source, 0), 0))
+        abort();
+    routed = node_new(NULL);
+    bridged = node_new(few);
     coalescer.tcp = true;
     trains.segments = TRAIN_SEGMENTS_MAX;
 }
@@ -230,6 +365,11 @@ static const struct operation {
     {"decap, a frame of 1,400 B", op_decap, 1},
     {"parse an inner packet", op_parse, 1},
     {"flow hash", op_flow_hash, 1},
+    {"FDB look-up, 10,000 MACs", op_fdb, 1},
+    {"outbound, a TCP super-packet of 40 x 1,400 B", op_outbound, SEGMENTS},
+    {"outbound, the same as a frame", op_outbound_frames, SEGMENTS},
+    {"inbound, a train of 40 x 1,400 B", op_inbound, SEGMENTS},
+    {"inbound, the same as frames", op_inbound_frames, SEGMENTS},
     {"route look-up, IPv4, 10 prefixes", op_route_of_ten, 1},
     {"route look-up, IPv4, 10,000 prefixes", op_route, 1},
     {"route look-up, IPv6, 10 prefixes", op_route6_of_ten, 1},
@@ -290,6 +430,10 @@ int main(int argc, char **argv)
             repeat(&operations[i], ROUNDS);
         printf("%s\n", checksum_backend());
     }
+    fdb_free(bridged.forwarder->bridge.fdb);
+    fdb_free(fdb);
+    forwarder_free(routed.forwarder);
+    forwarder_free(bridged.forwarder);
     route_table_free(table);
     route_table_free(ten);
     return 0;

@@ -26,13 +26,18 @@ BUDGETS = {
     "coalesce": (SEGMENTS, 838),
     "encap": (1, 29),
     "trains": (SEGMENTS, 145),
-    "decap": (1, 187),
+    "decap": (1, 168),
     "parse": (1, 69),
     "flow_hash": (1, 66),
     "route": (1, 168),
     "route6": (1, 161),
     "encode": (FRAMES, 270),
-    "decode": (FRAMES, 90),
+    "decode": (FRAMES, 57),
+    "fdb": (1, 101),
+    "outbound": (SEGMENTS, 842),
+    "outbound_frames": (SEGMENTS, 842),
+    "inbound": (SEGMENTS, 1083),
+    "inbound_frames": (SEGMENTS, 1212),
 }
 """Operation -> packets it moves, and the most instructions for each; what memcpy does for
 encode is in it, what the C library's start-up does is not."""

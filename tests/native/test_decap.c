@@ -65,7 +65,7 @@ TEST(each_fault_has_its_reason)
         {"ARP", 4, 21, 0x06, DROP_ethertype},
         {"VLAN tag", 4, 20, 0x81, DROP_ethertype},
         {"MAC of another", 4, 13, 6, DROP_other_mac},
-        {"group MAC", 4, 8, 3, DROP_other_mac},
+        {"group MAC", 4, 8, 3, DROP_group_mac},
         {"EtherType 6, packet 4", 6, 22, 0x45, DROP_bad_inner},
         {"version 5", 4, 22, 0x55, DROP_bad_inner},
         {"header length 16", 4, 22, 0x44, DROP_bad_inner},

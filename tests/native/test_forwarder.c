@@ -1152,3 +1152,227 @@ TEST(a_train_that_the_kernel_finds_too_long_goes_singly_where_the_path_is_wide)
     CHECK(world->forwarder.peers.at[0].trains);
     world_free(world);
 }
+
+/* ---- what would be ---- */
+
+enum { PREFIX_MAX = VXLAN_OVERHEAD + VLAN_TAG };
+
+/* Traces a packet that is alone in its memory, and checks that nothing came of it. What is sent
+ * before the packet goes to `headers`, of PREFIX_MAX bytes. */
+static struct trace trace(struct world *world, const uint8_t *bytes, size_t length,
+                          uint8_t *headers)
+{
+    struct forwarder *forwarder = &world->forwarder;
+    const struct work none = {0};
+    const bool flood = forwarder->bridge.flood;
+    uint8_t got[64], *memory = malloc(DEVICE_GAP + length);
+    CHECK(memory);
+    struct device_packet read = {.data = memory + DEVICE_GAP, .length = length};
+    struct trace trace;
+    memcpy(read.data, bytes, length);
+    forwarder_trace(forwarder, &read, &trace);
+    CHECK(trace.headers_size <= PREFIX_MAX);
+    memcpy(headers, trace.headers, trace.headers_size);
+    free(memory);
+
+    CHECK_EQ(dropped_in_all(world), 0);
+    CHECK_EQ(forwarder->peers.nobody.last_drop, 0);
+    CHECK_EQ(forwarder->peers.at[0].counters.last_drop, 0);
+    CHECK_EQ(forwarder->peers.at[0].counters.outbound.packets, 0);
+    CHECK(memcmp(&forwarder->work, &none, sizeof none) == 0);
+    CHECK_EQ(forwarder->device.output, forwarder->device.fd);
+    CHECK_EQ(forwarder->bridge.flood, flood);
+    CHECK_EQ(forwarder->trains.count, 0);
+    CHECK_EQ(forwarder->slab_used, 0);
+    CHECK(recv(world->peer, got, sizeof got, 0) < 0);
+    CHECK(recv(world->device, got, sizeof got, 0) < 0);
+    return trace;
+}
+
+/* A world where frames are forwarded, and a MAC that is behind peer 0. */
+static struct world *frames_new(void)
+{
+    struct world *world = world_new();
+    struct fdb *fdb = fdb_new((struct fdb_limits){100, 100, 300}, 1);
+    CHECK(fdb && fdb_put(fdb, fdb_key(mac, 0), 0) && fdb_put(fdb, fdb_key(mac, 7), 0));
+    world->forwarder.device.frames = true;
+    world->forwarder.bridge = (struct bridge){.fdb = fdb, .flood = true};
+    return world;
+}
+
+static void frames_free(struct world *world)
+{
+    fdb_free(world->forwarder.bridge.fdb);
+    world_free(world);
+}
+
+/* Writes a frame from a host to a MAC, in a VLAN if that is not 0, and returns its length. */
+static size_t put_ethernet(uint8_t *out, const uint8_t *to, uint16_t vlan,
+                           const struct words *words)
+{
+    static const uint8_t from[MAC_SIZE] = {2, 9, 9, 9, 9, 9};
+    uint8_t *type = out + 2 * MAC_SIZE;
+    memcpy(out, to, MAC_SIZE);
+    memcpy(out + MAC_SIZE, from, MAC_SIZE);
+    if (vlan) {
+        put16(type, ETHERTYPE_VLAN);
+        put16(type + 2, vlan);
+        type += VLAN_TAG;
+    }
+    put16(type, words->version == 6 ? ETHERTYPE_IP6 : ETHERTYPE_IP4);
+    return (size_t)(type + 2 - out) + words_put(type + 2, words);
+}
+
+TEST(what_is_traced_is_what_is_then_sent)
+{
+    for (int row = 0; row < 6; row++) {
+        bool frames = row >= 2;
+        uint16_t vlan = row >= 4 ? 7 : 0;
+        struct words words = {.version = row % 2 ? 6 : 4, .payload = 77};
+        struct world *world = frames ? frames_new() : world_new();
+        uint8_t bytes[300], headers[PREFIX_MAX], got[400];
+        struct offload none = {0};
+        size_t length = frames ? put_ethernet(bytes, mac, vlan, &words) : words_put(bytes, &words);
+        struct trace traced = trace(world, bytes, length, headers);
+        CHECK_EQ(traced.peer, 0);
+        CHECK_EQ(traced.reason, DROP_NONE);
+        CHECK(!traced.flooded);
+        CHECK_EQ(traced.fd, world->forwarder.underlays[0].fds[0]);
+        CHECK_EQ(traced.headers_size, VXLAN_OVERHEAD + (vlan ? VLAN_TAG : 0));
+
+        write_device(world, &none, bytes, length);
+        CHECK_EQ(forwarder_outbound(&world->forwarder), 1);
+        size_t before = frames ? VXLAN_HEADER : VXLAN_OVERHEAD; /* a frame brings the rest */
+        CHECK_EQ(recv(world->peer, got, sizeof got, 0), before + length);
+        CHECK(memcmp(got, headers, traced.headers_size) == 0);
+        CHECK(memcmp(got + before, bytes, length) == 0);
+        frames ? frames_free(world) : world_free(world);
+    }
+}
+
+TEST(a_trace_says_what_ends_the_way_of_a_packet)
+{
+    static const struct {
+        const char *name;
+        size_t payload;
+        uint8_t destination[4];
+        uint16_t peer;
+        enum drop reason;
+    } rows[] = {
+        {"no route", 0, {10, 9, 9, 9}, PEER_NONE, DROP_no_route},
+        {"multicast", 0, {224, 0, 0, 1}, PEER_NONE, DROP_multicast},
+        {"multicast that a route covers", 0, {225, 0, 0, 1}, PEER_NONE, DROP_multicast},
+        {"longer than the path takes", 600, {10, 244, 1, 1}, 0, DROP_too_big},
+        {"not resolved", 0, {10, 244, 3, 1}, OTHER, DROP_unresolved},
+    };
+    struct world *world = world_new();
+    struct address none = {0};
+    uint8_t bytes[700], headers[PREFIX_MAX];
+    struct route routes[] = {
+        {.network = {10, 244, 1}, .length = 24, .version = 4, .value = 0},
+        {.network = {10, 244, 3}, .length = 24, .version = 4, .value = OTHER},
+        {.network = {225}, .length = 8, .version = 4, .value = 0},
+    };
+    route_table_free(world->forwarder.routes);
+    world->forwarder.routes = route_table_new(routes, sizeof routes / sizeof *routes);
+    world->forwarder.peers.at[0].mtu = 500;
+    CHECK(world->forwarder.routes);
+    CHECK(peers_put(&world->forwarder.peers, OTHER, &none, 8472, mac));
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        check_row = rows[i].name;
+        struct words words = {.payload = rows[i].payload};
+        size_t length = words_put(bytes, &words);
+        memcpy(bytes + 16, rows[i].destination, 4);
+        struct trace traced = trace(world, bytes, length, headers);
+        CHECK_EQ(traced.peer, rows[i].peer);
+        CHECK_EQ(traced.reason, rows[i].reason);
+        CHECK_EQ(traced.fd, -1);
+        CHECK_EQ(traced.headers_size, 0);
+        CHECK(!traced.flooded);
+    }
+    world_free(world);
+}
+
+TEST(a_trace_says_what_becomes_of_a_frame)
+{
+    static const struct {
+        const char *name;
+        uint8_t to[MAC_SIZE];
+        uint16_t vlan;
+        size_t payload;
+        uint16_t peer;
+        bool flooded;
+        enum drop reason;
+    } rows[] = {
+        {"known", {2, 1, 2, 3, 4, 5}, 0, 9, 0, false, DROP_NONE},
+        {"known in its VLAN", {2, 1, 2, 3, 4, 5}, 7, 9, 0, false, DROP_NONE},
+        {"not known in another", {2, 1, 2, 3, 4, 5}, 8, 9, PEER_NONE, true, DROP_NONE},
+        {"unknown", {2, 1, 2, 3, 4, 6}, 0, 9, PEER_NONE, true, DROP_NONE},
+        {"broadcast", {255, 255, 255, 255, 255, 255}, 0, 9, PEER_NONE, true, DROP_NONE},
+        {"spanning tree", {1, 0x80, 0xc2}, 0, 9, PEER_NONE, false, DROP_link_local},
+        {"longer than the path takes", {2, 1, 2, 3, 4, 5}, 0, 600, 0, false, DROP_too_big},
+    };
+    struct world *world = frames_new();
+    world->forwarder.peers.at[0].mtu = 500;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        check_row = rows[i].name;
+        uint8_t bytes[700], headers[PREFIX_MAX];
+        struct words words = {.payload = rows[i].payload};
+        size_t length = put_ethernet(bytes, rows[i].to, rows[i].vlan, &words);
+        struct trace traced = trace(world, bytes, length, headers);
+        CHECK_EQ(traced.peer, rows[i].peer);
+        CHECK_EQ(traced.flooded, rows[i].flooded);
+        CHECK_EQ(traced.reason, rows[i].reason);
+        CHECK_EQ(traced.fd >= 0, traced.peer == 0 && traced.reason == DROP_NONE);
+    }
+    frames_free(world);
+}
+
+TEST(a_question_that_is_answered_here_goes_to_nobody)
+{
+    struct neighbour known = {.address = {10, 244, 1, 1}, .size = 4, .mac = {2, 1, 2, 3, 4, 5}};
+    uint8_t frame[ETHERNET_HEADER + ARP_SIZE], headers[PREFIX_MAX];
+    struct world *world = frames_new();
+    memset(frame, 0xff, MAC_SIZE);
+    memset(frame + MAC_SIZE, 2, MAC_SIZE);
+    put16(frame + 12, ETHERTYPE_ARP);
+    uint8_t *arp = frame + ETHERNET_HEADER;
+    memcpy(arp, (uint8_t[]){0, 1, 8, 0, 6, 4, 0, 1, 2, 2, 2, 2, 2, 2, 10, 244, 2, 1}, 18);
+    memcpy(arp + 18, (uint8_t[]){0, 0, 0, 0, 0, 0, 10, 244, 1, 1}, 10);
+    CHECK(trace(world, frame, sizeof frame, headers).flooded);
+
+    world->forwarder.neighbours = neighbour_table_new(&known, 1);
+    CHECK(world->forwarder.neighbours);
+    struct trace traced = trace(world, frame, sizeof frame, headers);
+    CHECK(!traced.flooded);
+    CHECK_EQ(traced.peer, PEER_NONE);
+    CHECK_EQ(traced.reason, DROP_NONE);
+    CHECK_EQ(traced.fd, -1);
+    neighbour_table_free(world->forwarder.neighbours);
+    frames_free(world);
+}
+
+TEST(a_trace_never_reads_past_the_end)
+{
+    uint64_t seed = 1;
+    uint8_t bytes[120], headers[PREFIX_MAX];
+    struct world *packets = world_new(), *frames = frames_new();
+    for (int round = 0; round < 8; round++) {
+        struct words words = {.version = round % 2 ? 6 : 4, .payload = 20};
+        bool random = round >= 4;
+        size_t whole = words_put(bytes, &words);
+        if (random)
+            check_random_fill(&seed, bytes, whole);
+        for (size_t length = 0; length <= whole; length++) {
+            struct trace traced = trace(packets, bytes, length, headers);
+            CHECK(random || (traced.reason == DROP_NONE) == (length == whole));
+        }
+        whole = put_ethernet(bytes, mac, round % 4 >= 2 ? 7 : 0, &words);
+        if (random)
+            check_random_fill(&seed, bytes + MAC_SIZE, whole - MAC_SIZE);
+        for (size_t length = 0; length <= whole; length++)
+            trace(frames, bytes, length, headers);
+    }
+    world_free(packets);
+    frames_free(frames);
+}

@@ -22,7 +22,7 @@ class Node:
 
     def __init__(self, host: Host, number: int) -> None:
         self.host = host
-        self.prefixes = (f"10.244.{number}.0/24", f"fd00:244:{number}::/64")
+        self.prefixes: tuple[str, ...] = (f"10.244.{number}.0/24", f"fd00:244:{number}::/64")
         self.ipv4, self.ipv6 = (prefix.partition("/")[0] for prefix in self.prefixes)
         self.ready = ""
         self._process: subprocess.Popen[str] | None = None

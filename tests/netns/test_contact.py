@@ -87,14 +87,18 @@ class Stranger:
         self.socket.sendto(frame, (to, PORT))
 
     def heard(self) -> list[tuple[Message | None, int]]:
-        """Messages that came, and how many bytes they had behind the Ethernet header."""
+        """Messages that came, and how many bytes they had behind the Ethernet header. It is asked
+        for its MAC by ARP as well, which it passes over."""
         messages: list[tuple[Message | None, int]] = []
         while True:
             try:
-                body = self.socket.recv(1 << 16)[frames.HEADERS.size :]
+                datagram = self.socket.recv(1 << 16)
             except BlockingIOError:
                 return messages
-            messages.append((frames.decode(body), len(body)))
+            *_, ethertype = frames.HEADERS.unpack_from(datagram)
+            body = datagram[frames.HEADERS.size :]
+            if ethertype == frames.ETHERTYPE:
+                messages.append((frames.decode(body), len(body)))
 
     async def next(self) -> Message:
         while True:

@@ -217,6 +217,15 @@ def test_forwarding_off(hosts: tuple[Host, Host]) -> None:
         assert trouble(doctor(a, *PEER, "--subnet", subnet)) == []
 
 
+def test_forwarding_off_where_a_node_runs(pair: tuple[Node, Node]) -> None:
+    host = pair[0].host
+    write(host, 0, "ipv4/ip_forward")
+    report = doctor(host)
+    assert trouble(report) == ["forwarding"]
+    paste(host, report, "forwarding")
+    assert trouble(doctor(host)) == []
+
+
 def test_an_mtu_too_large(hosts: tuple[Host, Host]) -> None:
     report = doctor(hosts[0], *PEER, "--mtu", "1500")
     assert trouble(report) == ["mtu"]

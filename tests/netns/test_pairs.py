@@ -19,7 +19,7 @@ PATIENCE = 3.0  # seconds
 # A layer-2 neighbour's multicast means nothing to a TUN node.
 NOISE: dict[tuple[str, str], set[str]] = {
     ("tun", "tun"): set(),
-    ("tun", "tap"): {"other_mac"},
+    ("tun", "tap"): {"group_mac"},
     ("tap", "tap"): set(),
 }
 

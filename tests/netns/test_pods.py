@@ -48,11 +48,13 @@ def test_full_packets_fit(made: Cluster) -> None:
 def test_the_demo_shows_every_way(
     made: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demo, "cluster", lambda: nullcontext(made))
+    monkeypatch.setattr(demo, "cluster", lambda *, mode: nullcontext(made))
     assert demo.main() == 0
     out, errors = capsys.readouterr()
     assert errors == ""
     assert all(walk.address in out and walk.seen_as in out for walk in made.walks())
+    assert "| VXLAN      |  8  flags 08, vni 1\n" in out
+    assert out.endswith("\nthe packet arrives\n")
 
 
 def test_the_demo_says_what_does_not_work(
@@ -63,7 +65,7 @@ def test_the_demo_says_what_does_not_work(
             raise LabError("node a: python: TimeoutError: timed out")
         return "192.0.2.9" if walk.what == "pod a1 to outside" else walk.seen_as
 
-    monkeypatch.setattr(demo, "cluster", lambda: nullcontext(made))
+    monkeypatch.setattr(demo, "cluster", lambda *, mode: nullcontext(made))
     monkeypatch.setattr(Walk, "go", go)
     assert demo.main() == 1
     out, errors = capsys.readouterr()

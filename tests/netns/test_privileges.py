@@ -4,6 +4,7 @@ import json
 import pwd
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.netns.node import Node
-from tests.netns.traffic import exchange
+from tests.netns.traffic import exchange, inside
 from tunnel.errors import ConfigError
 from tunnel.lab import Host, Lab
 from tunnel.linux.privileges import choose_user
@@ -150,14 +151,16 @@ def test_a_user_that_is_not_there(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("words", [(), ("--user", "root")])
-@pytest.mark.parametrize("workers", ["1", "3"])
-def test_a_node_runs_on_with_one_capability(lab: Lab, workers: str, words: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("workers", "loop"), [("1", "asyncio"), ("3", "uvloop")])
+def test_a_node_runs_on_with_one_capability(
+    lab: Lab, workers: str, loop: str, words: tuple[str, ...]
+) -> None:
     a, b = Node(lab.host("a"), 1), Node(lab.host("b"), 2)
     lab.link(a.host, b.host)
     # A name is resolved in threads, which must not have been there before.
     named = "localhost:9=10.99.0.0/16"
-    a.up("--workers", workers, *words, peers=[b.at(4), named])
-    b.up("--workers", workers, *words, peers=[a.at(4)])
+    a.up("--workers", workers, "--loop", loop, *words, peers=[b.at(4), named])
+    b.up("--workers", workers, "--loop", loop, *words, peers=[a.at(4)])
     a.host.ping(b.ipv4)
     exchange(a.host, b.host, b.ipv6, size=4 << 20)
     for node in (a, b):
@@ -165,6 +168,17 @@ def test_a_node_runs_on_with_one_capability(lab: Lab, workers: str, words: tuple
     assert b.down() == {}
     a.down()
     assert "tunnel1" not in a.host.run("ip link").stdout
+
+
+def test_it_still_ends_with_who_started_it(host: Host) -> None:
+    """setpriv --pdeathsig, as of every process of a lab."""
+    starts = "import subprocess, sys; subprocess.run(sys.argv[1:])"
+    up = ["setpriv", "--pdeathsig=KILL", "--", sys.executable, "-m", "tunnel", "up"]
+    parent = host.popen([sys.executable, "-c", starts, *up])
+    assert parent.stdout is not None
+    assert parent.stdout.readline().startswith("tunnel1: ")
+    parent.kill()
+    parent.communicate(timeout=10)  # until nobody has the other ends of its pipes any more
 
 
 def test_a_low_port_is_kept(lab: Lab) -> None:
@@ -244,12 +258,61 @@ def test_a_persistent_device_is_cleared_and_left(lab: Lab) -> None:
         assert "inet " not in a.host.run("ip address show tunnel1").stdout
 
 
-def test_the_control_socket_is_the_users_and_goes_with_the_node(lab: Lab) -> None:
+@pytest.mark.parametrize(("words", "owner"), [((), "root"), (("--user", "daemon"), "daemon")])
+def test_the_control_socket_goes_with_the_node(
+    lab: Lab, words: tuple[str, ...], owner: str
+) -> None:
+    """Nobody is many, and not all of them are to be asked for peers."""
     a, b = Node(lab.host("a"), 1), Node(lab.host("b"), 2)
     lab.link(a.host, b.host)
-    a.up("--user", "nobody", peers=[b.at(4)])
-    said = a.host.run(["stat", "-c", "%a %U", "/run/tunnel/tunnel1.sock"]).stdout
-    assert said.split() == ["660", "nobody"]
+    a.up(*words, peers=[b.at(4)])
+    said = a.host.run(["stat", "-c", "%a %U %G", "/run/tunnel/tunnel1.sock"]).stdout
+    assert said.split() == ["660", owner, owner]
     assert b.host.ipv4 in a.host.run([sys.executable, "-m", "tunnel", "status"]).stdout
     a.down()
     assert a.host.run(["sh", "-c", "ls /run/tunnel"]).stdout == ""
+
+
+def test_a_file_that_cannot_be_read_again_is_told(lab: Lab) -> None:
+    a = Node(lab.host("a"), 1)
+    write(a.host, 'subnet = "10.244.1.0/24"\n')
+    a.host.run(["chmod", "600", PATH])
+    command = [sys.executable, "-m", "tunnel", "up", "--config", PATH]
+    for words, said in (
+        ([], f"WARNING {PATH} cannot be read again: uid {NOBODY}, "),
+        (["--user", "root"], ""),
+    ):
+        process = a.host.popen([*command, *words])
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("tunnel1: ")
+        assert stopped(process).startswith(said)
+
+
+def test_metrics_on_a_low_port(host: Host) -> None:
+    """Taken before the privilege for it is gone."""
+    process = host.popen([sys.executable, "-m", "tunnel", "up", "--metrics", "127.0.0.1:99"])
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("tunnel1: ")
+    with inside(host):
+        caller = socket.create_connection(("127.0.0.1", 99), timeout=5)
+    with caller:
+        caller.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
+        assert caller.makefile().readline() == "HTTP/1.1 200 OK\n"
+    check(process.pid, uid=NOBODY)
+    assert stopped(process) == ""
+
+
+def test_in_a_user_namespace_it_stays_who_it_is(host: Host) -> None:
+    up = [sys.executable, "-m", "tunnel", "up", "-v", "--control", "none"]
+    process = host.popen(["unshare", "--user", "--map-root-user", "--net", *up])
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("tunnel1: ")
+    (thread, *_) = statuses(process.pid)
+    assert thread["CapEff"] == f"{NET_ADMIN:016x}"
+    process.terminate()
+    _, errors = process.communicate(timeout=10)
+    assert errors.splitlines()[0] == "INFO runs on as root: here it cannot become user nobody"
+    refused = host.popen(["unshare", "--user", "--map-root-user", "--net", *up, "--user", "nobody"])
+    _, errors = refused.communicate(timeout=10)
+    assert refused.returncode == 2
+    assert "cannot become user nobody: " in errors

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -24,12 +25,20 @@ from tests.unit.test_node_verbs import check
 from tunnel.lab import Host, Lab, LabError
 
 PYTHON = [sys.executable, "-m", "tunnel"]
-NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
+# Somebody else only when Python is loaded: who may not be able to read it.
+AS_NOBODY = """
+import os, sys
+from tunnel.cli import main
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+sys.exit(main(sys.argv[1:]))
+"""
 
 
-def tell(host: Host, words: str, *, code: int = 0, prefix: Sequence[str] = ()) -> str:
+def tell(host: Host, words: str, *, code: int = 0, python: Sequence[str] = PYTHON) -> str:
     """What a verb prints on a host; where it does not start, its one line on stderr."""
-    process = host.popen([*prefix, *PYTHON, *words.split()])
+    process = host.popen([*python, *words.split()])
     out, err = process.communicate(timeout=30)
     assert process.returncode == code, (out, err)
     assert len(err.splitlines()) == (1 if code == 2 else 0), err
@@ -38,6 +47,14 @@ def tell(host: Host, words: str, *, code: int = 0, prefix: Sequence[str] = ()) -
 
 def ask(host: Host, words: str, *, code: int = 0) -> Any:
     return json.loads(tell(host, f"{words} --json", code=code))
+
+
+@pytest.fixture
+def file() -> Iterator[Path]:
+    """A configuration where the user nobody can read it, as which nodes run."""
+    with TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        yield Path(place) / "a.toml"
 
 
 def up_from_file(node: Node, file: Path, peers: Sequence[str], *, extra: str = "") -> None:
@@ -53,11 +70,13 @@ def write(file: Path, node: Node, peers: Sequence[str], *, extra: str = "") -> N
 
 def until_up(host: Host, peer: str) -> dict[str, Any]:
     """The peer's line, once it answers."""
-    while True:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
         for line in ask(host, "status")["peers"]:
             if line["endpoint"] == peer and line["state"] == "up" and line["path_mtu"]:
                 found: dict[str, Any] = line
                 return found
+    raise AssertionError(f"{peer} does not come up")
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
@@ -133,9 +152,10 @@ def test_ping_says_at_which_stage_it_fails(lab: Lab) -> None:
 
 
 def test_who_may_not_ask_is_told_so(lab: Lab) -> None:
+    """Not even another process of the user that the node runs on as."""
     a, b = pair(lab)
     a.up(peers=[b.at(4)])
-    said = tell(a.host, "status", code=2, prefix=NOBODY)
+    said = tell(a.host, "status", code=2, python=[sys.executable, "-c", AS_NOBODY])
     assert "/run/tunnel/tunnel1.sock: permission denied (run as its owner" in said
     assert a.down() == {}
 
@@ -174,7 +194,7 @@ def test_up_without_a_control_socket(lab: Lab) -> None:
     assert a.down() == {}
 
 
-def test_up_with_a_control_socket_that_cannot_be(lab: Lab, tmp_path: Path) -> None:
+def test_up_with_a_control_socket_that_cannot_be(lab: Lab) -> None:
     a, b = pair(lab)
     said = tell(a.host, f"up --peer {b.at(4)} --control /nowhere/x/y.sock", code=2)
     assert "cannot make control socket /nowhere/x/y.sock: no such file" in said
@@ -190,11 +210,10 @@ def test_a_device_that_vanishes_takes_the_socket_with_it(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("how", ["peer add", "reload"])
-def test_changes_under_load_lose_nothing_of_others(lab: Lab, how: str, tmp_path: Path) -> None:
+def test_changes_under_load_lose_nothing_of_others(lab: Lab, how: str, file: Path) -> None:
     """TCP both ways as fast as it goes and numbered datagrams, while a third peer comes and goes
     by the control socket: no byte and no datagram of the others is missing."""
     a, b, c = mesh(lab)
-    file = tmp_path / "a.toml"
     up_from_file(a, file, [b.at(4)])
     b.up(peers=[a.at(4)])
     c.up(peers=[a.at(4)])
@@ -258,9 +277,8 @@ MISTAKES = {
 }
 
 
-def test_a_file_with_a_mistake_changes_nothing(lab: Lab, tmp_path: Path) -> None:
+def test_a_file_with_a_mistake_changes_nothing(lab: Lab, file: Path) -> None:
     a, b = pair(lab)
-    file = tmp_path / "a.toml"
     up_from_file(a, file, [b.at(4)])
     b.up(peers=[a.at(4)])
     before = ask(a.host, "route list")
@@ -284,14 +302,14 @@ def test_a_file_with_a_mistake_changes_nothing(lab: Lab, tmp_path: Path) -> None
     assert a.down() == {}
 
 
-def test_sighup_reads_the_file_again(lab: Lab, tmp_path: Path) -> None:
+def test_sighup_reads_the_file_again(lab: Lab, file: Path) -> None:
     a, b = pair(lab)
-    file = tmp_path / "a.toml"
     up_from_file(a, file, [b.at(4)])
     write(file, a, [b.at(4), "192.0.2.9=10.9.0.0/16"])
     os.kill(a.pid, signal.SIGHUP)
-    while len(ask(a.host, "peer list")) < 2:
-        time.sleep(0.05)
+    a.host.run(
+        ["sh", "-c", "until ip route | grep -q ^10.9.0.0/16; do sleep 0.05; done"], timeout=10
+    )
     write(file, a, ["nonsense"])
     os.kill(a.pid, signal.SIGHUP)
     assert len(ask(a.host, "peer list")) == 2
@@ -315,9 +333,8 @@ def test_watching_on_a_terminal_until_the_node_goes(lab: Lab) -> None:
     )
     os.close(theirs)
     with numbered(a.host, b.host, b.ipv4):
-        seen = read_until(ours, "kB")
-    assert "out/s" in seen
-    assert b.host.ipv4 in seen
+        read_until(ours, "out/s")  # what a second look can tell
+        assert b.host.ipv4 in read_until(ours, "[kM]B")
     a.down()
     drain = threading.Thread(target=read_until, args=(ours, "\0"))
     drain.start()
@@ -329,12 +346,13 @@ def test_watching_on_a_terminal_until_the_node_goes(lab: Lab) -> None:
     b.down()
 
 
-def read_until(terminal: int, word: str) -> str:
-    """What a terminal shows until it shows `word`, or has no other end any more."""
-    seen = ""
-    while word not in seen and select.select([terminal], [], [], 20)[0]:
-        try:
-            seen += os.read(terminal, 4096).decode()
-        except OSError:
-            break
+def read_until(terminal: int, pattern: str) -> str:
+    """What a terminal shows until it shows that, or has no other end any more."""
+    seen, deadline = "", time.monotonic() + 20
+    while not re.search(pattern, seen) and time.monotonic() < deadline:
+        if select.select([terminal], [], [], 1)[0]:
+            try:
+                seen += os.read(terminal, 4096).decode()
+            except OSError:
+                break
     return seen

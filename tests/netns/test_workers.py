@@ -366,8 +366,8 @@ def test_in_a_user_namespace() -> None:
         ip link set lo up
         {sys.executable} -m tunnel up --workers 2 --local 127.0.0.1 --subnet 10.244.1.0/24 \\
             --peer 127.0.0.2=10.244.2.0/24 &
-        sleep 1
-        ping -c 1 -W 1 10.244.1.0 && ip -o link show tunnel1
+        until ping -c 1 -W 1 10.244.1.0; do sleep 0.1; done
+        ip -o link show tunnel1
         kill $!; wait $!
     """
     done = subprocess.run(

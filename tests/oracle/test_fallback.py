@@ -21,6 +21,7 @@ from scapy.layers.inet import ICMP
 from scapy.layers.inet6 import ICMPv6PacketTooBig
 from scapy.packet import Packet
 
+from tunnel._native import Fdb
 from tunnel.lab import Host, Lab
 
 from .rig import Rig, inside, packed, send_all
@@ -149,6 +150,27 @@ def test_too_big_for_the_path_is_told(host: Host, family: int, version: int) -> 
         # The last one is shorter and goes; the sender hears once of all the others.
         assert peer.packets(1) == split_twin(packet, size + 1)[-1:]
         assert len(rig.take()) == 1
+
+
+@pytest.mark.parametrize("link", ["0800", "8100e0070800"])
+@pytest.mark.usefixtures("host")
+def test_too_big_for_the_path_is_told_by_a_frame(link: str) -> None:
+    """Back to where the frame came from, in its VLAN."""
+    here, there = bytes.fromhex("020000000a01"), bytes.fromhex("020000000b01")
+    tail = bytes.fromhex(link)
+    prefix = there + here + tail
+    with Rig(fdb=Fdb(limit=9, share=9, ageing=300)) as rig:
+        peer = rig.add_peer()
+        packet, vnet = super_packet(4, 2000)
+        rig.put(prefix + bytes(packet), vnet._replace(start=len(prefix) + 20))
+        rig.outbound()
+        assert peer.take(0) == []
+        assert rig.drops(0) == {"too_big": 5}
+        [message] = rig.take()
+        assert message[: len(prefix)] == here + there + tail
+        assert verifies(message[len(prefix) :])
+        parsed = dissect(message[len(prefix) :])
+        assert parsed[ICMP].nexthopmtu == MTU - 20 - 8 - 8 - len(prefix)
 
 
 def test_what_may_be_fragmented_is_not_refused(host: Host) -> None:

@@ -216,7 +216,7 @@ REFUSED: dict[str, tuple[Packet | bytes, str]] = {
         Ether(dst=SOLICITED_MAC, src=THEM)
         / IPv6(src=THEIRS[6], dst=SOLICITED, hlim=254)
         / ICMPv6ND_NS(tgt=OURS[6]),
-        "other_mac",
+        "group_mac",
     ),
     "dad that says who": (
         Ether(dst=SOLICITED_MAC, src=THEM)

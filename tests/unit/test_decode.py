@@ -95,8 +95,8 @@ def test_every_reason_that_one_datagram_can_have_is_among_them() -> None:
     reasons = {reason for _, reason in VERDICTS.values()}
     # These are about more than one datagram: a queue, a device.
     others = {"control_full", "device_full", "device_refused"}
-    # And these about frames, or neighbours, which the codec does not judge.
-    others |= {"loop", "peer_storm", "peer_link_local", "bad_neighbour"}
+    # And these about frames, or neighbours, which the codec does not judge; groups see below.
+    others |= {"loop", "peer_storm", "peer_link_local", "bad_neighbour", "group_mac"}
     inbound = {reason for reason, direction, _ in DROP_REASONS if direction == "inbound"}
     assert inbound - reasons <= others
 
@@ -107,7 +107,7 @@ def test_without_a_node_only_what_shows_by_itself() -> None:
     assert said(outer(inner(ARP())), receiver=anybody) == "ethertype"
     group = Mac.parse("02:00:5e:00:53:01")
     object.__setattr__(group, "packed", b"\xff" * 6)
-    assert said(outer(inner(mac=group)), receiver=anybody) == "other_mac"
+    assert said(outer(inner(mac=group)), receiver=anybody) == "group_mac"
 
 
 def test_what_we_send_is_for_a_peer_to_judge() -> None:
@@ -169,6 +169,12 @@ def test_any_content_is_explained(data: bytes, port: int) -> None:
     found = decode.explain(Frame(bytes(packet), "ethernet"), receiver=NODE)
     text = "".join(value for layer in found.layers for value in layer.fields.values())
     assert text.isprintable()
+
+
+def test_a_routing_header_cut_off() -> None:
+    """At which scapy raises IndexError."""
+    cut = bytes(IPv6(nh=43, plen=1)) + b"\0"
+    assert [layer.name for layer in decode.explain(Frame(cut, "ip")).layers] == ["Bytes"]
 
 
 def test_headers_nested_for_ever() -> None:

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scapy.layers.inet import IP
-from scapy.layers.inet6 import IPv6
+from scapy.layers.inet import IP, UDP
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
 
 from tests.unit.test_node_verbs import Node, check, running
 from tunnel import ConfigError
 from tunnel.cli.explain import picture
-from tunnel.control.walk import Facts, Flow, Passage, Step, Verdict, Walk, walk
+from tunnel.control.flow import Flow
+from tunnel.control.walk import Facts, Passage, Step, Verdict, Walk, walk
 from tunnel.service import _plain
 from tunnel.types import (
+    ANY_VTEP_MAC,
     Endpoint,
     KernelNeighbour,
     KernelRoute,
@@ -183,6 +185,10 @@ def test_the_whole_way_in() -> None:
     assert walk(local).steps[-1].why == "this host's own address: it has arrived"
 
 
+ANY_HEADERS = HEADERS[:8] + ANY_VTEP_MAC.packed + HEADERS[14:]
+TO_ANY = replace(
+    OUT, passages=(Passage(replace(PEER, state=PeerState.UNKNOWN), port=1, headers=ANY_HEADERS),)
+)
 NAMED = replace(PEER, endpoint=Endpoint("b.example"))
 SILENT = {"state": PeerState.SILENT, "seconds": 42.0}
 LOOP = KernelRoute("10.244.2.0/24 dev tunnel1", "unicast", "tunnel1")
@@ -375,7 +381,9 @@ def test_where_it_ends(facts: Facts, at: str, why: str, what: str) -> None:
         ),
         (replace(OUT, hop=None, underlay=DEFAULT), "underlay", "by way of 192.0.2.254"),
         (peer(state=PeerState.UNKNOWN), "peer", "never answered"),
-        (peer(state=PeerState.UNKNOWN), "their checks", "a kernel device does not"),
+        (peer(state=PeerState.UNKNOWN), "their checks", "has to know our address and VNI"),
+        (TO_ANY, "their checks", "a kernel device does not"),
+        (TO_ANY, "headers", "is any node's"),
         (peer(last_drop="spoofed"), "peer", "last drop of its packets here: spoofed"),
         (replace(OUT, passages=(replace(OUT.passages[0], peer=NAMED),)), "name", "asked again"),
         (replace(IN, neighbour=None), "neighbour", "asks for its MAC on cni0"),
@@ -392,6 +400,7 @@ def test_where_it_ends(facts: Facts, at: str, why: str, what: str) -> None:
         (replace(TAP, mode="tap"), "neighbour", "put there by us"),
         (replace(TAP, mode="tap"), "fdb", "behind 192.0.2.2:8472"),
         (replace(IN, mode="tap"), "mac", "any destination MAC"),
+        (replace(IN, mode="tap", owner=None), "outer source", "in nobody's prefix"),
     ],
 )
 def test_what_is_said_on_the_way(facts: Facts, name: str, why: str) -> None:
@@ -408,13 +417,17 @@ def test_ways_of_frames() -> None:
         TAP,
         kernel=KernelRoute("10.244.2.0/24 dev br0", "unicast", "br0"),
         neighbour=KernelNeighbour("br0", "02:00:00:00:00:02", "REACHABLE", "tunnel1"),
+        bridge="br0",
         passages=(Passage(PEER, port=1, headers=TAGGED),),
     )
     assert walk(bridged).ends is None
     ethernet = walk(bridged).headers[3]
     assert (ethernet.bytes, ethernet.fields["vlan"], ethernet.fields["type"]) == (18, "7", "0800")
     past = replace(bridged, neighbour=KernelNeighbour("br0", "02:00:00:00:00:02", "STALE", "eth1"))
-    assert last(past).step == "kernel route"
+    assert last(past).step == "neighbour"
+    assert "behind its port eth1, not in the overlay" in last(past).why
+    assert last(past).next.endswith("bridge fdb show br br0")
+    assert last(replace(bridged, bridge="")).step == "kernel route"
 
 
 def test_without_a_device_the_program_is_one() -> None:
@@ -430,7 +443,7 @@ def test_without_a_device_the_program_is_one() -> None:
 def test_the_packet_is_what_scapy_reads(version: int, protocol: str) -> None:
     there, here = ("10.2.0.1", "10.1.0.1") if version == 4 else ("fd02::1", "fd01::1")
     flow = Flow(A(there), A(here), size=100, protocol=protocol, sport=7, dport=53)
-    parsed = (IP if version == 4 else IPv6)(flow.packet())
+    parsed = (IP if version == 4 else IPv6)(flow.packet(1450))
     assert (parsed.src, parsed.dst) == (here, there)
     assert len(parsed) == 100
     assert (parsed.len if version == 4 else parsed.plen + 40) == 100
@@ -443,7 +456,26 @@ def test_the_packet_is_what_scapy_reads(version: int, protocol: str) -> None:
     if protocol == "udp":
         assert layer.len == 100 - (20 if version == 4 else 40)
     if version == 4:
-        assert str(parsed.flags) == ("DF" if protocol == "tcp" else "")
+        assert str(parsed.flags) == "DF"
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_of_what_is_too_long_the_first_fragment(version: int) -> None:
+    there, here = ("10.2.0.1", "10.1.0.1") if version == 4 else ("fd02::1", "fd01::1")
+    flow = Flow(A(there), A(here), size=9000, protocol="udp", sport=7)
+    packet = flow.packet(1402)
+    parsed = (IP if version == 4 else IPv6)(packet)
+    if version == 4:
+        assert (len(packet), parsed.len) == (1396, 1396)  # 20 and a multiple of 8
+        assert (str(parsed.flags), parsed.frag) == ("MF", 0)
+    else:
+        assert (len(packet), parsed.plen) == (1400, 1360)  # 48 and a multiple of 8
+        assert (parsed.nh, parsed[IPv6ExtHdrFragment].nh, parsed[IPv6ExtHdrFragment].m) == (
+            44,
+            17,
+            1,
+        )
+    assert (parsed[UDP].sport, parsed[UDP].len) == (7, 9000 - (20 if version == 4 else 40))
 
 
 @pytest.mark.parametrize(

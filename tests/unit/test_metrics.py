@@ -292,6 +292,12 @@ async def test_a_scrape_is_no_look() -> None:
         assert looks
 
 
+async def test_many_scrapes_at_once() -> None:
+    async with serving() as (_, place):
+        answers = await asyncio.gather(*(get(place, "/metrics") for _ in range(20)))
+        assert {code for code, _ in answers} == {200}
+
+
 async def test_health() -> None:
     async with serving() as (tunnel, place):
         assert await get(place, "/healthz") == (200, "ok\n")

@@ -282,6 +282,7 @@ NOW: dict[str, Any] = {
     "seconds": 11520.0,
     "drops": {"no_route": 12, "spoofed": 1},
     "subnets": ["10.244.1.0/24"],
+    "store": None,
     "peers": [
         peer("192.0.2.2:8472"),
         peer("[fd00:db8::3]:8472", state="silent", seconds=42.0, loss=0.35, last_drop="too_big"),

@@ -405,6 +405,30 @@ async def test_only_owner_and_group_may_ask(path: Path) -> None:
     assert not path.exists()
 
 
+async def test_who_comes_before_it_is_entered_waits(path: Path) -> None:
+    async with asyncio.timeout(20), two_tunnels() as (one, _):
+        service = Service(one, path=path)
+        service.listen()
+        async with Client(path) as node:
+            asking = asyncio.create_task(node.call("status"))
+            await asyncio.sleep(0.05)
+            assert not asking.done()
+            async with service:
+                assert await asking
+    assert not path.exists()
+
+
+def test_it_is_removed_once(path: Path) -> None:
+    service = Service(Tunnel(device=None), path=path)
+    service.listen()
+    service.remove()
+    assert not path.exists()
+    with socket.socket(socket.AF_UNIX) as successor:
+        successor.bind(str(path))
+        service.remove()
+        assert path.exists()
+
+
 async def test_a_dead_socket_is_replaced(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))

@@ -7,12 +7,12 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
+    asynccontextmanager,
     contextmanager,
-    nullcontext,
     suppress,
 )
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from tunnel.cli.config import ConfigFile
 from tunnel.cluster import Cluster
 from tunnel.config import ClusterConfig, Config, read_config
 from tunnel.errors import ConfigError, TunnelError
-from tunnel.service import Service, hand_over_directory
+from tunnel.service import Service
 
 log = logging.getLogger(__name__)
 
@@ -302,32 +302,32 @@ async def _run(
     down: Callable[[], None],
 ) -> None:
     async with AsyncExitStack() as stack:
-        if control != "none":
-            hand_over_directory(user)
+        notify = stack.enter_context(_supervised())
         with words.placing():
             node, tunnel = _make(config, user=user)
-        # It takes its port now, while we still may.
-        server = metrics(tunnel) if metrics else nullcontext()
-        with words.placing():
-            await stack.enter_async_context(node)
-        reload = None
-        if words.path is not None:
-            _check_readable(words.path)
-            reload = partial(words.reload, node)
-            _reload_on_hangup(tunnel, reload)
+        reload = partial(words.reload, node) if words.path else None
+        # These take their places now, while we still may.
+        served: list[AbstractAsyncContextManager[object]] = [metrics(tunnel)] if metrics else []
         if control != "none":
             service = Service(tunnel, path=control, reload=reload, down=down)
-            await _serve(service, stack, needed=control is not None)
-        await stack.enter_async_context(server)
+            stack.callback(service.remove)
+            served.append(_control(service, user=user, needed=control is not None))
+        with words.placing():
+            await stack.enter_async_context(node)
+        if words.path is not None and reload is not None:
+            _check_readable(words.path)
+            _reload_on_hangup(tunnel, reload)
+        for one in served:
+            await stack.enter_async_context(one)
         print(tunnel.describe(), flush=True)
-        _notify("READY=1")
+        notify("READY=1")
         try:
             await tunnel.wait_closed()
         except TunnelError as error:
             # It ran: what the words asked for could be had, so this is no exit code 2.
             raise click.ClickException(str(error)) from error
         finally:
-            _notify("STOPPING=1")
+            notify("STOPPING=1")
             drops = " ".join(f"{reason}={n}" for reason, n in tunnel.stats.drops.items())
             print(f"drops: {drops or 'none'}", flush=True)
 
@@ -341,14 +341,25 @@ def _make(config: Config | ClusterConfig, *, user: str | None) -> tuple[Tunnel |
     return tunnel, tunnel
 
 
-async def _serve(service: Service, stack: AsyncExitStack, *, needed: bool) -> None:
+def _control(
+    service: Service, *, user: str | None, needed: bool
+) -> AbstractAsyncContextManager[object]:
     """An overlay without a control socket is better than none, unless that was asked for."""
     try:
-        await stack.enter_async_context(service)
+        service.listen()
     except TunnelError as error:
         if needed:
             raise
-        log.warning("%s", error)
+        return _complaint(error)
+    service.hand_over(user)
+    return service
+
+
+@asynccontextmanager
+async def _complaint(error: TunnelError) -> AsyncIterator[None]:
+    """Not heard before there is a tunnel, whose failure would say more."""
+    log.warning("%s", error)
+    yield
 
 
 def _check_readable(path: Path) -> None:
@@ -381,12 +392,19 @@ def _reload_on_hangup(tunnel: Tunnel, reload: Callable[[], Awaitable[None]]) -> 
     loop.add_signal_handler(signal.SIGHUP, hang_up)
 
 
-def _notify(state: str) -> None:
-    """Tells systemd, if it asked to be told (sd_notify(3)). A supervisor that does not listen
-    is not our trouble."""
-    path = os.environ.get("NOTIFY_SOCKET")
-    if not path:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel, suppress(OSError):
+@contextmanager
+def _supervised() -> Iterator[Callable[[str], None]]:
+    """Tells systemd, if it asked to be told (sd_notify(3)); connected at once, while we may. A
+    supervisor that does not listen is not our trouble."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
         channel.setblocking(False)
-        channel.sendto(state.encode(), "\0" + path[1:] if path.startswith("@") else path)
+
+        def tell(state: str) -> None:
+            with suppress(OSError):
+                channel.send(state.encode())
+
+        if path:
+            with suppress(OSError):
+                channel.connect("\0" + path[1:] if path.startswith("@") else path)
+        yield tell

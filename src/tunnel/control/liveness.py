@@ -9,7 +9,7 @@ A peer that never answered is unknown: a kernel vxlan device answers no echo and
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tunnel.types import Endpoint, PeerState

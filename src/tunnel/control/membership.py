@@ -145,6 +145,11 @@ class Membership:
         stay = [one.peer for endpoint, one in self._members.items() if endpoint not in leaving]
         return self._faults([*stay, *new.values()])
 
+    def check(self, wanted: Iterable[Peer]) -> None:
+        """Raises ConfigError where these cannot be the peers; its key says which one, by number."""
+        for error in self._faults(wanted).values():
+            raise error
+
     def _faults(self, peers: Iterable[Peer]) -> dict[Endpoint, ConfigError]:
         everyone = dict(enumerate(peers))
         endpoints = {peer.endpoint for peer in everyone.values()}

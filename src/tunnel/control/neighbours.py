@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from tunnel.control.arp import link_local
 from tunnel.types import ANY_VTEP_MAC, Address, Endpoint, Mac, MacSource, Neighbour, Peer, Prefix
@@ -43,7 +44,8 @@ class Ask:
 
 @dataclass(frozen=True)
 class Known:
-    """A peer's MAC; `before` is another that it had."""
+    """
+    A peer's MAC, new or from another source; `before` is what it was, None where nobody knew."""
 
     endpoint: Endpoint
     mac: Mac
@@ -126,8 +128,8 @@ class Neighbours:
         vtep = self._vteps.get(endpoint)
         if vtep is None or vtep.source is MacSource.CONFIGURED or not self._can_be(vtep, mac):
             return []
-        vtep.source, vtep.address, vtep.due = MacSource.CONTROL, None, None
-        return self._learn(vtep, mac, now=now)
+        vtep.address, vtep.due = None, None
+        return self._learn(vtep, mac, source=MacSource.CONTROL, now=now)
 
     def told(self, endpoint: Endpoint, address: Address, mac: Mac, *, now: float) -> list[Known]:
         """A peer has said that it has an address: because it was asked, or in asking us."""
@@ -141,9 +143,9 @@ class Neighbours:
             return []
         if not vtep.believes(address) or not self._can_be(vtep, mac):
             return []
-        vtep.source, vtep.address = MacSource.RESOLVED, address
+        vtep.address = address
         vtep.due, vtep.tries = (now + CONFIRM if vtep.asked else None), 0
-        return self._learn(vtep, mac, now=now)
+        return self._learn(vtep, mac, source=MacSource.RESOLVED, now=now)
 
     def doubt(self, endpoint: Endpoint, *, now: float) -> None:
         """A node of ours has fallen silent: what is there now may be something else."""
@@ -193,12 +195,12 @@ class Neighbours:
             log.warning("peer %s: its MAC %s is %s", vtep.peer.endpoint, mac, whose)
         return False
 
-    def _learn(self, vtep: _Vtep, mac: Mac, *, now: float) -> list[Known]:
+    def _learn(self, vtep: _Vtep, mac: Mac, *, source: MacSource, now: float) -> list[Known]:
         before, vtep.confirmed = vtep.mac, now
-        if mac == before:
+        if (mac, source) == (before, vtep.source):
             return []
         self._release(vtep)
-        vtep.mac, self._holders[mac] = mac, vtep.peer.endpoint
+        vtep.mac, vtep.source, self._holders[mac] = mac, source, vtep.peer.endpoint
         return [Known(vtep.peer.endpoint, mac, before)]
 
     def _release(self, vtep: _Vtep) -> None:
@@ -225,11 +227,11 @@ def _is_host(address: Address) -> bool:
 
 def _askable(prefixes: Iterable[Prefix]) -> Iterator[Address]:
     """The addresses of its own that a VTEP is likely to have, the likeliest first."""
-    order = sorted(prefixes, key=lambda one: one.num_addresses > 1)
+    ordinary = [prefix for prefix in prefixes if _is_host(prefix.network_address)]
+    ordinary.sort(key=lambda prefix: prefix.num_addresses > 1)
     firsts = (
         prefix[number]
-        for prefix in order
+        for prefix in ordinary
         for number in range(min(_FIRST_HOSTS, prefix.num_addresses))
     )
-    usable = [address for address in firsts if _is_host(address)]
-    yield from usable[:_MOST_ASKED]
+    return islice(firsts, _MOST_ASKED)

@@ -18,7 +18,7 @@ Sizes are of inner packets, in bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tunnel.types import Endpoint

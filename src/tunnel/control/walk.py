@@ -11,12 +11,11 @@ is put before it is not reckoned here: the packet path itself was asked, and its
 from __future__ import annotations
 
 import errno
-import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from tunnel.errors import ConfigError
+from tunnel.control.flow import IP_HEADER, TTL, Flow
 from tunnel.types import (
     ANY_VTEP_MAC,
     Address,
@@ -28,11 +27,8 @@ from tunnel.types import (
     Status,
 )
 
-PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17}
-_ICMP6, _ECHO, _ECHO6 = 58, 8, 128
-_IP_HEADER, _UDP_HEADER, _VXLAN_HEADER, _ETHERNET_HEADER, _TAG = {4: 20, 6: 40}, 8, 8, 14, 4
+_UDP_HEADER, _VXLAN_HEADER = 8, 8  # bytes
 _VLAN = 0x8100
-_TTL = 64  # of what we send, inside and outside
 _IP6_MTU_MIN = 1280
 _UNREACHED = ("FAILED", "INCOMPLETE")
 
@@ -40,79 +36,6 @@ _UNREACHED = ("FAILED", "INCOMPLETE")
 class Verdict(Enum):
     GOES_ON = "goes on"
     ENDS = "ends"
-
-
-@dataclass(frozen=True)
-class Flow:
-    """
-    The packet whose way is asked for.
-
-    Attributes:
-        size: Bytes of the whole inner packet, IP header and all.
-        sport, dport: Of TCP and UDP.
-
-    Raises:
-        ConfigError: There is no such packet.
-    """
-
-    destination: Address
-    source: Address
-    size: int = 84  # what ping sends over IPv4
-    protocol: str = "icmp"
-    sport: int = 40000
-    dport: int = 80
-
-    def __post_init__(self) -> None:
-        if self.protocol not in PROTOCOLS:
-            raise ConfigError(f"protocol {self.protocol!r} is not known (tcp, udp or icmp)")
-        if self.source.version != self.destination.version:
-            raise ConfigError(
-                f"from {self.source} to {self.destination}: no packet has addresses of both "
-                "families (give both of one)"
-            )
-        least = _IP_HEADER[self.source.version] + (20 if self.protocol == "tcp" else 8)
-        if not least <= self.size <= 65_535:
-            raise ConfigError(f"size {self.size} is out of range ({least} to 65535 bytes)")
-        for name, port in (("sport", self.sport), ("dport", self.dport)):
-            if not 0 < port < 65_536:
-                raise ConfigError(f"{name} {port} is out of range (1 to 65535)")
-
-    @property
-    def version(self) -> int:
-        return self.destination.version
-
-    @property
-    def whole(self) -> bool:
-        """Whether it may not be fragmented on its way: Linux sends TCP so, and all of IPv6 is."""
-        return self.version == 6 or self.protocol == "tcp"
-
-    def packet(self) -> bytes:
-        """It, with zeros for payload and without checksums: nothing on the way reads them."""
-        number = PROTOCOLS[self.protocol]
-        if self.version == 4:
-            df = 0x4000 if self.whole else 0
-            header = struct.pack("!BBHHHBBH", 0x45, 0, self.size, 0, df, _TTL, number, 0)
-        else:
-            number = _ICMP6 if self.protocol == "icmp" else number
-            header = struct.pack("!IHBB", 6 << 28, self.size - 40, number, _TTL)
-        if self.protocol == "icmp":
-            start = bytes([_ECHO if self.version == 4 else _ECHO6, 0])
-        else:
-            start = struct.pack("!HH", self.sport, self.dport)
-        if self.protocol == "tcp":
-            start = start.ljust(12, b"\0") + b"\x50\x10"  # 20 bytes of header, ACK
-        elif self.protocol == "udp":
-            start += struct.pack("!H", self.size - _IP_HEADER[self.version])
-        both = self.source.packed + self.destination.packed
-        return (header + both + start).ljust(self.size, b"\0")
-
-    def __str__(self) -> str:
-        if self.protocol == "icmp":
-            return f"{self.source} > {self.destination} icmp echo, {self.size} bytes"
-        return (
-            f"{_place(self.source, self.sport)} > {_place(self.destination, self.dport)} "
-            f"{self.protocol}, {self.size} bytes"
-        )
 
 
 @dataclass(frozen=True)
@@ -176,6 +99,11 @@ class Facts:
     underlay: KernelRoute | None = None
     hop: KernelNeighbour | None = None
     local: Address | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the inner packet that leaves first."""
+        return self.flow.piece(self.status.mtu) if self.mode else self.flow.size
 
     @property
     def passage(self) -> Passage:
@@ -385,9 +313,9 @@ def _device(facts: Facts) -> Iterator[Step]:
     elif cut:
         why = "a super-packet: the node cuts it into segments of the MTU"
         yield _goes_on("device", entry, why)
-    elif flow.whole and facts.arrival:
+    elif facts.arrival:
         why = f"{flow.size} bytes are more than its MTU: the sender gets ICMP, with {status.mtu}"
-        payload = status.mtu - _IP_HEADER[flow.version] - 8
+        payload = status.mtu - IP_HEADER[flow.version] - 8
         what = f"does it hear that? from there: ping -M do -s {payload} {flow.destination}"
         yield _ends("device", entry, why, what)
     else:
@@ -440,14 +368,14 @@ def _name(facts: Facts) -> Iterator[Step]:
 
 
 def _path(facts: Facts) -> Iterator[Step]:
-    passage, flow, peer = facts.passage, facts.flow, facts.peer
+    passage, peer = facts.passage, facts.peer
     if peer is None:
         return
     known = peer.path_mtu
     entry = f"path MTU {known}" if known else "path MTU not known"
-    size = min(flow.size, facts.status.mtu) if facts.mode else flow.size
+    size = facts.size
     if passage.reason == "too_big":
-        why = f"{flow.size} bytes and not to be fragmented: the sender gets ICMP, with the MTU"
+        why = f"{size} bytes and not to be fragmented: the sender gets ICMP, with the MTU"
         what = f"see what fits: tunnel ping {peer.endpoint} --size {known or _IP6_MTU_MIN}"
         yield _ends("path", entry, why, what)
     elif passage.reason:
@@ -604,7 +532,7 @@ def _frame(facts: Facts) -> Iterator[Step]:
     status = facts.status
     yield _goes_on("vni", f"vni {status.vni}", "ours; any other is dropped as other_vni")
     if facts.mode == "tap":
-        why = "any destination MAC is taken: a bridge may be behind the device"
+        why = "any destination MAC is taken, for a bridge may be behind; the kernel takes its own"
         yield _goes_on("mac", str(status.mac), why)
         return
     why = f"ours, or any node's, {ANY_VTEP_MAC}; any other is dropped as other_mac"
@@ -710,17 +638,16 @@ def draw(facts: Facts) -> Iterator[Layer]:
     passage, peer, flow = facts.passage, facts.peer, facts.flow
     there = peer.address if peer else None
     version = there.version if there else 4
-    size = flow.size if not facts.mode else min(flow.size, facts.status.mtu)
-    inner = len(passage.headers) + size
+    inner = len(passage.headers) + facts.size
     yield Layer(
         f"outer IPv{version}",
-        _IP_HEADER[version],
+        IP_HEADER[version],
         {
             "source": str(facts.local),
             "destination": str(there) if there else "each peer",
-            "ttl": str(_TTL),
+            "ttl": str(TTL),
             "protocol": "17 (UDP)",
-            "length": str(_IP_HEADER[version] + _UDP_HEADER + inner),
+            "length": str(IP_HEADER[version] + _UDP_HEADER + inner),
         }
         | ({"df": "0"} if version == 4 else {}),
     )
@@ -733,7 +660,9 @@ def draw(facts: Facts) -> Iterator[Layer]:
         {"source": ports, "destination": to, "length": length, "checksum": "yes"},
     )
     yield from _draw_frame(passage.headers)
-    yield Layer(f"inner IPv{flow.version}", _IP_HEADER[flow.version], _inner_fields(flow, size))
+    yield Layer(
+        f"inner IPv{flow.version}", IP_HEADER[flow.version], _inner_fields(flow, facts.size)
+    )
 
 
 def _draw_frame(headers: bytes) -> Iterator[Layer]:
@@ -783,7 +712,3 @@ def _spell(hop: Address | None, known: KernelNeighbour | None) -> str:
         return f"{hop} none"
     mac = f" lladdr {known.mac}" if known.mac else ""
     return f"{hop} dev {known.device}{mac} {known.state}"
-
-
-def _place(address: Address, port: int) -> str:
-    return f"{address}:{port}" if address.version == 4 else f"[{address}]:{port}"

@@ -562,6 +562,8 @@ def _spell(message: Any, *, device: int | None) -> str:
     if message.get("gateway"):
         words += ["via", message.get("gateway")]
     words += ["dev", name_of(message.get("oif") or device)]
+    if message["flags"] & _ONLINK:
+        words.append("onlink")
     if table != _MAIN_TABLE:
         words += ["table", str(table)]
     words += ["proto", str(rt_proto.get(message["proto"], message["proto"]))]

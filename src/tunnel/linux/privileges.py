@@ -7,8 +7,11 @@ pyprctl has seen no release since 2021.
 
 from __future__ import annotations
 
+# Python loads these when they are first used, from where another user may not be able to read.
+import concurrent.futures.thread  # noqa: F401
 import ctypes
-import encodings.idna  # noqa: F401 - resolving a name loads it, from where nobody may not read
+import encodings.ascii
+import encodings.idna  # noqa: F401
 import logging
 import os
 import pwd
@@ -26,6 +29,7 @@ SETGID, SETUID, NET_BIND_SERVICE, NET_ADMIN = 6, 7, 10, 12  # linux/capability.h
 _UNPRIVILEGED_PORT = 1024
 _CAPABILITIES = 64  # numbers that there can be
 
+_PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG = 1, 2
 _PR_SET_KEEPCAPS, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 8, 24, 38, 47
 _PR_CAP_AMBIENT_RAISE, _PR_CAP_AMBIENT_CLEAR_ALL = 2, 4
 _CAPABILITY_VERSION = 0x20080522
@@ -73,7 +77,10 @@ def _may_become(user: pwd.struct_passwd) -> bool:
 
 def _is_mapped(kind: str, number: int) -> bool:
     """Whether our user namespace has that uid or gid (user_namespaces(7))."""
-    lines = Path(f"/proc/self/{kind}_map").read_text().splitlines()
+    try:
+        lines = Path(f"/proc/self/{kind}_map").read_text().splitlines()
+    except FileNotFoundError:  # this kernel has no such namespaces
+        return True
     ranges = (map(int, line.split()) for line in lines)
     return any(first <= number < first + count for first, _, count in ranges)
 
@@ -94,6 +101,8 @@ def drop_privileges(*, user: str | None, port: int) -> None:
     """
     keep = {NET_ADMIN} | ({NET_BIND_SERVICE} if port < _UNPRIVILEGED_PORT else set())
     libc = ctypes.CDLL(None, use_errno=True)
+    parent_death = ctypes.c_int()
+    _check(libc.prctl(_PR_GET_PDEATHSIG, ctypes.byref(parent_death)))
     _bound(libc, keep)
     if (chosen := choose_user(user)) is not None:
         _become(libc, chosen)
@@ -102,6 +111,8 @@ def drop_privileges(*, user: str | None, port: int) -> None:
     _set_capabilities(libc, keep & _permitted(libc))
     _prctl(libc, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
     _prctl(libc, _PR_SET_NO_NEW_PRIVS, 1)
+    # The kernel has forgotten it with the old user: who started us may rely on it.
+    _prctl(libc, _PR_SET_PDEATHSIG, parent_death.value)
 
 
 @contextmanager

@@ -48,7 +48,7 @@ enum drop decap(const struct vtep *vtep, uint8_t *datagram, size_t length, uint8
     if (frame.ethertype != ETHERTYPE_IP4 && frame.ethertype != ETHERTYPE_IP6)
         return DROP_ethertype;
     if (!vtep_accepts(vtep, frame.destination))
-        return DROP_other_mac;
+        return mac_is_group(frame.destination) ? DROP_group_mac : DROP_other_mac;
 
     return open_inner(datagram + VXLAN_OVERHEAD, length - VXLAN_OVERHEAD, frame.ethertype,
                       outer_ecn, packet);

@@ -56,6 +56,13 @@ static inline bool mac_is_group(const uint8_t *mac)
     return mac[0] & 1;
 }
 
+/* Neither a group's nor zero. */
+static inline bool mac_is_host(const uint8_t *mac)
+{
+    static const uint8_t none[MAC_SIZE];
+    return !mac_is_group(mac) && memcmp(mac, none, MAC_SIZE) != 0;
+}
+
 /* What a bridge never forwards, spanning tree and pause frames among it: 802.1Q, table 8-1. */
 static inline bool mac_is_link_local(const uint8_t *mac)
 {

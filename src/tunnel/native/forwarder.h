@@ -4,6 +4,9 @@
  *   outbound   read device -> split -> look up route -> put headers -> send trains
  *   inbound    receive trains -> parse -> check source -> coalesce -> write device
  *
+ * With a TAP device frames go the same ways: the FDB stands in the place of the routes, or a frame
+ * goes to every peer, and the Ethernet header goes along with what is split and coalesced.
+ *
  * It owns all state of one worker and borrows its descriptors. Packets that cannot be forwarded
  * are counted, never reported; an error return means that a descriptor is of no use any more.
  */

@@ -241,7 +241,8 @@ static bool take_other(struct forwarder *forwarder, uint8_t *data, size_t length
         if (*reason == DROP_NONE)
             return true;
     }
-    if (*reason != DROP_NONE && *reason != DROP_ethertype && *reason != DROP_other_mac)
+    if (*reason != DROP_NONE && *reason != DROP_ethertype && *reason != DROP_other_mac &&
+        *reason != DROP_group_mac)
         return false;
     return hear(forwarder, data, length, arrival, sender, reason);
 }

@@ -5,6 +5,7 @@
 
 #include "bytes.h"
 #include "checksum.h"
+#include "ethernet.h"
 
 /* ---- the table ---- */
 
@@ -51,12 +52,6 @@ enum { ARP_TARGET = 24, ARP_REQUEST = 1, ARP_REPLY = 2 };
 /* Ethernet, IPv4, and the sizes of their addresses. */
 static const uint8_t arp_kind[ARP_OPERATION] = {0, 1, ETHERTYPE_IP4 >> 8, 0, MAC_SIZE, 4};
 
-static bool is_host_mac(const uint8_t *mac)
-{
-    static const uint8_t none[MAC_SIZE];
-    return !(mac[0] & 1) && memcmp(mac, none, MAC_SIZE) != 0;
-}
-
 static bool is_host4(const uint8_t *address)
 {
     return address[0] && address[0] != 127 && address[0] < 224;
@@ -75,7 +70,7 @@ enum neighbour_verdict arp_parse(const uint8_t *body, size_t length,
     const uint8_t *sender = body + ARP_SENDER, *target = body + ARP_TARGET;
     bool probe = !get32(sender); /* RFC 5227: is this address free? */
     bool asks = operation == ARP_REQUEST && memcmp(sender, target, 4) != 0;
-    if (!is_host_mac(body + ARP_SENDER_MAC) || (!probe && !is_host4(sender)) ||
+    if (!mac_is_host(body + ARP_SENDER_MAC) || (!probe && !is_host4(sender)) ||
         (asks && !is_host4(target)))
         return NEIGHBOUR_BAD;
     *message = (struct neighbour_message){
@@ -168,7 +163,7 @@ enum neighbour_verdict ndp_parse(const struct ip_packet *packet, struct neighbou
     };
     if (!find_option(icmp + NDP_OPTIONS, length - NDP_OPTIONS,
                      solicitation ? NDP_SOURCE_MAC : NDP_TARGET_MAC, &read.sender_mac) ||
-        (read.sender_mac && !is_host_mac(read.sender_mac)) ||
+        (read.sender_mac && !mac_is_host(read.sender_mac)) ||
         !ndp_addresses_agree(packet, solicitation, &read))
         return NEIGHBOUR_BAD;
     if (!solicitation)

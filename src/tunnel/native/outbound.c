@@ -16,13 +16,13 @@ enum {
 };
 
 /* The Ethernet header of an answer to a packet, if it came with one. False where none may be given:
- * to what was sent to all (RFC 1122 3.2.2). */
+ * to what was sent to all, or from no single host (RFC 1122 3.2.2). */
 static bool put_link_back(uint8_t *out, const struct ip_packet *packet)
 {
     if (!packet->link)
         return true;
     const uint8_t *link = packet->data - packet->link;
-    if (mac_is_group(link))
+    if (mac_is_group(link) || mac_is_group(link + MAC_SIZE))
         return false;
     memcpy(out, link, packet->link);
     memcpy(out, link + MAC_SIZE, MAC_SIZE);
@@ -461,7 +461,8 @@ static bool is_answered(struct forwarder *forwarder, const struct ethernet *head
         verdict = arp_parse(packet->data, packet->length, &question);
     else if (packet->protocol == IP_ICMP6)
         verdict = ndp_parse(packet, &question);
-    if (verdict != NEIGHBOUR_OK || !question.asks || header->size != ETHERNET_HEADER)
+    if (verdict != NEIGHBOUR_OK || !question.asks || header->size != ETHERNET_HEADER ||
+        mac_is_group(header->source))
         return false;
     const uint8_t *mac = neighbour_find(forwarder->neighbours, question.target, question.size);
     /* Who asks for himself wants to know whether there is somebody else. */
@@ -573,7 +574,7 @@ static struct peer *peer_of(const struct forwarder *forwarder, const struct devi
     struct ethernet header;
     struct ip_packet packet;
     uint16_t index = PEER_NONE;
-    if (!bridge->fdb && ip_parse(read->data, read->length, &packet))
+    if (!bridge->fdb && ip_parse(read->data, read->length, &packet) && !ip_is_multicast(&packet))
         index = route_lookup(forwarder->routes, packet.destination, packet.address_size);
     else if (bridge->fdb && ethernet_parse(read->data, read->length, &header))
         index = fdb_lookup(bridge->fdb, fdb_key(header.destination, header.vlan), bridge->now);

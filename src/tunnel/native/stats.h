@@ -34,6 +34,7 @@
     X(peer_link_local, "inbound", "spanning tree and the like, which no bridge forwards")          \
     X(peer_storm, "inbound", "more broadcast and multicast a second than is taken from a peer")    \
     X(bad_neighbour, "inbound", "an ARP or NDP message that contradicts itself")                   \
+    X(group_mac, "inbound", "broadcast and multicast mean nothing to a routed overlay")            \
     X(ethertype, "inbound", "neither IP nor ARP inside: it means nothing to a routed overlay")     \
     X(bad_control, "inbound", "a control frame that cannot be read: compare versions")             \
     X(control_full, "inbound", "control frames came faster than they could be read")               \

@@ -1,0 +1,59 @@
+/*
+ * What the parts of the binding share: module.c has the module and the codec, py_fdb.c and
+ * py_forwarder.c a type each.
+ *
+ * All it does is to parse arguments, drop the GIL, call one C function and translate the error.
+ */
+#ifndef TUNNEL_PY_H
+#define TUNNEL_PY_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "fdb.h"
+#include "vxlan.h"
+
+struct module_state {
+    PyObject *codec_error;
+    PyTypeObject *fdb_type;
+};
+
+extern PyType_Spec fdb_spec, forwarder_spec;
+
+/* The table of an Fdb, which lives as long as that; NULL for any other object, and for one that was
+ * not initialised. */
+struct fdb *fdb_of(PyObject *object, PyTypeObject *fdb_type);
+
+/* For "O&", as what follows. */
+static inline int convert_mac(PyObject *object, void *mac)
+{
+    const char *bytes;
+    Py_ssize_t size;
+    if (!PyArg_Parse(object, "y#", &bytes, &size))
+        return 0;
+    if (size != MAC_SIZE) {
+        PyErr_SetString(PyExc_ValueError, "a MAC has 6 bytes");
+        return 0;
+    }
+    memcpy(mac, bytes, MAC_SIZE);
+    return 1;
+}
+
+/* "k" would take 2**64 for 0. */
+static inline int convert_vni(PyObject *number, void *vni)
+{
+    int overflow;
+    long value = PyLong_AsLongAndOverflow(number, &overflow);
+    if (value == -1 && PyErr_Occurred())
+        return 0;
+    if (overflow || value < 0 || value > VNI_MAX) {
+        PyErr_SetString(PyExc_ValueError, "a VNI has 24 bits");
+        return 0;
+    }
+    *(uint32_t *)vni = (uint32_t)value;
+    return 1;
+}
+
+#endif
