@@ -104,12 +104,13 @@ class Host:
         self._running.append(process)
         return process
 
-    def ping(self, address: str, *, count: int = 1, interval: float = 0.01) -> list[float]:
+    def ping(self, address: str, *, count: int = 1, interval: float = 0.1) -> list[float]:
         """
         Round trips in milliseconds, one for each of `count` echo requests.
 
         Raises:
-            LabError: One of them was not answered within a second.
+            LabError: One of them was not answered: within a second, or, once others were, within
+                `interval` or two of the longest round trips before (ping(8)).
         """
         result = self.run(f"ping -n -c {count} -i {interval} -W 1 {address}")
         trips = [
