@@ -365,6 +365,8 @@ class Cluster:
         if self._connected == before:
             return
         self._since = time.monotonic()
+        if why and before is None:
+            return  # whoever asked first says so
         if why:
             log.warning("%s: goes on without the store: %s", self._name, why)
             self.tunnel.tell(StoreLost(self._store.address, why))
