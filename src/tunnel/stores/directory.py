@@ -246,7 +246,7 @@ class _Keys:
             self.entries[key] = Entry(value, self.revision, lease=lease, created=created)
             self.deleted.pop(key, None)
             return self.revision
-        if there and (there.value, there.lease) == (value, lease):
+        if there and lease is not None and (there.value, there.lease) == (value, lease):
             return there.revision
         raise Conflict(key, expect=expect, revision=revision)
 
