@@ -128,7 +128,8 @@ class DirectoryStore:
         except PermissionError as error:
             raise StoreRefused(f"{error.filename}: permission denied") from error
         except OSError as error:
-            raise StoreAway(f"{self._path}: {error.strerror} (is it mounted?)".lower()) from error
+            why = os.strerror(error.errno or 0).lower()
+            raise StoreAway(f"{self._path}: {why} (is it mounted?)") from error
 
     # What follows runs in the thread.
 
