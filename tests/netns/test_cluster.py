@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from examples.cluster import __main__ as demo
+from tests.netns import chaos
 from tests.netns.etcd import Authority, Etcd
 from tests.netns.member import PREFIX, Keys, Member, keys_on, reach, until
 from tests.netns.traffic import inside
@@ -253,6 +255,12 @@ def test_a_flannel_node_is_a_member(lab: Lab, tmp_path: Path) -> None:
                 flannel.host.ping(member.addresses[0])
             process.kill()
             flannel.host.run("ip link delete flannel.1")
+        # In its place one of ours, which knows the record by its address: it has that subnet.
+        flannel.up()
+        assert flannel.subnets == [subnet]
+        for member in ours:
+            until(lambda: _macs(member).get(flannel.host.ipv4) == flannel.status()["mac"])  # noqa: B023
+        reach(flannel, *ours)
 
 
 def _macs(member: Member) -> dict[str, str]:
@@ -342,6 +350,19 @@ def test_what_is_wrong_is_said_in_one_line(lab: Lab, tmp_path: Path, what: str) 
             process.terminate()
             assert process.wait(5) == 0
         assert process.stderr.read() == ""
+
+
+def test_the_demo_shows_who_reaches_whom(capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo.main() == 0
+    out, errors = capsys.readouterr()
+    assert errors == ""
+    assert len(re.findall(r"10\.42\.\d+\.0/24", out)) == 3
+    assert len(re.findall(r"\d ms", out)) == 9
+
+
+def test_packets_go_on_between_those_that_live() -> None:
+    """A short one of what "make chaos" does for two minutes."""
+    chaos.run(6, seed=3)
 
 
 async def test_fifty_race_for_a_20(lab: Lab, tmp_path: Path) -> None:
