@@ -72,7 +72,7 @@ T = TypeVar("T")
 
 _PATIENCE = 2.0  # seconds that the store has at the start, where we know enough without it
 _SHORTEST, _LONGEST = 0.25, 10.0  # seconds between attempts to reach it, growing by the double
-_CALM = 0.1  # seconds: what changes meanwhile is applied as one
+_CALM = 0.25  # seconds: what changes meanwhile is applied as one
 _RETRY = 30.0  # seconds until who could not be a peer is tried again
 _SAVE = 10.0  # seconds between writes of what is known to disk, at least
 
@@ -541,7 +541,7 @@ class Cluster:
             subnets = self._claim.subnets or self.tunnel.config.subnets
             if subnets != self.tunnel.config.subnets:
                 # What is ours now was somebody's until now, and the other way round.
-                gone += [endpoint for endpoint in come if endpoint in self.tunnel.peers]
+                gone += come.keys() & set(self.tunnel.peers)
                 await self.tunnel.change_peers(gone=gone)
                 await self._move(subnets)
             elif not pending:
