@@ -343,7 +343,8 @@ class Cluster:
                     tasks.create_task(work)
         except* DeviceError:
             pass  # the tunnel has closed, and says why
-        except* Exception as group:
+        except* Exception as group:  # ours: packets go on, and an operator has to see it
+            self._note(f"does not follow it any more: {group.exceptions[0]!r} (restart this node)")
             log.exception("%s: does not follow the store any more", self._name, exc_info=group)
 
     async def _ask(self, work: Awaitable[T]) -> T:
@@ -434,8 +435,9 @@ class Cluster:
                 log.info("%s: %s", self._name, error)
             except (StoreAway, StoreRefused) as error:
                 self._note(str(error))
-                await self._pause(failures)
-                failures += 1
+            await self._pause(failures)
+            failures += 1
+            # Not only after a gap: an etcd that was put back from a backup has other revisions.
             with suppress(StoreAway, StoreRefused):
                 self._learn(await self._ask(self._store.read(self._prefix)))
 

@@ -654,7 +654,9 @@ def _read_words(
                 wrong.append(error)
 
     for name, value in words.items():
-        if attempt((name,), lambda word: _known(str(word), tuple(known)), name) is None:
+        if name not in known:
+            hints = tuple(known) if known is _PEER_WORDS else WORDS
+            attempt((name,), lambda word: _known(str(word), hints), name)
             continue
         word = known[name]
         if word.many:
