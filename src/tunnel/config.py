@@ -643,6 +643,7 @@ def _read_words(
     """
     fields: dict[str, Any] = {word.field: word.default for word in known.values()}
     wrong: list[ConfigError] = []
+    hints = tuple(known) if known is _PEER_WORDS else WORDS
 
     def attempt(key: tuple[str | int, ...], read: Callable[[object], object], value: object) -> Any:
         try:
@@ -655,7 +656,6 @@ def _read_words(
 
     for name, value in words.items():
         if name not in known:
-            hints = tuple(known) if known is _PEER_WORDS else WORDS
             attempt((name,), lambda word: _known(str(word), hints), name)
             continue
         word = known[name]

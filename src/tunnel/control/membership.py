@@ -148,7 +148,12 @@ class Membership:
             return {}
         leaving = {*gone, *new}
         stay = [one.peer for endpoint, one in self._members.items() if endpoint not in leaving]
-        return self._faults([*stay, *new.values()])
+        refused: dict[Endpoint, ConfigError] = {}
+        # What overlaps the prefix of one that is refused may overlap another's as well.
+        while found := self._faults([*stay, *new.values()]):
+            refused |= found
+            new = {endpoint: peer for endpoint, peer in new.items() if endpoint not in found}
+        return refused
 
     def _owns(self, peer: Peer) -> bool:
         """Whether it is there and has these prefixes: then it can."""
