@@ -6,10 +6,12 @@ C_FILES = $(wildcard src/tunnel/native/*.[ch]) $(shell find tests -name '*.[ch]'
 help:
 	@echo "make demo         two hosts on this machine, an overlay between them, and what it does"
 	@echo "make demo-pods    pods of two nodes, made by real CNI plugins, and whom they reach"
+	@echo "make demo-cluster three nodes that find each other in an etcd"
 	@echo "make test         lint and every test; the last line counts them"
 	@echo "make lint         ruff, mypy, clang-format"
 	@echo "make bench-quick  this overlay beside plain veth, the kernel's vxlan and openvpn"
 	@echo "make bench        every overlay that Debian has, on every link; 45 minutes"
+	@echo "make chaos        nodes and etcd members of a cluster are killed in random order; 2 minutes"
 	@echo "make clean        removes all that was built here"
 
 # setuptools is installed first and used as it is: no build isolation, so that what is
@@ -29,6 +31,15 @@ demo: .venv/installed
 demo-pods: .venv/installed
 	@.ci/packages iproute2 nftables containernetworking-plugins
 	@$(BIN)/python -m examples.pods
+
+demo-cluster: .venv/installed
+	@.ci/packages iproute2 iputils-ping etcd-server
+	@$(BIN)/python -m examples.cluster
+
+# Two minutes, where "make test" takes six seconds.
+chaos: .venv/installed
+	@.ci/packages iproute2 etcd-server
+	@$(BIN)/python -m tests.netns.chaos 120
 
 test: lint
 	@.ci/packages iproute2 iputils-ping iperf3 ethtool nftables tcpdump tshark libpcap0.8 systemd \
@@ -60,4 +71,4 @@ clean:
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help demo demo-pods test lint bench bench-quick clean
+.PHONY: help demo demo-pods demo-cluster chaos test lint bench bench-quick clean

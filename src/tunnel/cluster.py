@@ -72,7 +72,7 @@ T = TypeVar("T")
 
 _PATIENCE = 2.0  # seconds that the store has at the start, where we know enough without it
 _SHORTEST, _LONGEST = 0.25, 10.0  # seconds between attempts to reach it, growing by the double
-_CALM = 0.1  # seconds: what changes meanwhile is applied as one
+_CALM = 0.25  # seconds: what changes meanwhile is applied as one
 _RETRY = 30.0  # seconds until who could not be a peer is tried again
 _SAVE = 10.0  # seconds between writes of what is known to disk, at least
 
@@ -343,7 +343,8 @@ class Cluster:
                     tasks.create_task(work)
         except* DeviceError:
             pass  # the tunnel has closed, and says why
-        except* Exception as group:
+        except* Exception as group:  # ours: packets go on, and an operator has to see it
+            self._note(f"does not follow it any more: {group.exceptions[0]!r} (restart this node)")
             log.exception("%s: does not follow the store any more", self._name, exc_info=group)
 
     async def _ask(self, work: Awaitable[T]) -> T:
@@ -365,6 +366,8 @@ class Cluster:
         if self._connected == before:
             return
         self._since = time.monotonic()
+        if why and before is None:
+            return  # whoever asked first says so
         if why:
             log.warning("%s: goes on without the store: %s", self._name, why)
             self.tunnel.tell(StoreLost(self._store.address, why))
@@ -432,8 +435,9 @@ class Cluster:
                 log.info("%s: %s", self._name, error)
             except (StoreAway, StoreRefused) as error:
                 self._note(str(error))
-                await self._pause(failures)
-                failures += 1
+            await self._pause(failures)
+            failures += 1
+            # Not only after a gap: an etcd that was put back from a backup has other revisions.
             with suppress(StoreAway, StoreRefused):
                 self._learn(await self._ask(self._store.read(self._prefix)))
 
@@ -539,7 +543,7 @@ class Cluster:
             subnets = self._claim.subnets or self.tunnel.config.subnets
             if subnets != self.tunnel.config.subnets:
                 # What is ours now was somebody's until now, and the other way round.
-                gone += [endpoint for endpoint in come if endpoint in self.tunnel.peers]
+                gone += come.keys() & set(self.tunnel.peers)
                 await self.tunnel.change_peers(gone=gone)
                 await self._move(subnets)
             elif not pending:

@@ -643,6 +643,7 @@ def _read_words(
     """
     fields: dict[str, Any] = {word.field: word.default for word in known.values()}
     wrong: list[ConfigError] = []
+    hints = tuple(known) if known is _PEER_WORDS else WORDS
 
     def attempt(key: tuple[str | int, ...], read: Callable[[object], object], value: object) -> Any:
         try:
@@ -654,7 +655,8 @@ def _read_words(
                 wrong.append(error)
 
     for name, value in words.items():
-        if attempt((name,), lambda word: _known(str(word), tuple(known)), name) is None:
+        if name not in known:
+            attempt((name,), lambda word: _known(str(word), hints), name)
             continue
         word = known[name]
         if word.many:

@@ -254,7 +254,7 @@ def read_status(words: Mapping[str, Any]) -> Status:
                 "offloads": frozenset(words["offloads"]),
                 "peers": tuple(_read_peer(peer) for peer in words["peers"]),
                 "subnets": tuple(parse_prefix(prefix) for prefix in words["subnets"]),
-                "store": _read_store(words["store"]),
+                "store": _read_store(words.get("store")),
             }
         )
     except (KeyError, TypeError, ValueError) as error:

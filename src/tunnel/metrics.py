@@ -29,7 +29,7 @@ from tunnel._native import DROP_REASONS
 from tunnel.config import OFFLOADS
 from tunnel.errors import ConfigError, UnderlayError
 from tunnel.tunnel import Tunnel
-from tunnel.types import PeerState, PeerStatus, Stats, Status
+from tunnel.types import PeerState, PeerStatus, Stats, Status, StoreStatus
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +79,8 @@ def families(status: Status, stats: Stats) -> Iterator[Metric]:
         found = [((label,), value_of(peer)) for label, peer in peers]
         known = [(labels, value) for labels, value in found if value is not None]
         yield _gauge(name, text, known, labels=["peer"])
+    if status.store is not None:
+        yield from _store(status.store)
     ways = [((label, "outbound"), peer.outbound) for label, peer in peers]
     ways += [((label, "inbound"), peer.inbound) for label, peer in peers]
     labels = ["peer", "direction"]
@@ -95,6 +97,15 @@ def families(status: Status, stats: Stats) -> Iterator[Metric]:
     )
     work = [((kind,), count) for kind, count in stats.work.items()]
     yield _counter("tunnel_work_total", "How packets were moved", work, ["kind"])
+
+
+def _store(store: StoreStatus) -> Iterator[Metric]:
+    yield _gauge("tunnel_store_up", "Whether the store answers", [((), store.connected)])
+    if store.lease is not None:
+        text = "Until its lease ends unless it is renewed"
+        yield _gauge("tunnel_lease_seconds", text, [((), store.lease)])
+    text = "Records and settings in the store that something is wrong with"
+    yield _gauge("tunnel_store_troubles", text, [((), len(store.troubles))])
 
 
 def _info(status: Status) -> Metric:

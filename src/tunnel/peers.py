@@ -236,8 +236,9 @@ class Peers:
         self, *, come: Iterable[Peer], gone: Iterable[Endpoint]
     ) -> dict[Endpoint, TunnelError]:
         async with self._changing:
-            there = self.indices
-            return await self._change(come=come, gone=[one for one in gone if one in there])
+            return await self._change(
+                come=come, gone=[one for one in gone if one in self._membership]
+            )
 
     async def _become(self, wanted: Sequence[Peer]) -> None:
         async with self._changing:
@@ -257,7 +258,8 @@ class Peers:
     async def _change(
         self, *, come: Iterable[Peer] = (), gone: Sequence[Endpoint] = ()
     ) -> dict[Endpoint, TunnelError]:
-        new, there = {peer.endpoint: peer for peer in come}, self.indices
+        new = {peer.endpoint: peer for peer in come}
+        there = {endpoint for endpoint in new if endpoint in self._membership}
         faults = self._membership.refuse(come=new.values(), gone=gone)
         # Who cannot be what it is to become is not what it was either.
         gone = [*gone, *(endpoint for endpoint in faults if endpoint in there)]

@@ -102,8 +102,8 @@ class Store(Protocol):
         """
         Writes a key whose last revision is ``expect``; 0 means that it must not be there.
 
-        It is also done when this very value is there already, under the same lease: our own
-        write, whose answer was lost.
+        Under a lease it is also done when this very value is there already: our own write, whose
+        answer was lost.
 
         Returns: Its new revision.
 

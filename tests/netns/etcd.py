@@ -118,7 +118,10 @@ class Etcd:
 
     def freeze(self, number: int) -> None:
         """From now on it accepts connections and never answers."""
-        os.kill(self._processes[number].pid, signal.SIGSTOP)
+        pid = self._processes[number].pid
+        os.kill(pid, signal.SIGSTOP)
+        # Its threads run on until one of them was given the time to see the signal.
+        os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
 
     def thaw(self, number: int) -> None:
         os.kill(self._processes[number].pid, signal.SIGCONT)

@@ -185,20 +185,29 @@ async def deaf(etcd: Etcd) -> AsyncIterator[str]:
 
 
 async def test_an_answer_that_was_lost(one: Etcd) -> None:
+    async with EtcdStore(one.endpoints) as store:
+        lease = await store.grant(60)
+
     async with deaf(one) as lost, EtcdStore([lost, *one.endpoints]) as store:
-        revision = await store.put("/a", b"1", expect=0)
+        revision = await store.put("/a", b"1", expect=0, lease=lease)
         assert store.address == one.endpoints[0]
-        again = await store.read("/a")
-        assert again.entries == {"/a": Entry(b"1", revision, created=revision)}
-        assert again.revision == revision
+        read = await store.read("/a")
+        assert read.entries == {"/a": Entry(b"1", revision, lease=lease, created=revision)}
+        assert read.revision == revision
 
     async with deaf(one) as lost, EtcdStore([lost, *one.endpoints]) as store:
         await store.delete("/a", expect=revision)
         assert (await store.read("/a")).revision == revision + 1
 
+    # Without a lease it may be another's, who wrote the same.
+    async with deaf(one) as lost, EtcdStore([lost, *one.endpoints]) as store:
+        with pytest.raises(StoreAway, match="whether /a was written"):
+            await store.put("/a", b"1", expect=0)
+        assert (await store.read("/a")).revision == revision + 2
+
     async with deaf(one) as lost, EtcdStore([lost], timeout=1) as store:
         with pytest.raises(StoreAway, match="closed the connection"):
-            await store.put("/a", b"1", expect=0)
+            await store.put("/b", b"1", expect=0)
 
 
 # Members that accept connections, and never answer.
@@ -229,7 +238,7 @@ async def test_silence_is_not_waited_for(one: Etcd) -> None:
 
 
 async def test_the_next_member_is_asked(three: Etcd, key: str) -> None:
-    async with EtcdStore(three.endpoints, timeout=3) as store:
+    async with EtcdStore(three.endpoints, timeout=4.5) as store:
         await store.read(key)
         silent = store.address
         three.freeze(three.endpoints.index(silent))
@@ -243,7 +252,7 @@ async def test_a_silent_watch_is_doubted(
     monkeypatch.setattr(client, "_SILENCE", 0.3)
     monkeypatch.setattr(client, "_SHORTEST", 0.0)
     async with (
-        EtcdStore(three.endpoints, timeout=3) as store,
+        EtcdStore(three.endpoints, timeout=4.5) as store,
         aclosing(store.watch(key, after=(await store.read(key)).revision)) as watch,
     ):
         waiting = asyncio.ensure_future(anext(watch))

@@ -95,7 +95,7 @@ async def test_a_write_too_late_changes_nothing(store: Store, prefix: str) -> No
 
 
 async def test_a_write_is_done_twice_as_well(store: Store, prefix: str) -> None:
-    """Its answer may have been lost."""
+    """Its answer may have been lost. Under no lease it might be another's."""
     key, lease = prefix + "a", await store.grant(60)
     revision = await store.put(key, b"ours", expect=0, lease=lease)
     assert await store.put(key, b"ours", expect=0, lease=lease) == revision
@@ -106,6 +106,10 @@ async def test_a_write_is_done_twice_as_well(store: Store, prefix: str) -> None:
     await store.delete(key, expect=revision)
     await store.delete(key, expect=revision)
     assert not (await store.read(prefix)).entries
+
+    await store.put(key, b"", expect=0)
+    with pytest.raises(Conflict):
+        await store.put(key, b"", expect=0)
 
 
 async def test_one_of_many_wins(store: Store, another: Callable[[], Store], prefix: str) -> None:

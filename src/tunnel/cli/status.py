@@ -98,8 +98,8 @@ def _head(now: Status) -> Table:
         "offloads": " ".join(now["offloads"]) or "none",
         "drops": ", ".join(f"{why} {n}" for why, n in now["drops"].items()) or "none",
     }
-    if now["store"] is not None:
-        facts |= _store(now["store"])
+    if store := now.get("store"):
+        facts |= _store(store)
     table = Table.grid(padding=(0, _GAP, 0, 0))
     for fact, value in facts.items():
         table.add_row(Text(fact), Text(value))

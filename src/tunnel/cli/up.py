@@ -147,6 +147,7 @@ def _load_metrics(
     "--subnet-file",
     is_flag=False,
     flag_value="/run/flannel/subnet.env",
+    envvar=["TUNNEL_SUBNET_FILE", "FLANNELD_SUBNET_FILE"],
     metavar="[PATH]",
     help="Write subnet.env as flannel does, for its CNI plugin and Docker.  [PATH, if left out: "
     "/run/flannel/subnet.env]",
@@ -155,6 +156,7 @@ def _load_metrics(
     "--ip-masq",
     is_flag=True,
     default=None,
+    envvar=["TUNNEL_IP_MASQ", "FLANNELD_IP_MASQ"],
     help="Masquerade what containers send out of the overlay; needs nftables.",
 )
 @cluster_options
@@ -207,7 +209,8 @@ def up(
       tunnel up --etcd-endpoints http://192.0.2.9:2379
 
     Each option is also an environment variable: TUNNEL_VNI, TUNNEL_SOURCE_PORTS ...; many
-    values in one are separated by spaces.
+    values in one are separated by spaces. Those that flannel has as well are read from its
+    FLANNELD_ETCD_ENDPOINTS ..., too.
     """
     _log(verbose)
     given = {

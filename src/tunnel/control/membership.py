@@ -68,7 +68,7 @@ class Resolve:
 Action = PutPeer | ForgetPeer | PutRoutes | AddKernelRoute | RemoveKernelRoute | Resolve
 
 
-@dataclass
+@dataclass(eq=False)
 class _Member:
     """A peer and, where it goes by a name, what we know about that name."""
 
@@ -106,6 +106,9 @@ class Membership:
         """The index of each peer."""
         return {endpoint: member.index for endpoint, member in self._members.items()}
 
+    def __contains__(self, endpoint: object) -> bool:
+        return endpoint in self._members
+
     def peer(self, endpoint: Endpoint) -> Peer:
         """Raises ConfigError if there is none at `endpoint`."""
         return self._member(endpoint).peer
@@ -140,10 +143,22 @@ class Membership:
     ) -> dict[Endpoint, ConfigError]:
         """Who of those that come, or come again as others than they were, cannot be together
         with those that stay."""
-        new = {peer.endpoint: peer for peer in come}
+        new = {peer.endpoint: peer for peer in come if not self._owns(peer)}
+        if not new:
+            return {}
         leaving = {*gone, *new}
         stay = [one.peer for endpoint, one in self._members.items() if endpoint not in leaving]
-        return self._faults([*stay, *new.values()])
+        refused: dict[Endpoint, ConfigError] = {}
+        # What overlaps the prefix of one that is refused may overlap another's as well.
+        while found := self._faults([*stay, *new.values()]):
+            refused |= found
+            new = {endpoint: peer for endpoint, peer in new.items() if endpoint not in found}
+        return refused
+
+    def _owns(self, peer: Peer) -> bool:
+        """Whether it is there and has these prefixes: then it can."""
+        member = self._members.get(peer.endpoint)
+        return member is not None and member.peer.prefixes == peer.prefixes
 
     def check(self, wanted: Iterable[Peer]) -> None:
         """Raises ConfigError where these cannot be the peers; its key says which one, by number."""
@@ -211,7 +226,7 @@ class Membership:
         return [
             *(RemoveKernelRoute(prefix) for prefix in before if prefix not in after),
             *(PutPeer(member.index, member.peer, member.address) for member in members),
-            self._routes(),
+            *([] if before == after else [self._routes()]),
             *(AddKernelRoute(one) for one in after if before.get(one) is not after[one]),
             *(ForgetPeer(member.index) for member in going),
             *(Resolve(one.peer.endpoint) for one in members if one.address is None),

@@ -48,7 +48,7 @@ _LARGEST_MESSAGE = 65536
 _UNICAST = 1  # RTN_UNICAST
 _REPLACE, _EXCL, _CREATE = 0x100, 0x200, 0x400  # NLM_F_*, linux/netlink.h
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC, _RTA_METRICS, _RTA_VIA = 1, 4, 5, 7, 8, 18
-_RTAX_MTU = 2
+_RTAX_MTU, _IFLA_MTU = 2, 4
 _NDA_DST, _NDA_LLADDR, _NDA_PROTOCOL = 1, 2, 12
 _FIB_MATCH = 0x2000  # RTM_F_FIB_MATCH: the entry that decides, not the route made of it
 _NEIGHBOUR_STATES = {
@@ -304,9 +304,10 @@ class Netlink:
         return [way and replace(way, mtu=way.mtu or mtus[way.device]) for way in found]
 
     async def _mtu(self, index: int) -> int:
-        with _explained(f"read the mtu of device {name_of(index)}"):
-            (link,) = await self._route.link("get", index=index)
-            return int(link.get("mtu"))
+        (answer,) = await self._pipeline.ask(_GETLINK, [_LINK.pack(0, 0, index, 0, 0)], flags=0)
+        if isinstance(answer, int):
+            raise _refusal(f"read the mtu of device {name_of(index)}", answer)
+        return int.from_bytes(pipeline.parse(answer[_LINK.size :])[_IFLA_MTU], sys.byteorder)
 
     async def decide(
         self, destination: Address, *, source: Address | None = None, arrival: str = ""
@@ -489,7 +490,8 @@ _MESSAGE, _LINK_INDEX = struct.Struct("=IH"), struct.Struct("=i")
 _FAMILY = struct.Struct("=H")
 _ROUTE, _NEIGHBOUR = struct.Struct("=8BI"), struct.Struct("=BxxxiHBB")
 _ROUTE_PROTOCOL = 16 + 5
-_NEWLINK, _NEWADDR, _DELADDR, _NEWROUTE, _DELROUTE, _GETROUTE = 16, 20, 21, 24, 25, 26
+_LINK = struct.Struct("=BxHiII")
+_NEWLINK, _GETLINK, _NEWADDR, _DELADDR, _NEWROUTE, _DELROUTE, _GETROUTE = 16, 18, 20, 21, 24, 25, 26
 _NEWNEIGH, _DELNEIGH = 28, 29
 _OF_A_LINK = (_NEWLINK, _NEWADDR, _DELADDR, _DELNEIGH)
 _GROUPS = 0x1 | 0x4 | 0x10 | 0x40 | 0x100 | 0x400  # links, neighbours, addresses and routes

@@ -128,7 +128,8 @@ class DirectoryStore:
         except PermissionError as error:
             raise StoreRefused(f"{error.filename}: permission denied") from error
         except OSError as error:
-            raise StoreAway(f"{self._path}: {error.strerror} (is it mounted?)".lower()) from error
+            why = os.strerror(error.errno or 0).lower()
+            raise StoreAway(f"{self._path}: {why} (is it mounted?)") from error
 
     # What follows runs in the thread.
 
@@ -246,7 +247,7 @@ class _Keys:
             self.entries[key] = Entry(value, self.revision, lease=lease, created=created)
             self.deleted.pop(key, None)
             return self.revision
-        if there and (there.value, there.lease) == (value, lease):
+        if there and lease is not None and (there.value, there.lease) == (value, lease):
             return there.revision
         raise Conflict(key, expect=expect, revision=revision)
 

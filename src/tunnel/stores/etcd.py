@@ -1,9 +1,9 @@
 """
-etcd as a store.
+etcd as a store; how it is reached is in :mod:`tunnel.stores.gateway`.
 
 Every write is a transaction guarded by a revision, so a write whose answer was lost may be sent
 again, even where the first is still on its way: only one of them can find the revision that it
-expects. How etcd is reached is in :mod:`tunnel.stores.gateway`.
+expects. Where it cannot be told which of them did, that is what is said.
 """
 
 from __future__ import annotations
@@ -116,32 +116,35 @@ class EtcdStore:
     async def put(self, key: str, value: bytes, *, expect: int, lease: int | None = None) -> int:
         put = {"key": _base64(key.encode()), "value": _base64(value), "lease": lease or 0}
         try:
-            revision, there = await self._guarded(key, expect, {"request_put": put})
+            outcome, repeated = await self._guarded(key, expect, {"request_put": put})
         except SaidNo as no:
             if no.code == NOT_FOUND and lease is not None:
                 raise LeaseGone(lease) from None
             raise
-        if revision:
-            return revision
-        if there and (there.value, there.lease) == (value, lease):
-            return there.revision
-        raise Conflict(key, expect=expect, revision=there.revision if there else 0)
+        if isinstance(outcome, int):
+            return outcome
+        if outcome and lease is not None and (outcome.value, outcome.lease) == (value, lease):
+            return outcome.revision
+        if repeated:
+            raise StoreAway(f"etcd: an answer was lost, and with it whether {key} was written")
+        raise Conflict(key, expect=expect, revision=outcome.revision if outcome else 0)
 
     async def delete(self, key: str, *, expect: int) -> None:
         delete = {"key": _base64(key.encode())}
-        revision, there = await self._guarded(key, expect, {"request_delete_range": delete})
-        if not revision and there:
-            raise Conflict(key, expect=expect, revision=there.revision)
+        outcome, _ = await self._guarded(key, expect, {"request_delete_range": delete})
+        if isinstance(outcome, Entry):
+            raise Conflict(key, expect=expect, revision=outcome.revision)
 
     async def _guarded(
         self, key: str, expect: int, operation: Mapping[str, object]
-    ) -> tuple[int, Entry | None]:
-        """The revision of what was done; or 0, and what was there instead."""
+    ) -> tuple[int | Entry | None, bool]:
+        """The revision of what was done, or what was there instead; and whether the same may have
+        been done before, by an attempt whose answer was lost."""
         one = {"key": _base64(key.encode())}
         # A key that is not there compares as revision 0.
         guard = {**one, "target": "MOD", "result": "EQUAL", "mod_revision": expect}
         request = {"compare": [guard], "success": [operation], "failure": [{"request_range": one}]}
-        return await self._gateway.ask("kv/txn", request, _outcome)
+        return await self._gateway.ask_counting("kv/txn", request, _outcome)
 
     async def grant(self, ttl: int) -> int:
         return await self._gateway.ask(
@@ -233,11 +236,11 @@ def _page(answer: Any) -> tuple[tuple[str, int], list[tuple[bytes, Entry]], bool
     return _header(answer), page, bool(page and answer.get("more"))
 
 
-def _outcome(answer: Any) -> tuple[int, Entry | None]:
+def _outcome(answer: Any) -> int | Entry | None:
     if answer.get("succeeded"):
-        return int(answer["header"]["revision"]), None
+        return int(answer["header"]["revision"])
     found = answer["responses"][0]["response_range"].get("kvs", ())
-    return 0, _entry(found[0])[1] if found else None
+    return _entry(found[0])[1] if found else None
 
 
 def _created(result: Any) -> tuple[str, int]:

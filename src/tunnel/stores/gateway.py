@@ -92,6 +92,13 @@ class Gateway:
         Raises:
             SaidNo: Every endpoint would say so.
         """
+        answer, _ = await self.ask_counting(method, request, parse)
+        return answer
+
+    async def ask_counting(
+        self, method: str, request: Mapping[str, object], parse: Callable[[Any], T]
+    ) -> tuple[T, bool]:
+        """The same; and whether it was asked before, and the answer may just have been lost."""
         return await self._first(self._asking(method, request, parse))
 
     async def probe(
@@ -120,7 +127,8 @@ class Gateway:
                 stream.close()
                 raise
 
-        return await self._first(begun)
+        stream, _ = await self._first(begun)
+        return stream
 
     def skip(self, endpoint: str) -> None:
         """The next question goes to the one after this; or where it would go anyway."""
@@ -140,8 +148,9 @@ class Gateway:
 
         return asked
 
-    async def _first(self, attempt: Callable[[str], Awaitable[T]]) -> T:
-        """What comes of an attempt at the first endpoint where it does not fail."""
+    async def _first(self, attempt: Callable[[str], Awaitable[T]]) -> tuple[T, bool]:
+        """What comes of an attempt at the first endpoint where it does not fail, and whether it
+        failed at others before."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + self._timeout
         failed: dict[str, Failed] = {}
@@ -153,7 +162,7 @@ class Gateway:
                     failed[endpoint] = failure
                 else:
                     self._turn = self._endpoints.index(endpoint)
-                    return result
+                    return result, bool(failed)
             if not any(failure.passing for failure in failed.values()):
                 break
             await asyncio.sleep(_PAUSE)
