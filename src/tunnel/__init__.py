@@ -9,8 +9,16 @@ A user-space VXLAN overlay.
 from importlib.metadata import version
 
 from tunnel.client import Client
-from tunnel.config import Config
-from tunnel.errors import CodecError, ConfigError, DeviceError, TunnelError, UnderlayError
+from tunnel.cluster import Cluster
+from tunnel.config import ClusterConfig, Config
+from tunnel.errors import (
+    CodecError,
+    ConfigError,
+    DeviceError,
+    StoreError,
+    TunnelError,
+    UnderlayError,
+)
 from tunnel.service import Service
 from tunnel.tunnel import Tunnel
 from tunnel.types import (
@@ -35,6 +43,11 @@ from tunnel.types import (
     PeerUp,
     Stats,
     Status,
+    StoreFound,
+    StoreLost,
+    StoreStatus,
+    SubnetsChanged,
+    SubnetsLost,
     Traffic,
 )
 
@@ -42,6 +55,8 @@ __version__ = version("tunnel")
 
 __all__ = [
     "Client",
+    "Cluster",
+    "ClusterConfig",
     "CodecError",
     "Config",
     "ConfigError",
@@ -68,6 +83,12 @@ __all__ = [
     "Service",
     "Stats",
     "Status",
+    "StoreError",
+    "StoreFound",
+    "StoreLost",
+    "StoreStatus",
+    "SubnetsChanged",
+    "SubnetsLost",
     "Traffic",
     "Tunnel",
     "TunnelError",

@@ -240,6 +240,16 @@ class ClusterConfig:
     subnet_file: Path | None
     ip_masq: bool
 
+    @classmethod
+    def from_words(cls, words: Mapping[str, object]) -> ClusterConfig:
+        """From what stands in a file, in flags, or both merged. Raises ConfigError."""
+        fields, wrong = _read_cluster(words)
+        if not _names_store(words):
+            wrong.append(ConfigError("which store? (give etcd-endpoints or store)"))
+        if wrong:
+            raise wrong[0]
+        return cls(**fields)
+
     def joined(self, **known: Any) -> Config:
         """The whole node: `known` are the fields that the store has told."""
         own = {one.name: getattr(self.node, one.name) for one in fields(Config)}
@@ -249,12 +259,7 @@ class ClusterConfig:
 
 def read_config(words: Mapping[str, object]) -> Config | ClusterConfig:
     """What these words make. Raises ConfigError with the first of :func:`faults`."""
-    if not _names_store(words):
-        return Config.from_words(words)
-    fields, wrong = _read_cluster(words)
-    if wrong:
-        raise wrong[0]
-    return ClusterConfig(**fields)
+    return (ClusterConfig if _names_store(words) else Config).from_words(words)
 
 
 def conflicts(

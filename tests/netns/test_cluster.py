@@ -4,6 +4,7 @@ away."""
 import asyncio
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,9 +20,10 @@ from tests.netns.member import PREFIX, Keys, Member, keys_on, reach, until
 from tests.netns.traffic import inside
 from tunnel.cluster import Cluster
 from tunnel.config import ClusterConfig, read_config
-from tunnel.lab import Lab
+from tunnel.lab import Host, Lab
 
 OUR_TTL = ("--subnet-lease-ttl", "3")
+NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
 
 
 @contextmanager
@@ -280,6 +282,55 @@ def test_a_reserved_subnet_and_static_peers(lab: Lab, tmp_path: Path) -> None:
         one.until_peers(2)
         assert one.peers()["192.0.2.77"] == ["10.77.0.0/16"]
         reach(one, other)
+
+
+def test_a_reload_changes_static_peers_alone(lab: Lab, tmp_path: Path) -> None:
+    with cluster(lab, tmp_path, 2) as (keys, members):
+        one, other = members
+        other.up()
+        _write(one.host, keys, 'peer = ["192.0.2.77=10.77.0.0/16"]')
+        one.up("--config", "/run/tunnel/one.toml")
+        one.until_peers(2)
+        changes = [
+            ('peer = ["192.0.2.78=10.78.0.0/16"]', 0, "192.0.2.78"),
+            ("mtu = 1300", 2, "mtu cannot change while it runs"),
+            ('etcd-prefix = "/elsewhere"', 2, "about the store cannot change"),
+            (f'peer = ["192.0.2.79={other.subnets[0]}"]', 0, "192.0.2.79"),
+        ]
+        for text, code, says in changes:
+            _write(one.host, keys, text)
+            process = one.host.popen([sys.executable, "-m", "tunnel", "reload"])
+            out, error = process.communicate(timeout=20)
+            assert (process.returncode, says in out + error) == (code, True), (out, error)
+        # Whoever is configured has it, whatever a record says.
+        assert one.peers() == {"192.0.2.79": other.subnets}
+
+
+def _write(host: Host, keys: Keys, text: str) -> None:
+    """The configuration, where the node can read it as whom it runs."""
+    text = f'etcd-endpoints = "{keys.etcd.endpoints[0]}"\n{text}\n'
+    host.run(["sh", "-c", 'printf %s "$0" >/run/tunnel/one.toml', text])
+
+
+def test_a_directory_that_all_share(lab: Lab) -> None:
+    hosts = lab.host("a"), lab.host("b")
+    lab.link(*hosts)
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        Path(directory).chmod(0o777)
+        words = ["network", "init", "--network", "10.42.0.0/16", "--store", directory]
+        hosts[0].run([*NOBODY, sys.executable, "-m", "tunnel", *words])
+        members = [Member(host, "--store", directory, "--user", "nobody") for host in hosts]
+        all_up(members)
+        reach(*members)
+        one, other = members
+        before = [member.subnets for member in members]
+        other.kill()
+        other.up()
+        one.down()
+        one.up()
+        one.until_peers(1)
+        assert [member.subnets for member in members] == before
+        reach(*members)
 
 
 def test_containers_get_network_and_subnet_of_the_store(lab: Lab, tmp_path: Path) -> None:

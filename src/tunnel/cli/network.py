@@ -14,7 +14,7 @@ from rich.text import Text
 from tunnel.cli import node
 from tunnel.cli.cluster import STORE_WORDS, store_options
 from tunnel.cli.config import ConfigFile
-from tunnel.config import ClusterConfig, read_config
+from tunnel.config import ClusterConfig
 from tunnel.errors import ConfigError
 from tunnel.registry import Claimed, Registry, make_network, make_owner, open_store
 from tunnel.types import parse_address, parse_prefix
@@ -49,9 +49,7 @@ def _ask(
     """What the store answers. Raises TunnelError."""
     given = ConfigFile.read(config).words if config else {}
     given |= {name.replace("_", "-"): value for name, value in words.items() if value}
-    made = read_config({name: given[name] for name in STORE_WORDS if name in given})
-    if not isinstance(made, ClusterConfig):
-        raise ConfigError("which store? (give --etcd-endpoints URL or --store DIRECTORY)")
+    made = ClusterConfig.from_words({name: given[name] for name in STORE_WORDS if name in given})
 
     async def conversation() -> T:
         async with open_store(made) as store:
