@@ -39,7 +39,6 @@ from tunnel.control.roster import Difference, Roster
 from tunnel.errors import (
     ConfigError,
     Conflict,
-    DeviceError,
     Gap,
     LeaseGone,
     StoreAway,
@@ -341,8 +340,6 @@ class Cluster:
             async with asyncio.TaskGroup() as tasks:
                 for work in (self._hold(), self._follow(), self._update()):
                     tasks.create_task(work)
-        except* DeviceError:
-            pass  # the tunnel has closed, and says why
         except* Exception as group:  # ours: packets go on, and an operator has to see it
             self._note(f"does not follow it any more: {group.exceptions[0]!r} (restart this node)")
             log.exception("%s: does not follow the store any more", self._name, exc_info=group)
@@ -523,7 +520,12 @@ class Cluster:
             for endpoint, refusal in self._refused.items():
                 if now >= refusal.due:
                     self._pending.setdefault(endpoint, refusal.peer)
-            await self._apply()
+            try:
+                await self._apply()
+            except TunnelError as error:
+                log.error("%s: %s", self._name, error)
+                await asyncio.sleep(_RETRY)
+                self._changed.set()
             if self._unsaved and now >= self._saved + _SAVE:
                 await self._save()
             await asyncio.sleep(_CALM)
@@ -537,7 +539,8 @@ class Cluster:
 
     async def _apply(self) -> None:
         async with self._applying:
-            pending, self._pending = self._pending, {}
+            # Taken off when it is done, or was refused: what fails as a whole is tried again.
+            pending = dict(self._pending)
             come = {end: peer for end, peer in pending.items() if peer is not None}
             gone = [endpoint for endpoint in pending if endpoint not in come]
             subnets = self._claim.subnets or self.tunnel.config.subnets
@@ -549,18 +552,16 @@ class Cluster:
             elif not pending:
                 return
             refused = await self.tunnel.change_peers(come=come.values(), gone=gone)
-            for endpoint in pending:
+            for endpoint, peer in pending.items():
                 self._refused.pop(endpoint, None)
+                if self._pending[endpoint] is peer:  # and not another by now
+                    del self._pending[endpoint]
             for endpoint, error in refused.items():
                 self._refuse(come[endpoint], str(error))
 
     async def _move(self, subnets: tuple[Prefix, ...]) -> None:
         before = self.tunnel.config.subnets
-        try:
-            await self.tunnel.move(self._config(subnets))
-        except TunnelError as error:
-            log.error("%s: cannot have %s: %s", self._name, _spell(subnets), error)
-            return
+        await self.tunnel.move(self._config(subnets))
         log.warning(
             "%s: has %s now, not %s: containers with addresses of that have to be made again",
             self._name,

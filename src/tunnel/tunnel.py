@@ -275,13 +275,14 @@ class Tunnel:
             DeviceError: The kernel refuses an address.
         """
         self._peers.own(config.subnets)
-        before, self.config = self.config, config
+        before, after = set(self.config.addresses), set(config.addresses)
         if self._kernel is not None:
-            for address in set(config.addresses).difference(before.addresses):
+            for address in after - before:
                 await self._kernel.add_address(address)
-            for address in set(before.addresses).difference(config.addresses):
+            for address in before - after:
                 await self._kernel.remove_address(address)
         await self._containers.move(config, mtu=self.mtu)
+        self.config = config
 
     def tell(self, event: Event) -> None:
         """Tells whoever listens to :meth:`events`."""

@@ -367,7 +367,8 @@ class StoreStatus:
         why: Why it does not, empty where it does.
         revision: As of which revision the peers are known.
         key: Under which this node is known, None while it looks for a subnet.
-        lease: Seconds until the key ends unless it is renewed, None for a reservation.
+        lease: Seconds until the key ends unless it is renewed, None for a reservation and without
+            a key.
         troubles: What is wrong with the network or with others' records, a line each.
     """
 
