@@ -8,20 +8,26 @@ A user-space VXLAN overlay.
 
 from importlib.metadata import version
 
+from tunnel.capture import Capture
 from tunnel.client import Client
 from tunnel.cluster import Cluster
 from tunnel.config import ClusterConfig, Config
+from tunnel.control.walk import Layer, Step, Walk
+from tunnel.doctor import Finding, Level
 from tunnel.errors import (
     CodecError,
     ConfigError,
     DeviceError,
+    NoAnswer,
     StoreError,
     TunnelError,
     UnderlayError,
 )
+from tunnel.pcapng import Interface, Packet
 from tunnel.service import Service
 from tunnel.tunnel import Tunnel
 from tunnel.types import (
+    Drop,
     Endpoint,
     Event,
     EventsLost,
@@ -41,6 +47,7 @@ from tunnel.types import (
     PeerStats,
     PeerStatus,
     PeerUp,
+    Route,
     Stats,
     Status,
     StoreFound,
@@ -54,6 +61,7 @@ from tunnel.types import (
 __version__ = version("tunnel")
 
 __all__ = [
+    "Capture",
     "Client",
     "Cluster",
     "ClusterConfig",
@@ -61,15 +69,22 @@ __all__ = [
     "Config",
     "ConfigError",
     "DeviceError",
+    "Drop",
     "Endpoint",
     "Event",
     "EventsLost",
     "FdbEntry",
+    "Finding",
+    "Interface",
+    "Layer",
+    "Level",
     "Mac",
     "MacChanged",
     "MacSource",
     "Neighbour",
+    "NoAnswer",
     "OffloadLost",
+    "Packet",
     "PathChanged",
     "Peer",
     "PeerAdded",
@@ -80,9 +95,11 @@ __all__ = [
     "PeerStats",
     "PeerStatus",
     "PeerUp",
+    "Route",
     "Service",
     "Stats",
     "Status",
+    "Step",
     "StoreError",
     "StoreFound",
     "StoreLost",
@@ -93,4 +110,5 @@ __all__ = [
     "Tunnel",
     "TunnelError",
     "UnderlayError",
+    "Walk",
 ]

@@ -26,12 +26,11 @@ from typing import Any, Self
 
 import msgpack
 
-from tunnel._native import DROP_REASONS
 from tunnel.client import LARGEST_REPLY, VERSION, directories, is_served
-from tunnel.errors import CodecError, ConfigError, TunnelError
+from tunnel.errors import CodecError, ConfigError, NoAnswer, TunnelError
 from tunnel.linux.privileges import choose_user
 from tunnel.tunnel import Tunnel
-from tunnel.types import ANY_VTEP_MAC, Endpoint, Mac, MacSource, PeerState, PeerStatus
+from tunnel.types import ANY_VTEP_MAC, Endpoint, Mac, MacSource, PeerStatus
 
 log = logging.getLogger(__name__)
 
@@ -240,16 +239,7 @@ class Service:
         return {"removed": [endpoint]}
 
     async def _routes(self, _: Mapping[str, Any]) -> Any:
-        kernel = await self._tunnel.kernel_routes()
-        return [
-            {
-                "prefix": prefix,
-                "peer": peer.endpoint,
-                "kernel": None if kernel is None else prefix in kernel,
-            }
-            for peer in self._tunnel.status(look=False).peers
-            for prefix in peer.prefixes
-        ]
+        return await self._tunnel.routes()
 
     async def _neighbours(self, _: Mapping[str, Any]) -> Any:
         status, known = self._tunnel.status(look=False), self._tunnel.neighbours()
@@ -287,21 +277,7 @@ class Service:
         return {"removed": [_spell(entry.mac, entry.vlan) for entry in gone]}
 
     async def _drops(self, _: Mapping[str, Any]) -> Any:
-        stats = self._tunnel.stats
-        return [
-            {
-                "reason": reason,
-                "direction": direction,
-                "count": stats.drops.get(reason, 0),
-                "meaning": meaning,
-                "peers": {
-                    endpoint: peer.drops[reason]
-                    for endpoint, peer in stats.peers.items()
-                    if reason in peer.drops
-                },
-            }
-            for reason, direction, meaning in DROP_REASONS
-        ]
+        return self._tunnel.drops()
 
     async def _ping(self, args: Mapping[str, Any]) -> Any:
         """One round trip in seconds, or at which stage it failed and why."""
@@ -312,20 +288,13 @@ class Service:
         answer: dict[str, Any] = {"peer": peer.endpoint, "size": size, "stage": None, "why": None}
         try:
             seconds = await self._tunnel.ping(peer.endpoint, size=size)
-        except TimeoutError:
-            stage, why = await self._explain(peer, size=size)
-            return {**answer, "seconds": None, "stage": stage, "why": why}
+        except NoAnswer as error:
+            return {**answer, "seconds": None, "stage": error.stage, "why": str(error)}
         return {**answer, "seconds": seconds}
 
     async def _try_trains(self, args: Mapping[str, Any]) -> Any:
         peer = self._find(_take(args, "peer", str))
-        try:
-            return {
-                "peer": peer.endpoint,
-                "trains": await self._tunnel.try_trains(peer.endpoint),
-            }
-        except TimeoutError as error:
-            raise TimeoutError(f"peer {peer.endpoint} does not answer") from error
+        return {"peer": peer.endpoint, "trains": await self._tunnel.try_trains(peer.endpoint)}
 
     async def _walk(self, args: Mapping[str, Any]) -> Any:
         source = args.get("source")
@@ -388,32 +357,6 @@ class Service:
         known = ", ".join(str(peer.endpoint) for peer in peers[:8]) or "none"
         more = ", ..." if len(peers) > 8 else ""
         raise ConfigError(f"peer {text} is not there (there are: {known}{more})")
-
-    async def _explain(self, peer: PeerStatus, *, size: int) -> tuple[str, str]:
-        """Why a ping got no answer: at which stage, and what to do."""
-        if peer.address is None:
-            return "unresolved", f"the name {peer.endpoint.host} has no address (check DNS)"
-        if not await self._tunnel.is_routed(peer.endpoint):
-            return "no_route", (
-                f"this host has no route to {peer.address} (see ip route get {peer.address})"
-            )
-        if size and await self._answers(peer.endpoint):
-            known = f"its path MTU is {peer.path_mtu}" if peer.path_mtu else "its path MTU is less"
-            return "too_big", f"{size} bytes do not reach it, small packets do ({known})"
-        if peer.state is PeerState.UNKNOWN:
-            return "no_answer", (
-                "sent, but it has never answered: is a node up there, with this one as its peer? "
-                "(a kernel vxlan device never answers; see tunnel doctor)"
-            )
-        since = f"silent for {peer.seconds:.0f} s" if peer.state is PeerState.SILENT else "lost"
-        return "no_answer", f"sent, but no answer came: {since} (is the node there still up?)"
-
-    async def _answers(self, endpoint: Endpoint) -> bool:
-        try:
-            await self._tunnel.ping(endpoint)
-        except TimeoutError:
-            return False
-        return True
 
 
 async def _converse(

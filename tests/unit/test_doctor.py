@@ -16,9 +16,10 @@ from tests.unit.test_node_verbs import check
 from tests.unit.test_service import served
 from tunnel import Config, Endpoint, Mac, Peer, PeerState, PeerStatus, Status, Traffic, TunnelError
 from tunnel.cli import main
+from tunnel.client import read_status
 from tunnel.control.firewall import INBOUND, OUTBOUND, Datagram, Firewall
 from tunnel.doctor import Finding, Level, diagnose, examine
-from tunnel.facts import Facts, Way, config_of, read_status
+from tunnel.facts import Facts, Way, config_of
 from tunnel.linux import host
 
 OURS, THEIRS = ipaddress.ip_address("192.0.2.1"), ipaddress.ip_address("192.0.2.2")
