@@ -38,6 +38,7 @@ LAYERS = [
     {"tunnel.control", "tunnel.linux", "tunnel.stores", "tunnel.vxlan", "tunnel.lab"},
     {"tunnel._native", "tunnel.pcapng", "tunnel.store"},
     {"tunnel.config"},
+    {"tunnel.words"},
     {"tunnel.types"},
     {"tunnel.errors"},
 ]

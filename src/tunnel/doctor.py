@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from tunnel._native import DROP_REASONS
-from tunnel.config import OFFLOADS, Config
+from tunnel.config import Config
 from tunnel.control.firewall import (
     FORWARDED_IN,
     FORWARDED_OUT,
@@ -31,6 +31,7 @@ from tunnel.errors import NoAnswer
 from tunnel.facts import FORWARDING, Facts, config_of, gather, middle_of
 from tunnel.linux import udp
 from tunnel.types import Endpoint, PeerState, PeerStatus, Prefix, Status
+from tunnel.words import OFFLOADS
 
 _SETTLE = 3.0
 """Seconds in which peers may answer: while somebody looks, each is asked every second."""

@@ -11,9 +11,10 @@ import click
 from tunnel.cli import node
 from tunnel.cli.up import Words, up
 from tunnel.client import Client, find, is_served, nodes
-from tunnel.config import WORDS, ClusterConfig, Config
+from tunnel.config import ClusterConfig, Config
 from tunnel.doctor import Finding, Level, examine, try_peers
 from tunnel.types import Endpoint, Status
+from tunnel.words import WORDS
 
 _COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.FAILED: "red"}
 
