@@ -16,6 +16,7 @@ LAYERS = [
     {"tunnel"},
     {"tunnel.decode"},
     {"tunnel.metrics", "tunnel.service"},
+    {"tunnel.calls"},
     {"tunnel.cluster"},
     {"tunnel.tunnel"},
     {"tunnel.explain", "tunnel.fdb", "tunnel.status", "tunnel.trial"},

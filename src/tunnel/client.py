@@ -4,7 +4,7 @@ The control socket of a running node, from the outside.
     async with Client(find()) as node:
         print(await node.call("status"))
 
-``service.py`` is the other end, and says what can be asked. Nothing here trusts what the node
+``service.py`` is the other end, ``calls.py`` what can be asked. Nothing here trusts what the node
 says to be small, or to come at all.
 """
 
