@@ -111,6 +111,17 @@ def test_imports_go_down(module: Path) -> None:
             assert below > number or other == part, f"{name} imports {imported}"
 
 
+def test_every_file_is_in_the_paper() -> None:
+    paper = (PACKAGE.parent.parent / "docs" / "design.md").read_text().partition("## Files\n")[2]
+    there = {module.name for module in PACKAGE.glob("*.py") if not module.name.startswith("__")}
+    there |= {
+        f"{module.parent.name}/{module.name}" for module in MODULES if module.parent != PACKAGE
+    }
+    told = set(re.findall(r"(?<!\w)(?:control/)?\w+\.py", paper))
+    assert told <= there, "no such file"
+    assert {name for name in there if "/" not in name} <= told, "what is it for?"
+
+
 @pytest.mark.parametrize("module", MODULES, ids=name_of)
 def test_libraries_stay_at_home(module: Path) -> None:
     name = name_of(module)

@@ -4,6 +4,14 @@ A user-space VXLAN overlay.
     async with Tunnel(name="tunnel1", subnets=["10.244.1.0/24"],
                       peers=[Peer("192.0.2.2", ["10.244.2.0/24"])]) as tunnel:
         await tunnel.wait_closed()
+
+:class:`Tunnel` is one end of it, with a method for each thing that the command ``tunnel`` can ask
+or change. :class:`Cluster` is one that finds its peers in a store. :class:`Service` opens the
+control socket for a tunnel, so that the command sees it, and :class:`Client` asks at one. What
+goes wrong is a :class:`TunnelError`; all else here is what methods take, return and yield.
+
+Beside these: ``tunnel.vxlan``, the header codec; ``tunnel.metrics`` for Prometheus; ``tunnel.doctor``,
+which also looks at a host without a node; ``tunnel.decode``, which takes scapy.
 """
 
 from importlib.metadata import version

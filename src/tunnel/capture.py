@@ -31,13 +31,14 @@ _BURST = 64
 
 class Capture:
     """
-    Packets that pass some interfaces, from the moment this is entered.
+    Packets that pass some interfaces, from the moment this is entered: those of a node's device
+    here, those of a tunnel by :meth:`tunnel.Tunnel.capture`.
 
     ::
 
-        with capture.inside("tunnel1") as packets:
+        with inside("tunnel1") as packets:
             async for packet in packets:
-                print(capture.describe(packet))
+                print(describe(packet))
 
     Super-packets and trains come whole, as the kernel moves them: one packet of up to 64 KiB
     where many are on the wire. Cancelled while it waits, no packet is lost.
@@ -102,6 +103,7 @@ class Capture:
         return self
 
     async def __anext__(self) -> Packet:
+        """Cancelled, no packet is lost. Raises DeviceError if an interface has gone."""
         while not self._waiting:
             if not self._closed:
                 await self._readable()

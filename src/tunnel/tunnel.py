@@ -128,6 +128,8 @@ class Tunnel:
         origin: Origin | None = None,
     ) -> Self:
         """
+        One that is what `config` says.
+
         Args:
             confined: For a process that is nothing but a node. When its device is open, and before
                 any thread is started, it gives up for good all that it could do but for
@@ -385,7 +387,8 @@ class Tunnel:
     async def routes(self) -> tuple[Route, ...]:
         """
         Which peer owns which prefix, and whether the kernel routes it into the device: where it
-        does not, somebody took that kernel route away. Cancelled, nothing changes.
+        does not, somebody took that kernel route away. With ``device=None`` there are none in the
+        kernel. Cancelled, nothing changes.
 
         Raises:
             DeviceError: The tunnel is closed, or its device has gone.
@@ -434,9 +437,9 @@ class Tunnel:
         do about it; at least one finding for each check. Tries whether trains of datagrams reach
         each peer that is up, as :meth:`try_trains` does, and takes three seconds if peers do not
         answer. What this process may not see, like the firewall without CAP_NET_ADMIN, is a
-        finding as well. With ``device=None`` all that is about a device is left out.
+        finding as well. With ``device=None`` the rest is looked at all the same.
 
-        Cancelled, nothing changes, but a peer that trains do not reach may get none any more.
+        Cancelled, it stops where it is; a peer that trains did not reach gets none any more.
 
         Raises:
             DeviceError: The tunnel is closed.
@@ -493,8 +496,8 @@ class Tunnel:
         """
         The way of a packet to `address`, step by step: what decides at each, and where it ends.
 
-        The kernel and the packet path are asked what they would do; nothing is sent. Cancelled,
-        nothing changes.
+        The kernel and the packet path are asked what they would do; nothing is sent. With
+        ``device=None`` it begins at the packet path. Cancelled, nothing changes.
 
         Args:
             source: By default what the kernel would choose. Needed where `address` is ours: the
