@@ -10,8 +10,8 @@ or change. :class:`Cluster` is one that finds its peers in a store. :class:`Serv
 control socket for a tunnel, so that the command sees it, and :class:`Client` asks at one. What
 goes wrong is a :class:`TunnelError`; all else here is what methods take, return and yield.
 
-Beside these: ``tunnel.vxlan``, the header codec; ``tunnel.metrics`` for Prometheus; ``tunnel.doctor``,
-which also looks at a host without a node; ``tunnel.decode``, which takes scapy.
+Beside these: ``tunnel.vxlan``, the header codec; ``tunnel.metrics``, for Prometheus;
+``tunnel.doctor``, which looks at a host without a node, too; ``tunnel.decode``, which takes scapy.
 """
 
 from importlib.metadata import version
