@@ -20,7 +20,7 @@ from tunnel.capture import Capture
 from tunnel.client import Client
 from tunnel.cluster import Cluster
 from tunnel.config import ClusterConfig, Config
-from tunnel.control.walk import Layer, Step, Walk
+from tunnel.control.walk import Layer, Step, Verdict, Walk
 from tunnel.doctor import Finding, Level
 from tunnel.errors import (
     CodecError,
@@ -118,5 +118,6 @@ __all__ = [
     "Tunnel",
     "TunnelError",
     "UnderlayError",
+    "Verdict",
     "Walk",
 ]

@@ -338,6 +338,7 @@ class Tunnel:
 
     @property
     def peers(self) -> tuple[Endpoint, ...]:
+        """Who is a peer now; :meth:`status` says more of each."""
         return tuple(self._node.peers.indices)
 
     @property
