@@ -15,13 +15,17 @@ LAYERS = [
     {"tunnel.cli"},
     {"tunnel"},
     {"tunnel.decode"},
-    {"tunnel.capture", "tunnel.doctor", "tunnel.metrics", "tunnel.service"},
+    {"tunnel.metrics", "tunnel.service"},
+    {"tunnel.calls"},
     {"tunnel.cluster"},
     {"tunnel.tunnel"},
-    {"tunnel.explain", "tunnel.peers"},
+    {"tunnel.explain", "tunnel.fdb", "tunnel.status", "tunnel.trial"},
+    {"tunnel.node"},
+    {"tunnel.doctor", "tunnel.peers"},
     {"tunnel.vteps"},
     {
         "tunnel.bench",
+        "tunnel.capture",
         "tunnel.client",
         "tunnel.contact",
         "tunnel.containers",
@@ -35,6 +39,7 @@ LAYERS = [
     {"tunnel.control", "tunnel.linux", "tunnel.stores", "tunnel.vxlan", "tunnel.lab"},
     {"tunnel._native", "tunnel.pcapng", "tunnel.store"},
     {"tunnel.config"},
+    {"tunnel.words"},
     {"tunnel.types"},
     {"tunnel.errors"},
 ]
@@ -104,6 +109,17 @@ def test_imports_go_down(module: Path) -> None:
         if within(imported, "tunnel"):
             below, other = layer_of(imported)
             assert below > number or other == part, f"{name} imports {imported}"
+
+
+def test_every_file_is_in_the_paper() -> None:
+    paper = (PACKAGE.parent.parent / "docs" / "design.md").read_text().partition("## Files\n")[2]
+    there = {module.name for module in PACKAGE.glob("*.py") if not module.name.startswith("__")}
+    there |= {
+        f"{module.parent.name}/{module.name}" for module in MODULES if module.parent != PACKAGE
+    }
+    told = set(re.findall(r"(?<!\w)(?:control/)?\w+\.py", paper))
+    assert told <= there, "no such file"
+    assert {name for name in there if "/" not in name} <= told, "what is it for?"
 
 
 @pytest.mark.parametrize("module", MODULES, ids=name_of)

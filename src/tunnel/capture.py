@@ -19,11 +19,11 @@ from types import TracebackType
 from typing import Self
 
 from tunnel.control import frames
-from tunnel.errors import CodecError, DeviceError
+from tunnel.errors import CodecError, ConfigError, DeviceError
 from tunnel.linux.netlink import Netlink
 from tunnel.linux.packets import Tap, compile_filter, find_interface, port_filter
 from tunnel.pcapng import ETHERNET, Interface, Packet
-from tunnel.types import Address
+from tunnel.types import Address, Endpoint, Status
 
 _BURST = 64
 """Packets read from one socket before it is another's turn."""
@@ -31,13 +31,14 @@ _BURST = 64
 
 class Capture:
     """
-    Packets that pass some interfaces, from the moment this is entered.
+    Packets that pass some interfaces, from the moment this is entered: those of a node's device
+    here, those of a tunnel by :meth:`tunnel.Tunnel.capture`.
 
     ::
 
-        with capture.inside("tunnel1") as packets:
+        with inside("tunnel1") as packets:
             async for packet in packets:
-                print(capture.describe(packet))
+                print(describe(packet))
 
     Super-packets and trains come whole, as the kernel moves them: one packet of up to 64 KiB
     where many are on the wire. Cancelled while it waits, no packet is lost.
@@ -102,6 +103,7 @@ class Capture:
         return self
 
     async def __anext__(self) -> Packet:
+        """Cancelled, no packet is lost. Raises DeviceError if an interface has gone."""
         while not self._waiting:
             if not self._closed:
                 await self._readable()
@@ -132,6 +134,25 @@ def _wake(waiter: asyncio.Future[None]) -> None:
         waiter.set_result(None)
 
 
+async def of(status: Status, *, outer: bool, text: str = "") -> Capture:
+    """
+    What passes a node: inside, or the datagrams that carry it; `text` is a filter in tcpdump's
+    language.
+
+    Raises:
+        ConfigError: The filter is none, or there is no device to capture on.
+        DeviceError: As :func:`outside`.
+    """
+    if outer:
+        ports = {Endpoint.parse(own).port for own in status.endpoints}
+        ports |= {peer.endpoint.port for peer in status.peers}
+        addresses = [peer.address for peer in status.peers if peer.address is not None]
+        return await outside(addresses, ports=ports, text=text)
+    if status.device is None:
+        raise ConfigError(f"{status.name} has no device to capture on (choose outer)")
+    return inside(status.device, text=text)
+
+
 def inside(device: str, *, text: str = "") -> Capture:
     """
     Inner packets, on a node's device; `text` is a filter in tcpdump's language.
@@ -139,7 +160,7 @@ def inside(device: str, *, text: str = "") -> Capture:
     Raises:
         ConfigError, DeviceError: As :class:`Capture`.
     """
-    interface = find_interface(device)
+    interface = find_interface(device, inner=True)
     program = compile_filter(text, link=interface.link) if text else b""
     return Capture([interface], filters=[program])
 

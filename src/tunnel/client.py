@@ -4,16 +4,17 @@ The control socket of a running node, from the outside.
     async with Client(find()) as node:
         print(await node.call("status"))
 
-``service.py`` is the other end, and says what can be asked. Nothing here trusts what the node
+``service.py`` is the other end, ``calls.py`` what can be asked. Nothing here trusts what the node
 says to be small, or to come at all.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 import socket
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +23,17 @@ from typing import Any, Self
 import msgpack
 
 from tunnel import errors
-from tunnel.errors import TunnelError
+from tunnel.errors import NoAnswer, TunnelError
+from tunnel.types import (
+    Endpoint,
+    Mac,
+    PeerState,
+    PeerStatus,
+    Status,
+    StoreStatus,
+    Traffic,
+    parse_prefix,
+)
 
 VERSION = 1
 """Of the conversation; each message says it as ``v``."""
@@ -139,20 +150,29 @@ class Client:
 
         Raises:
             TunnelError: The node refused, in the class that it said, or is not there any more.
-            TimeoutError: The node said that something it waited for did not come.
+            NoAnswer: So the node said of a peer that it asked.
         """
         try:
             async with asyncio.timeout(self._timeout):
                 await self._ask(call, args)
                 return _result(await self._reply())
-        except _Late:
-            raise TimeoutError from None
+        except NoAnswer:  # a TimeoutError of the node's, not ours
+            raise
         except TimeoutError as error:
             # A late reply would be taken for the next one.
             self._writer.close()
             raise TunnelError(
                 f"the node at {self.path} does not answer (is its process stopped?)"
             ) from error
+
+    async def status(self) -> Status:
+        """
+        As :meth:`tunnel.Tunnel.status`, of that node. Cancelled, nothing changes.
+
+        Raises:
+            TunnelError: As :meth:`call`; or the node is of another version.
+        """
+        return read_status(await self.call("status"))
 
     async def events(self) -> AsyncGenerator[dict[str, Any], None]:
         """
@@ -196,18 +216,13 @@ class _Gone(TunnelError):
     """The other end closed the connection."""
 
 
-class _Late(Exception):
-    """The node's own TimeoutError, apart from ours."""
-
-
 def _result(reply: Any) -> Any:
     if not isinstance(reply, dict) or reply.get("v") != VERSION:
         raise TunnelError(f"the node speaks another version than {VERSION} (compare tunnel's)")
     if "error" not in reply:
         return reply.get("result")
-    if reply.get("kind") == "TimeoutError":
-        raise _Late
-    kind = getattr(errors, str(reply.get("kind")), TunnelError)
+    late = reply.get("kind") == "TimeoutError"  # of a call that a program added
+    kind = NoAnswer if late else getattr(errors, str(reply.get("kind")), TunnelError)
     if not (isinstance(kind, type) and issubclass(kind, TunnelError)):
         kind = TunnelError
     raise kind(str(reply["error"]))
@@ -228,3 +243,51 @@ def _explain(path: Path, error: OSError) -> str:
                 "or as a member of its group)"
             )
     return f"control socket {path}: {(error.strerror or str(error)).lower()} (name another)"
+
+
+# A status, as the socket tells it.
+
+
+def read_status(words: Mapping[str, Any]) -> Status:
+    """
+    The status that a node's control socket has told.
+
+    Raises:
+        TunnelError: It is none, for the node is of another version.
+    """
+    try:
+        return Status(
+            **{
+                **words,
+                "endpoints": tuple(words["endpoints"]),
+                "mac": Mac.parse(words["mac"]),
+                "offloads": frozenset(words["offloads"]),
+                "peers": tuple(_read_peer(peer) for peer in words["peers"]),
+                "subnets": tuple(parse_prefix(prefix) for prefix in words["subnets"]),
+                "store": _read_store(words.get("store")),
+            }
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise TunnelError(
+            f"the node's status cannot be read: {error!r} (compare tunnel --version with its)"
+        ) from error
+
+
+def _read_store(words: Mapping[str, Any] | None) -> StoreStatus | None:
+    return None if words is None else StoreStatus(**{**words, "troubles": tuple(words["troubles"])})
+
+
+def _read_peer(words: Mapping[str, Any]) -> PeerStatus:
+    address, mac = words["address"], words["mac"]
+    return PeerStatus(
+        **{
+            **words,
+            "endpoint": Endpoint.parse(words["endpoint"]),
+            "address": ipaddress.ip_address(address) if address else None,
+            "mac": Mac.parse(mac) if mac else None,
+            "prefixes": tuple(parse_prefix(prefix) for prefix in words["prefixes"]),
+            "state": PeerState(words["state"]),
+            "outbound": Traffic(**words["outbound"]),
+            "inbound": Traffic(**words["inbound"]),
+        }
+    )

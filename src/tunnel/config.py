@@ -1,7 +1,7 @@
 """
 What `tunnel up` and the library are told, made into one validated :class:`Config`.
 
-    flags, TOML  ->  words  ->  each word read by itself  ->  rules between words  ->  Config
+    flags, TOML  ->  words  ->  each read by itself (words.py)  ->  rules between them  ->  Config
 
 A *word* is what people write, the same in flag and file: ``subnet``, ``source-ports``. Nothing
 here does I/O: what only the machine knows (a name that exists, a port in use) is found later.
@@ -9,10 +9,8 @@ here does I/O: what only the machine knows (a name that exists, a port in use) i
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
-import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -28,31 +26,18 @@ from tunnel.types import (
     Mac,
     Peer,
     Prefix,
-    parse_address,
-    parse_interface,
-    parse_prefix,
 )
-
-OFFLOADS = ("tso", "uso", "trains", "gro")
-"""Super-packets of TCP and of UDP at the device; trains sent and received at the socket."""
-
-LOOPS = ("uvloop", "asyncio")
-
-MODES = ("tun", "tap")
-"""Packets by their routes, or Ethernet frames by their MACs."""
+from tunnel.words import CLUSTER_WORDS, NODE_WORDS, many, read_address, read_words
 
 FRAME_DEFAULTS = {"flood": True, "learning": True, "ageing": 300, "storm_limit": 2000}
 """Of fields that mean something in TAP mode alone: as the kernel's vxlan, which has no limit."""
 
-ETCD_PREFIX = "/coreos.com/network"
-"""Flannel's."""
-
-STATE_DIR = Path("/var/lib/tunnel")
-
-MOST_WORKERS = 64
-
 AUTO_WORKERS = 4
 """As many as ``"auto"`` takes at most. More are for who has measured that they help."""
+
+_STORES = ("etcd-endpoints", "store")
+_TOLD_BY_STORE = ("vni", "port", "network")
+_AFTER_JOINING = ("subnet-file", "ip-masq")
 
 
 @dataclass(frozen=True, init=False)
@@ -72,7 +57,8 @@ class Config:
         mtu: Of the device, in bytes; None takes what the underlay carries.
         mac: Our VTEP's; None derives it from VNI, local address and port.
         peers: The other nodes.
-        offload: Those that may be used, out of :data:`OFFLOADS`; ``"auto"`` is all of them.
+        offload: Those that may be used, out of ``tso``, ``uso``, ``trains`` and ``gro``;
+            ``"auto"`` is all of them.
         loop: ``"uvloop"`` or ``"asyncio"``, for the command line.
         source_ports: Over how many UDP source ports flows are spread; 1 sends from `port`,
             as a NAT on the way may want it.
@@ -193,7 +179,7 @@ def differences(before: Config, after: Config) -> list[str]:
     """The words in which two differ."""
     return [
         name
-        for name, word in _WORDS.items()
+        for name, word in NODE_WORDS.items()
         if getattr(before, word.field) != getattr(after, word.field)
     ]
 
@@ -330,236 +316,12 @@ def _covers(outer: Prefix, inner: Prefix) -> bool:
     return version == inner_version and first <= inner_first <= last
 
 
-# How each word is read by itself.
-
-
-def _read_name(value: object) -> str:
-    name = _text("name", value)
-    # What the kernel's dev_valid_name() refuses, and '%', which it takes for a template.
-    if not name.isprintable() or any(letter in "/:% " for letter in name) or name in (".", ".."):
-        raise ConfigError(f"name {name!r} cannot be a device's (letters, digits, '-', '_', '.')")
-    if len(name.encode()) > 15:
-        raise ConfigError(f"name {name!r} has {len(name.encode())} bytes (at most 15)")
-    return name
-
-
-def _read_number(word: str, *, low: int, high: int) -> Callable[[object], int]:
-    def read(value: object) -> int:
-        # A TOML boolean is a Python int.
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise ConfigError(f"{word} {value!r} is no whole number ({low} to {high})")
-        if not low <= value <= high:
-            raise ConfigError(f"{word} {value} is out of range ({low} to {high})")
-        return value
-
-    return read
-
-
-def _read_mac(value: object) -> Mac:
-    return value if isinstance(value, Mac) else Mac.parse(_text("mac", value))
-
-
-def _read_local(value: object) -> Address:
-    return parse_address(value if isinstance(value, Address) else _text("local", value))
-
-
-def _read_endpoint(value: object) -> Endpoint:
-    return Endpoint.parse(_text("endpoint", value))
-
-
-def _read_prefix(value: object) -> Prefix:
-    return parse_prefix(value if isinstance(value, Prefix) else _text("prefix", value))
-
-
-def _read_address(value: object) -> Interface:
-    return parse_interface(value if isinstance(value, Interface) else _text("address", value))
-
-
-def _read_peer(value: object) -> Peer:
-    if isinstance(value, Peer):
-        return value
-    if isinstance(value, Mapping):
-        return _read_peer_table(value)
-    return Peer.parse(_text("peer", value))
-
-
-def _read_peer_table(table: Mapping[str, object]) -> Peer:
-    fields, wrong = _read_words(table, _PEER_WORDS)
-    if wrong:
-        raise ExceptionGroup("peer", wrong)
-    if fields["endpoint"] is None:
-        raise ConfigError('peer has no endpoint (like endpoint = "192.0.2.2")')
-    return Peer(fields["endpoint"], fields["prefixes"].values(), mac=fields["mac"])
-
-
-def _read_offload(value: object) -> frozenset[str]:
-    if value in ("auto", "none"):
-        return frozenset(OFFLOADS if value == "auto" else ())
-    words = value.split(",") if isinstance(value, str) else _many(value)
-    names = [_text("offload", word).strip() for word in words]
-    for name in names:
-        _known(name, OFFLOADS, what="offload")
-    return frozenset(names)
-
-
-def _read_loop(value: object) -> str:
-    return _known(_text("loop", value), LOOPS, what="loop")
-
-
-def _read_mode(value: object) -> str:
-    return _known(_text("mode", value), MODES, what="mode")
-
-
-def _read_workers(value: object) -> object:
-    # From a flag or the environment a number comes as text; int() refuses some that are too long.
-    if isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value):
-        value = int(value)
-    if isinstance(value, str) and value != "auto":
-        raise ConfigError(f"workers {value!r} is neither auto nor a number (1 to {MOST_WORKERS})")
-    return value if value == "auto" else _read_number("workers", low=1, high=MOST_WORKERS)(value)
-
-
-def _read_subnet_file(value: object) -> Path:
-    path = value if isinstance(value, Path) else Path(_text("subnet-file", value))
-    if not path.name:
-        raise ConfigError(f"subnet-file {str(value)!r} is no file (like /run/flannel/subnet.env)")
-    return path
-
-
-def _read_plain(word: str) -> Callable[[object], str]:
-    return lambda value: _text(word, value)
-
-
-def _read_family(word: str, version: int) -> Callable[[object], Address]:
-    def read(value: object) -> Address:
-        address = parse_address(value if isinstance(value, Address) else _text(word, value))
-        if address.version != version:
-            raise ConfigError(f"{word} {address} is no IPv{version} address")
-        return address
-
-    return read
-
-
-def _read_etcd_prefix(value: object) -> str:
-    text = _text("etcd-prefix", value)
-    if not text.startswith("/"):
-        raise ConfigError(f"etcd-prefix {text!r} does not begin with / (like {ETCD_PREFIX})")
-    return text.rstrip("/")
-
-
-def _read_regex(value: object) -> str:
-    text = _text("iface-regex", value)
-    try:
-        re.compile(text)
-    except re.error as error:
-        raise ConfigError(f"iface-regex {text!r} is no regular expression: {error}") from error
-    return text
-
-
-def _read_path(word: str) -> Callable[[object], Path]:
-    def read(value: object) -> Path:
-        path = value if isinstance(value, Path) else Path(_text(word, value))
-        if not path.is_absolute():
-            raise ConfigError(f"{word} {str(path)!r} is no absolute path (like {STATE_DIR})")
-        return path
-
-    return read
-
-
-def _read_whole(word: str, *, low: int, high: int) -> Callable[[object], int]:
-    read = _read_number(word, low=low, high=high)
-
-    def from_text(value: object) -> int:
-        # From the environment a number comes as text; int() refuses some that are too long.
-        return read(
-            int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value) else value
-        )
-
-    return from_text
-
-
-def _read_switch(word: str) -> Callable[[object], bool]:
-    def read(value: object) -> bool:
-        if not isinstance(value, bool):
-            raise ConfigError(f"{word} {value!r} is neither true nor false (without quotes)")
-        return value
-
-    return read
-
-
-class _Word(NamedTuple):
-    """How one word is read, or each of its values where it may stand many times."""
-
-    field: str
-    read: Callable[[object], object]
-    default: object = None
-    many: bool = False
-
-
-_WORDS = {
-    "name": _Word("name", _read_name),
-    "vni": _Word("vni", _read_number("vni", low=0, high=2**24 - 1), 1),
-    "local": _Word("local", _read_local),
-    "port": _Word("port", _read_number("port", low=1, high=65535), DEFAULT_PORT),
-    "subnet": _Word("subnets", _read_prefix, {}, many=True),
-    "address": _Word("addresses", _read_address, {}, many=True),
-    "mtu": _Word("mtu", _read_number("mtu", low=68, high=65535)),
-    "mac": _Word("mac", _read_mac),
-    "peer": _Word("peers", _read_peer, {}, many=True),
-    "offload": _Word("offload", _read_offload, frozenset(OFFLOADS)),
-    "loop": _Word("loop", _read_loop, "uvloop"),
-    "source-ports": _Word("source_ports", _read_number("source-ports", low=1, high=64), 8),
-    "workers": _Word("workers", _read_workers, "auto"),
-    "mode": _Word("mode", _read_mode, "tun"),
-    "flood": _Word("flood", _read_switch("flood")),
-    "learning": _Word("learning", _read_switch("learning")),
-    "ageing": _Word("ageing", _read_number("ageing", low=1, high=10**6)),
-    "storm-limit": _Word("storm_limit", _read_number("storm-limit", low=0, high=10**6)),
-    "network": _Word("networks", _read_prefix, {}, many=True),
-    "subnet-file": _Word("subnet_file", _read_subnet_file),
-    "ip-masq": _Word("ip_masq", _read_switch("ip-masq"), False),
-}
-
-_CLUSTER_WORDS = {
-    "etcd-endpoints": _Word("etcd_endpoints", _read_plain("etcd-endpoints"), {}, many=True),
-    "store": _Word("store", _read_path("store")),
-    "etcd-prefix": _Word("etcd_prefix", _read_etcd_prefix, ETCD_PREFIX),
-    "etcd-cafile": _Word("etcd_cafile", _read_plain("etcd-cafile"), ""),
-    "etcd-certfile": _Word("etcd_certfile", _read_plain("etcd-certfile"), ""),
-    "etcd-keyfile": _Word("etcd_keyfile", _read_plain("etcd-keyfile"), ""),
-    "etcd-username": _Word("etcd_username", _read_plain("etcd-username"), ""),
-    "etcd-password": _Word("etcd_password", _read_plain("etcd-password"), ""),
-    "public-ip": _Word("public_ip", _read_family("public-ip", 4)),
-    "public-ipv6": _Word("public_ipv6", _read_family("public-ipv6", 6)),
-    "iface": _Word("iface", _read_plain("iface"), {}, many=True),
-    "iface-regex": _Word("iface_regex", _read_regex, {}, many=True),
-    "iface-can-reach": _Word("iface_can_reach", _read_local),
-    "subnet-lease-renew-margin": _Word(
-        "margin", _read_whole("subnet-lease-renew-margin", low=1, high=1440), 60
-    ),
-    "subnet-lease-ttl": _Word("ttl", _read_whole("subnet-lease-ttl", low=2, high=10**8), 86400),
-    "state-dir": _Word("state_dir", _read_path("state-dir"), STATE_DIR),
-}
-
-_STORES = ("etcd-endpoints", "store")
-_TOLD_BY_STORE = ("vni", "port", "network")
-_AFTER_JOINING = ("subnet-file", "ip-masq")
-
-WORDS = (*_WORDS, *_CLUSTER_WORDS)
-"""All that a node can be told."""
-
-
-_PEER_WORDS = {
-    "endpoint": _Word("endpoint", _read_endpoint),
-    "prefix": _Word("prefixes", _read_prefix, {}, many=True),
-    "mac": _Word("mac", _read_mac),
-}
-
-
 def _read(words: Mapping[str, object]) -> tuple[dict[str, Any], list[ConfigError]]:
     """The fields of a Config and all that is wrong."""
-    stray = [name for name in words if name in _CLUSTER_WORDS and words[name]]
-    fields, wrong = _read_words({k: v for k, v in words.items() if k not in _CLUSTER_WORDS}, _WORDS)
+    stray = [name for name in words if name in CLUSTER_WORDS and words[name]]
+    fields, wrong = read_words(
+        {k: v for k, v in words.items() if k not in CLUSTER_WORDS}, NODE_WORDS
+    )
     wrong += [
         ConfigError(f"{name} is about a store (give etcd-endpoints or store as well)", key=(name,))
         for name in stray
@@ -567,7 +329,7 @@ def _read(words: Mapping[str, object]) -> tuple[dict[str, Any], list[ConfigError
     wrong += _rules(**fields)
     wrong += _frame_rules(**fields)
     wrong += _container_rules(**fields)
-    for word in _WORDS.values():
+    for word in NODE_WORDS.values():
         if word.many:
             fields[word.field] = tuple(dict.fromkeys(fields[word.field].values()))
     fields["name"] = fields["name"] or f"tunnel{fields['vni']}"
@@ -590,7 +352,7 @@ def _names_store(words: Mapping[str, object]) -> bool:
 
 def _read_cluster(words: Mapping[str, object]) -> tuple[dict[str, Any], list[ConfigError]]:
     """The fields of a ClusterConfig and all that is wrong."""
-    own = {name: value for name, value in words.items() if name in _CLUSTER_WORDS}
+    own = {name: value for name, value in words.items() if name in CLUSTER_WORDS}
     own["etcd-endpoints"] = _commas(words.get("etcd-endpoints"))
     later = {name: words[name] for name in _AFTER_JOINING if name in words}
     rest = {
@@ -598,8 +360,8 @@ def _read_cluster(words: Mapping[str, object]) -> tuple[dict[str, Any], list[Con
         for name, value in words.items()
         if name not in own and name not in later and name not in _TOLD_BY_STORE
     }
-    read, wrong = _read_words(own, _CLUSTER_WORDS)
-    more, faulty = _read_words(later, {name: _WORDS[name] for name in _AFTER_JOINING})
+    read, wrong = read_words(own, CLUSTER_WORDS)
+    more, faulty = read_words(later, {name: NODE_WORDS[name] for name in _AFTER_JOINING})
     node, of_node = _read(rest)
     wrong += [*faulty, *of_node, *_cluster_rules(words)]
     if wrong:
@@ -616,14 +378,14 @@ def _read_cluster(words: Mapping[str, object]) -> tuple[dict[str, Any], list[Con
 
 def _given(words: Mapping[str, object]) -> Iterator[Interface]:
     """Without those that come of subnets."""
-    return (_read_address(one) for one in _many(words.get("address", ())))
+    return (read_address(one) for one in many(words.get("address", ())))
 
 
 def _commas(value: object) -> list[object]:
     """As flags have many in one text."""
     return [
         piece.strip() if isinstance(piece, str) else piece
-        for one in _many(value or ())
+        for one in many(value or ())
         for piece in (one.split(",") if isinstance(one, str) else [one])
         if piece
     ]
@@ -637,39 +399,6 @@ def _cluster_rules(words: Mapping[str, object]) -> Iterator[ConfigError]:
             yield ConfigError(
                 f"{word} is what the network in the store says (leave it out)", key=(word,)
             )
-
-
-def _read_words(
-    words: Mapping[str, object], known: Mapping[str, _Word]
-) -> tuple[dict[str, Any], list[ConfigError]]:
-    """
-    What each word by itself says, and what is wrong with it. Many values are kept by their
-    index in `words`. A wrong value counts as not given, so that rules still see the others.
-    """
-    fields: dict[str, Any] = {word.field: word.default for word in known.values()}
-    wrong: list[ConfigError] = []
-    hints = tuple(known) if known is _PEER_WORDS else WORDS
-
-    def attempt(key: tuple[str | int, ...], read: Callable[[object], object], value: object) -> Any:
-        try:
-            return read(value)
-        except* ConfigError as group:
-            for error in group.exceptions:
-                assert isinstance(error, ConfigError)
-                error.key = (*key, *error.key)
-                wrong.append(error)
-
-    for name, value in words.items():
-        if name not in known:
-            attempt((name,), lambda word: _known(str(word), hints), name)
-            continue
-        word = known[name]
-        if word.many:
-            read = {i: attempt((name, i), word.read, v) for i, v in enumerate(_many(value))}
-            fields[word.field] = {i: v for i, v in read.items() if v is not None}
-        elif value is not None and (right := attempt((name,), word.read, value)) is not None:
-            fields[word.field] = right
-    return fields, wrong
 
 
 def _rules(
@@ -713,7 +442,7 @@ def _rules(
 
 def _frame_rules(*, mode: str, **fields: Any) -> Iterator[ConfigError]:
     """What is about Ethernet frames means nothing where there are none."""
-    for name, word in _WORDS.items():
+    for name, word in NODE_WORDS.items():
         if mode == "tun" and word.field in FRAME_DEFAULTS and fields[word.field] is not None:
             yield ConfigError(
                 f"{name} is about Ethernet frames, and mode tun has none (give mode tap as well, "
@@ -765,24 +494,3 @@ def _container_rules(
                 f"subnet {subnet} has no room for a bridge and containers (at least 4 addresses)",
                 key=("subnet", index),
             )
-
-
-def _known(word: str, words: Sequence[str], *, what: str = "key") -> str:
-    if word in words:
-        return word
-    near = difflib.get_close_matches(word, words, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(words)}"
-    raise ConfigError(f"{what} {word!r} is not known ({hint})")
-
-
-def _text(word: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise ConfigError(f"{word} {value!r} is not text (put it in quotes)")
-    return value
-
-
-def _many(value: object) -> Iterable[object]:
-    """A list as it is; one value stands for a list of one."""
-    if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
-        return (value,)
-    return value

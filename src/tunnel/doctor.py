@@ -9,13 +9,15 @@ anything to look at.
 
 from __future__ import annotations
 
+import asyncio
 import errno
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
 from tunnel._native import DROP_REASONS
-from tunnel.config import OFFLOADS, Config
+from tunnel.config import Config
 from tunnel.control.firewall import (
     FORWARDED_IN,
     FORWARDED_OUT,
@@ -25,9 +27,16 @@ from tunnel.control.firewall import (
     Firewall,
     Loss,
 )
+from tunnel.errors import NoAnswer
 from tunnel.facts import FORWARDING, Facts, config_of, gather, middle_of
 from tunnel.linux import udp
 from tunnel.types import Endpoint, PeerState, PeerStatus, Prefix, Status
+from tunnel.words import OFFLOADS
+
+_SETTLE = 3.0
+"""Seconds in which peers may answer: while somebody looks, each is asked every second."""
+
+_PAUSE = 0.2  # seconds between two looks at them
 
 _TELLING = (
     "unresolved",
@@ -78,12 +87,45 @@ async def examine(
         status: Of a node that runs here.
         trains: What :meth:`tunnel.Tunnel.try_trains` said of its peers, None for no answer.
 
-    Blocks while ``nft`` lists its rules. Cancelled, nothing changes.
+    Cancelled, nothing changes.
 
     Raises:
         ConfigError: `status` is of a node that could not be.
     """
     return diagnose(await gather(config or config_of(status), status=status, trains=trains or {}))
+
+
+async def try_peers(
+    ask: Callable[[], Awaitable[Status]], *, try_trains: Callable[[Endpoint], Awaitable[bool]]
+) -> tuple[Status, dict[Endpoint, bool | None]]:
+    """
+    The status of a node once its peers had the time to answer, and whether trains reach each of
+    those who do and get them; None where there was no answer to that.
+
+    Args:
+        ask: Tells the status now.
+        try_trains: As :meth:`tunnel.Tunnel.try_trains`.
+    """
+    status = await _settled(ask)
+    found: dict[Endpoint, bool | None] = {}
+    for peer in status.peers:
+        if peer.state is PeerState.UP and peer.trains:
+            try:
+                found[peer.endpoint] = await try_trains(peer.endpoint)
+            except NoAnswer:
+                found[peer.endpoint] = None
+    return status, found
+
+
+async def _settled(ask: Callable[[], Awaitable[Status]]) -> Status:
+    deadline = time.monotonic() + _SETTLE
+    while True:
+        status = await ask()
+        # One with a MAC is a kernel vxlan device most often, which answers nothing.
+        waiting = any(peer.state is not PeerState.UP and not peer.mac for peer in status.peers)
+        if not waiting or time.monotonic() > deadline:
+            return status
+        await asyncio.sleep(_PAUSE)
 
 
 def diagnose(facts: Facts) -> list[Finding]:

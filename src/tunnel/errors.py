@@ -6,6 +6,7 @@ What can go wrong, one class for each answer a program may want to give.
     ├── CodecError       their bytes: not a VXLAN frame, or a packet that cannot be one
     ├── DeviceError      the world inside: device, addresses, kernel routes, nftables
     ├── UnderlayError    the world outside: UDP socket, local address, name resolution
+    ├── NoAnswer         a peer that was asked: nothing came in time, and where it may have ended
     └── StoreError       where a cluster's members find each other
         ├── StoreAway    cannot be reached, or does not answer: go on, and try again later
         ├── StoreRefused says no (certificate, user, permission, space): somebody has to act
@@ -56,6 +57,20 @@ class DeviceError(TunnelError):
 
 class UnderlayError(TunnelError):
     """The UDP socket, the local address or a name; raised ``from`` the OSError."""
+
+
+class NoAnswer(TunnelError, TimeoutError):
+    """
+    A peer that was asked did not answer in time.
+
+    Attributes:
+        stage: Where it ended, as far as this node can tell: ``unresolved`` and ``no_route``, so
+            nothing was sent; ``too_big``, for less does arrive; ``no_answer``.
+    """
+
+    def __init__(self, message: str, *, stage: str = "no_answer") -> None:
+        super().__init__(message)
+        self.stage = stage
 
 
 class StoreError(TunnelError):

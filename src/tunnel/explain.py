@@ -8,53 +8,35 @@ Nothing is sent and nothing changes: the kernel and the packet path are asked wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tunnel._native import DROP_REASONS, Fdb
-from tunnel.config import Config
+from tunnel._native import DROP_REASONS
 from tunnel.control.flow import Flow
 from tunnel.control.walk import Facts, Passage
 from tunnel.errors import ConfigError
 from tunnel.facts import FORWARDING
 from tunnel.linux import host
-from tunnel.linux.netlink import Netlink
 from tunnel.linux.pair import Pair
 from tunnel.linux.tun import Device
-from tunnel.linux.underlay import Underlay
+from tunnel.node import Node
 from tunnel.types import (
     Address,
-    Endpoint,
     KernelNeighbour,
     KernelRoute,
     Mac,
     PeerStatus,
     Status,
 )
-from tunnel.workers import Workers
 
 _ETHERTYPES = {4: b"\x08\x00", 6: b"\x86\xdd"}
 
 
 @dataclass(frozen=True)
 class Explainer:
-    """
-    Asks the parts of one tunnel.
+    """Asks the parts of a node, whose `status` is as it is now."""
 
-    Args:
-        status: As it is now.
-        fdb: Of a tunnel that carries frames.
-        indices: Under which index the packet path knows each peer.
-    """
-
-    config: Config
+    node: Node
     status: Status
-    fdb: Fdb | None
-    indices: Mapping[Endpoint, int]
-    device: Device | Pair
-    netlink: Netlink
-    underlay: Underlay
-    workers: Workers
 
     async def gather(
         self,
@@ -70,9 +52,9 @@ class Explainer:
         Raises:
             ConfigError: There is no such packet, or nobody can tell whose it is.
         """
-        if self.fdb is not None and isinstance(self.device, Pair):
+        if self.node.fdb is not None and isinstance(self.node.device, Pair):
             raise ConfigError(
-                f"{self.config.name} has no device: the program itself says to which MAC a packet "
+                f"{self.status.name} has no device: the program itself says to which MAC a packet "
                 "goes (open it with a device, or with mode tun)"
             )
         inbound = await self._is_ours(destination)
@@ -91,13 +73,13 @@ class Explainer:
     async def _outbound(self, flow: Flow) -> Facts:
         kernel, neighbour, known = None, None, True
         arrival: str | None = ""
-        if isinstance(self.device, Device):
+        if isinstance(self.node.device, Device):
             arrival = await self._arrival(flow.source)
-            kernel = await self.netlink.decide(
+            kernel = await self.node.netlink.decide(
                 flow.destination, source=flow.source, arrival=arrival or ""
             )
             neighbour = await self._next_hop(kernel, flow.destination)
-            known = self.fdb is None or bool(neighbour and neighbour.mac)
+            known = self.node.fdb is None or bool(neighbour and neighbour.mac)
         passages = self._trace(flow, kernel, neighbour) if known else []
         peer = passages[0].peer if passages else None
         route, hop, local = await self._underlay_of(peer)
@@ -121,9 +103,9 @@ class Explainer:
 
     async def _inbound(self, flow: Flow) -> Facts:
         kernel, neighbour = None, None
-        if isinstance(self.device, Device):
-            arrival = await self._bridge() or self.device.name
-            kernel = await self.netlink.decide(
+        if isinstance(self.node.device, Device):
+            arrival = await self._bridge() or self.node.device.name
+            kernel = await self.node.netlink.decide(
                 flow.destination, source=flow.source, arrival=arrival
             )
             neighbour = await self._next_hop(kernel, flow.destination)
@@ -136,7 +118,7 @@ class Explainer:
             kernel=kernel,
             neighbour=neighbour,
             forwards=_forwards(flow.version),
-            owner=self._peer_at(self.workers.owner(flow.source.packed)),
+            owner=self._peer_at(self.node.workers.owner(flow.source.packed)),
         )
 
     # The packet path.
@@ -145,10 +127,10 @@ class Explainer:
         self, flow: Flow, kernel: KernelRoute | None, neighbour: KernelNeighbour | None
     ) -> list[Passage]:
         packet = flow.packet(self.status.mtu if self._mode else flow.size)
-        if self.fdb is not None and kernel is not None and neighbour is not None:
+        if self.node.fdb is not None and kernel is not None and neighbour is not None:
             ends = Mac.parse(neighbour.mac).packed + Mac.parse(kernel.mac).packed
             packet = ends + _ETHERTYPES[flow.version] + packet
-        return [self._passage(*found) for found in self.workers.trace(packet)]
+        return [self._passage(*found) for found in self.node.workers.trace(packet)]
 
     def _passage(
         self, index: int, flooded: bool, reason: int, descriptor: int, headers: bytes
@@ -159,21 +141,21 @@ class Explainer:
             reason=name,
             meaning=meaning,
             flooded=flooded,
-            port=self.underlay.port_of(descriptor) if descriptor >= 0 else 0,
+            port=self.node.underlay.port_of(descriptor) if descriptor >= 0 else 0,
             headers=headers,
         )
 
     def _peer_at(self, index: int) -> PeerStatus | None:
-        return next(
-            (peer for peer in self.status.peers if self.indices[peer.endpoint] == index), None
-        )
+        indices = self.node.peers.indices  # of those who are peers still
+        found = (peer for peer in self.status.peers if indices.get(peer.endpoint) == index)
+        return next(found, None)
 
     def _entry(self, neighbour: KernelNeighbour | None) -> str:
         """The FDB's, of the MAC that a frame goes to."""
-        if self.fdb is None or neighbour is None or not neighbour.mac:
+        if self.node.fdb is None or neighbour is None or not neighbour.mac:
             return ""
         mac = Mac.parse(neighbour.mac)
-        for packed, vlan, index, fixed, age in self.fdb.entries():
+        for packed, vlan, index, fixed, age in self.node.fdb.entries():
             peer = self._peer_at(index)
             if (packed, vlan) == (mac.packed, None) and peer is not None:
                 return f"{mac} -> {peer.endpoint} {'static' if fixed else f'learned {age} s ago'}"
@@ -183,29 +165,29 @@ class Explainer:
 
     @property
     def _mode(self) -> str:
-        return self.config.mode if isinstance(self.device, Device) else ""
+        return self.node.config.mode if isinstance(self.node.device, Device) else ""
 
     def _is_up(self) -> bool:
-        return not isinstance(self.device, Device) or self.device.is_up()
+        return not isinstance(self.node.device, Device) or self.node.device.is_up()
 
     async def _bridge(self) -> str:
-        if not isinstance(self.device, Device):
+        if not isinstance(self.node.device, Device):
             return ""
-        return await self.netlink.bridge_of(self.device.index)
+        return await self.node.netlink.bridge_of(self.node.device.index)
 
     async def _is_ours(self, address: Address) -> bool:
         """Whether it is this host's, or of what lives behind it."""
-        if any(address in subnet for subnet in self.config.subnets):
+        if any(address in subnet for subnet in self.node.config.subnets):
             return True
-        return self._mode != "" and (await self.netlink.decide(address)).kind == "local"
+        return self._mode != "" and (await self.node.netlink.decide(address)).kind == "local"
 
     async def _choose_source(self, destination: Address) -> Address:
         """As the kernel chooses for a packet made here; without a device, of a subnet of ours."""
-        if isinstance(self.device, Device):
-            chosen = (await self.netlink.decide(destination)).source
+        if isinstance(self.node.device, Device):
+            chosen = (await self.node.netlink.decide(destination)).source
             if chosen is not None:
                 return chosen
-        for subnet in self.config.subnets:
+        for subnet in self.node.config.subnets:
             if subnet.version == destination.version:
                 return subnet.network_address
         raise ConfigError(
@@ -215,7 +197,7 @@ class Explainer:
     async def _arrival(self, source: Address) -> str | None:
         """By which device a packet comes that this host did not make itself; empty where it did,
         None where no route leads to its source."""
-        home = await self.netlink.decide(source)
+        home = await self.node.netlink.decide(source)
         if home.error:
             return None
         return "" if home.kind == "local" else home.device
@@ -223,17 +205,17 @@ class Explainer:
     async def _next_hop(self, route: KernelRoute, to: Address) -> KernelNeighbour | None:
         if route.error or route.kind == "local":
             return None
-        return await self.netlink.neighbour(route.gateway or to, device=route.device)
+        return await self.node.netlink.neighbour(route.gateway or to, device=route.device)
 
     async def _underlay_of(
         self, peer: PeerStatus | None
     ) -> tuple[KernelRoute | None, KernelNeighbour | None, Address | None]:
         """The way of datagrams to a peer, its next hop, and our own address there."""
         if peer is None or peer.address is None:
-            return None, None, next(iter(self.underlay.locals.values()), None)
-        local = self.underlay.locals.get(peer.address.version)
+            return None, None, next(iter(self.node.underlay.locals.values()), None)
+        local = self.node.underlay.locals.get(peer.address.version)
         bound = None if local is None or local.is_unspecified else local
-        route = await self.netlink.decide(peer.address, source=bound)
+        route = await self.node.netlink.decide(peer.address, source=bound)
         return route, await self._next_hop(route, peer.address), bound or route.source
 
     def _example(self, version: int) -> str:

@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Any
 
 from tunnel.config import Config
-from tunnel.errors import TunnelError, UnderlayError
+from tunnel.errors import UnderlayError
 from tunnel.linux import host, udp
 from tunnel.linux.netlink import Netlink, name_of
 from tunnel.linux.tun import read_drops
@@ -24,15 +24,10 @@ from tunnel.linux.underlay import OVERHEAD
 from tunnel.types import (
     Address,
     Endpoint,
-    Mac,
     Peer,
-    PeerState,
     PeerStatus,
     Prefix,
     Status,
-    StoreStatus,
-    Traffic,
-    parse_prefix,
 )
 
 _RESOLVE_TIMEOUT = 3.0  # seconds
@@ -141,7 +136,7 @@ async def gather(
         ]
         port_error, taken = ("", False) if status else _try_port(config, ways)
         device = (status.device if status else None) or ""
-        ruleset, ruleset_error = host.read_ruleset()
+        ruleset, ruleset_error = await asyncio.to_thread(host.read_ruleset)  # packets go on
         devices = {way.home for way in ways if way.home} | ({device} if device else set())
         return Facts(
             config=config,
@@ -233,54 +228,6 @@ def middle_of(prefix: Prefix) -> Address:
 
 def _overflows(device: str, *, port: int) -> tuple[int, int]:
     return read_drops(device), sum(one.drops for one in host.udp_sockets(port))
-
-
-# A running node, as its control socket tells it.
-
-
-def read_status(words: Mapping[str, Any]) -> Status:
-    """
-    The status that a node's control socket has told.
-
-    Raises:
-        TunnelError: It is none, for the node is of another version.
-    """
-    try:
-        return Status(
-            **{
-                **words,
-                "endpoints": tuple(words["endpoints"]),
-                "mac": Mac.parse(words["mac"]),
-                "offloads": frozenset(words["offloads"]),
-                "peers": tuple(_read_peer(peer) for peer in words["peers"]),
-                "subnets": tuple(parse_prefix(prefix) for prefix in words["subnets"]),
-                "store": _read_store(words.get("store")),
-            }
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise TunnelError(
-            f"the node's status cannot be read: {error!r} (compare tunnel --version with its)"
-        ) from error
-
-
-def _read_store(words: Mapping[str, Any] | None) -> StoreStatus | None:
-    return None if words is None else StoreStatus(**{**words, "troubles": tuple(words["troubles"])})
-
-
-def _read_peer(words: Mapping[str, Any]) -> PeerStatus:
-    address, mac = words["address"], words["mac"]
-    return PeerStatus(
-        **{
-            **words,
-            "endpoint": Endpoint.parse(words["endpoint"]),
-            "address": ipaddress.ip_address(address) if address else None,
-            "mac": Mac.parse(mac) if mac else None,
-            "prefixes": tuple(parse_prefix(prefix) for prefix in words["prefixes"]),
-            "state": PeerState(words["state"]),
-            "outbound": Traffic(**words["outbound"]),
-            "inbound": Traffic(**words["inbound"]),
-        }
-    )
 
 
 def config_of(status: Status | None) -> Config:

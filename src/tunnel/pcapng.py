@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 ETHERNET, RAW = 1, 101
 """Link types: an Ethernet frame, an IPv4 or IPv6 packet."""
@@ -24,16 +24,32 @@ _INBOUND, _OUTBOUND = 1, 2
 _NANOSECONDS = b"\x09"  # ten to the minus nine
 
 
-class Interface(NamedTuple):
-    """A network interface; `link` is the type of what passes it."""
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """
+    A network interface that packets pass.
+
+    Attributes:
+        link: The type of what passes, :data:`ETHERNET` or :data:`RAW`.
+        inner: Whether it is a node's device, which packets of the overlay pass.
+    """
 
     name: str
     link: int
     loopback: bool = False
+    inner: bool = False
 
 
-class Packet(NamedTuple):
-    """What passed an interface, whole, beginning as its link type says."""
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """
+    What passed an interface.
+
+    Attributes:
+        time: When, in nanoseconds since 1970.
+        outbound: Whether this host sent it; where that is the node's device, to a peer.
+        data: Whole, beginning as the interface's link type says.
+    """
 
     interface: Interface
     time: int

@@ -1,5 +1,5 @@
 """
-The control socket: what may be asked of a running tunnel, and changed.
+The control socket: conversations in which a running tunnel is asked what ``calls.py`` knows.
 
     {"v": 1, "call": "ping", "args": {"peer": "192.0.2.2"}}
     ->  {"v": 1, "result": ...}  or  {"v": 1, "error": "one line", "kind": "ConfigError"}
@@ -12,26 +12,22 @@ file may ask everything.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import fields, is_dataclass
-from enum import Enum
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import msgpack
 
-from tunnel._native import DROP_REASONS
+from tunnel.calls import Call, Calls, plain
 from tunnel.client import LARGEST_REPLY, VERSION, directories, is_served
 from tunnel.errors import CodecError, ConfigError, TunnelError
 from tunnel.linux.privileges import choose_user
 from tunnel.tunnel import Tunnel
-from tunnel.types import ANY_VTEP_MAC, Endpoint, Mac, MacSource, PeerState, PeerStatus
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +35,6 @@ LARGEST_REQUEST = 1 << 20  # bytes
 MOST_CLIENTS = 64
 
 _PIECE = 1 << 16
-_LARGEST_PING = 65_000  # bytes; what one datagram carries
 _GOODBYE = 1.0  # seconds that clients have to take their last reply
 _LIMITS: Mapping[str, Any] = {
     "max_buffer_size": LARGEST_REQUEST,
@@ -47,9 +42,6 @@ _LIMITS: Mapping[str, Any] = {
     "max_array_len": 0,
     "max_ext_len": 0,
 }
-
-Call = Callable[[Mapping[str, Any]], Awaitable[Any]]
-"""From a request's arguments to its result."""
 
 
 class Service:
@@ -79,23 +71,9 @@ class Service:
     ) -> None:
         self._tunnel = tunnel
         self.path = Path(path) if path is not None else None
-        self._reread, self._end = reload, down
-        self._calls: dict[str, Call] = {
-            "status": self._status,
-            "peers": self._peers,
-            "peer_add": self._peer_add,
-            "peer_remove": self._peer_remove,
-            "routes": self._routes,
-            "neighbours": self._neighbours,
-            "fdb": self._fdb,
-            "fdb_add": self._fdb_add,
-            "fdb_remove": self._fdb_remove,
-            "fdb_flush": self._fdb_flush,
-            "drops": self._drops,
-            "ping": self._ping,
-            "try_trains": self._try_trains,
-            "explain": self._walk,
-            "reload": self._reload,
+        self._end = down
+        self._calls = {
+            **Calls(tunnel, reload=reload).by_name,
             "down": self._down,
             **(calls or {}),
         }
@@ -195,7 +173,7 @@ class Service:
             if call is None:
                 known = ", ".join([*self._calls, "events"])
                 raise ConfigError(f"call {name!r} is not known (known: {known})")
-            return {"v": VERSION, "result": _plain(await call(args))}
+            return {"v": VERSION, "result": plain(await call(args))}
         except (TunnelError, TimeoutError) as error:
             return _refusal(error)
         except Exception as error:
@@ -218,137 +196,8 @@ class Service:
 
     async def _tell(self, writer: asyncio.StreamWriter) -> None:
         async for event in self._tunnel.events():
-            words = {"event": type(event).__name__, **_plain(event)}
+            words = {"event": type(event).__name__, **plain(event)}
             await _send(writer, {"v": VERSION, "result": words})
-
-    # The calls.
-
-    async def _status(self, _: Mapping[str, Any]) -> Any:
-        return self._tunnel.status()
-
-    async def _peers(self, _: Mapping[str, Any]) -> Any:
-        return self._tunnel.status(look=False).peers
-
-    async def _peer_add(self, args: Mapping[str, Any]) -> Any:
-        before = set(self._tunnel.peers)
-        await self._tunnel.add_peer(_take(args, "peer", str))
-        return {"added": sorted(set(self._tunnel.peers) - before)}
-
-    async def _peer_remove(self, args: Mapping[str, Any]) -> Any:
-        endpoint = Endpoint.parse(_take(args, "endpoint", str))
-        await self._tunnel.remove_peer(endpoint)
-        return {"removed": [endpoint]}
-
-    async def _routes(self, _: Mapping[str, Any]) -> Any:
-        kernel = await self._tunnel.kernel_routes()
-        return [
-            {
-                "prefix": prefix,
-                "peer": peer.endpoint,
-                "kernel": None if kernel is None else prefix in kernel,
-            }
-            for peer in self._tunnel.status(look=False).peers
-            for prefix in peer.prefixes
-        ]
-
-    async def _neighbours(self, _: Mapping[str, Any]) -> Any:
-        status, known = self._tunnel.status(look=False), self._tunnel.neighbours()
-        return [
-            {
-                "prefix": prefix,
-                "via": self._tunnel.gateway(prefix) if prefix else None,
-                "device": status.device,
-                "mac": peer.mac or ANY_VTEP_MAC,
-                "source": known[peer.endpoint].source,
-                "seconds": known[peer.endpoint].seconds,
-                "peer": peer.endpoint,
-                "address": peer.address,
-                "state": peer.state,
-            }
-            for peer in status.peers
-            for prefix in peer.prefixes or (None,)
-        ]
-
-    async def _fdb(self, _: Mapping[str, Any]) -> Any:
-        return self._tunnel.fdb()
-
-    async def _fdb_add(self, args: Mapping[str, Any]) -> Any:
-        mac, vlan = _take_key(args)
-        self._tunnel.add_fdb(mac, vlan=vlan, peer=self._find(_take(args, "peer", str)).endpoint)
-        return {"added": [_spell(mac, vlan)]}
-
-    async def _fdb_remove(self, args: Mapping[str, Any]) -> Any:
-        mac, vlan = _take_key(args)
-        self._tunnel.remove_fdb(mac, vlan=vlan)
-        return {"removed": [_spell(mac, vlan)]}
-
-    async def _fdb_flush(self, args: Mapping[str, Any]) -> Any:
-        gone = self._tunnel.flush_fdb(learned=_take(args, "learned", bool, default=False))
-        return {"removed": [_spell(entry.mac, entry.vlan) for entry in gone]}
-
-    async def _drops(self, _: Mapping[str, Any]) -> Any:
-        stats = self._tunnel.stats
-        return [
-            {
-                "reason": reason,
-                "direction": direction,
-                "count": stats.drops.get(reason, 0),
-                "meaning": meaning,
-                "peers": {
-                    endpoint: peer.drops[reason]
-                    for endpoint, peer in stats.peers.items()
-                    if reason in peer.drops
-                },
-            }
-            for reason, direction, meaning in DROP_REASONS
-        ]
-
-    async def _ping(self, args: Mapping[str, Any]) -> Any:
-        """One round trip in seconds, or at which stage it failed and why."""
-        size = _take(args, "size", int, default=0)
-        if not 0 <= size <= _LARGEST_PING:
-            raise ConfigError(f"size {size} is out of range (0 to {_LARGEST_PING} bytes)")
-        peer = self._find(_take(args, "peer", str))
-        answer: dict[str, Any] = {"peer": peer.endpoint, "size": size, "stage": None, "why": None}
-        try:
-            seconds = await self._tunnel.ping(peer.endpoint, size=size)
-        except TimeoutError:
-            stage, why = await self._explain(peer, size=size)
-            return {**answer, "seconds": None, "stage": stage, "why": why}
-        return {**answer, "seconds": seconds}
-
-    async def _try_trains(self, args: Mapping[str, Any]) -> Any:
-        peer = self._find(_take(args, "peer", str))
-        try:
-            return {
-                "peer": peer.endpoint,
-                "trains": await self._tunnel.try_trains(peer.endpoint),
-            }
-        except TimeoutError as error:
-            raise TimeoutError(f"peer {peer.endpoint} does not answer") from error
-
-    async def _walk(self, args: Mapping[str, Any]) -> Any:
-        source = args.get("source")
-        return await self._tunnel.explain(
-            _take(args, "address", str),
-            source=None if source is None else _take(args, "source", str),
-            size=_take(args, "size", int, default=84),
-            protocol=_take(args, "protocol", str, default="icmp"),
-            sport=_take(args, "sport", int, default=40_000),
-            dport=_take(args, "dport", int, default=80),
-        )
-
-    async def _reload(self, _: Mapping[str, Any]) -> Any:
-        """Which peers went and came; one that changed did both."""
-        if self._reread is None:
-            raise ConfigError("this node was not started from a file (see tunnel up --config)")
-        before = self._members()
-        await self._reread()
-        after = self._members()
-        return {
-            "removed": sorted(endpoint for endpoint, *_ in before - after),
-            "added": sorted(endpoint for endpoint, *_ in after - before),
-        }
 
     async def _down(self, _: Mapping[str, Any]) -> Any:
         if self._end is None:
@@ -358,62 +207,6 @@ class Service:
         with suppress(TunnelError):  # it is closed, and why is told elsewhere
             await self._tunnel.wait_closed()
         return {"name": self._tunnel.config.name}
-
-    # What they stand on.
-
-    def _members(self) -> set[tuple[Any, ...]]:
-        peers = self._tunnel.status(look=False).peers
-        known = self._tunnel.neighbours()
-        configured = {end for end, one in known.items() if one.source is MacSource.CONFIGURED}
-        return {
-            (one.endpoint, one.prefixes, one.mac if one.endpoint in configured else None)
-            for one in peers
-        }
-
-    def _find(self, text: str) -> PeerStatus:
-        """The peer that people mean: by its endpoint, by its host alone, or by an overlay address
-        that it owns."""
-        peers = self._tunnel.status(look=False).peers
-        with suppress(ConfigError):
-            meant = Endpoint.parse(text)
-            same = [peer for peer in peers if peer.endpoint.host == meant.host]
-            exact = [peer for peer in same if peer.endpoint == meant]
-            if exact or len(same) == 1:
-                return (exact or same)[0]
-        with suppress(ValueError):
-            address = ipaddress.ip_address(text)
-            owners = [peer for peer in peers if any(address in prefix for prefix in peer.prefixes)]
-            if owners:
-                return owners[0]
-        known = ", ".join(str(peer.endpoint) for peer in peers[:8]) or "none"
-        more = ", ..." if len(peers) > 8 else ""
-        raise ConfigError(f"peer {text} is not there (there are: {known}{more})")
-
-    async def _explain(self, peer: PeerStatus, *, size: int) -> tuple[str, str]:
-        """Why a ping got no answer: at which stage, and what to do."""
-        if peer.address is None:
-            return "unresolved", f"the name {peer.endpoint.host} has no address (check DNS)"
-        if not await self._tunnel.is_routed(peer.endpoint):
-            return "no_route", (
-                f"this host has no route to {peer.address} (see ip route get {peer.address})"
-            )
-        if size and await self._answers(peer.endpoint):
-            known = f"its path MTU is {peer.path_mtu}" if peer.path_mtu else "its path MTU is less"
-            return "too_big", f"{size} bytes do not reach it, small packets do ({known})"
-        if peer.state is PeerState.UNKNOWN:
-            return "no_answer", (
-                "sent, but it has never answered: is a node up there, with this one as its peer? "
-                "(a kernel vxlan device never answers; see tunnel doctor)"
-            )
-        since = f"silent for {peer.seconds:.0f} s" if peer.state is PeerState.SILENT else "lost"
-        return "no_answer", f"sent, but no answer came: {since} (is the node there still up?)"
-
-    async def _answers(self, endpoint: Endpoint) -> bool:
-        try:
-            await self._tunnel.ping(endpoint)
-        except TimeoutError:
-            return False
-        return True
 
 
 async def _converse(
@@ -511,23 +304,6 @@ def _parse(words: object) -> tuple[str, Mapping[str, Any]]:
     return name, args
 
 
-def _take(args: Mapping[str, Any], name: str, kind: type, *, default: Any = None) -> Any:
-    value = args.get(name, default)
-    if type(value) is not kind:
-        raise ConfigError(f"{name} is {value!r} (it has to be {kind.__name__})")
-    return value
-
-
-def _take_key(args: Mapping[str, Any]) -> tuple[Mac, int | None]:
-    """MAC and VLAN of an entry in the FDB."""
-    vlan = None if args.get("vlan") is None else _take(args, "vlan", int)
-    return Mac.parse(_take(args, "mac", str)), vlan
-
-
-def _spell(mac: Mac, vlan: int | None) -> str:
-    return str(mac) if vlan is None else f"{mac} vlan {vlan}"
-
-
 async def _send(writer: asyncio.StreamWriter, reply: Mapping[str, Any]) -> None:
     """One reply is under way at most: who does not read is not answered any more. Raises
     ConnectionError."""
@@ -547,23 +323,3 @@ def _pack(reply: Mapping[str, Any]) -> bytes:
     if len(packed) <= LARGEST_REPLY:
         return packed
     return _pack(_refusal(TunnelError(f"the answer has {len(packed)} bytes, which is too long")))
-
-
-def _plain(value: Any) -> Any:
-    """The same as JSON would have it."""
-    match value:
-        case None | bool() | int() | float() | str():
-            plain: Any = value
-        case Enum():
-            plain = value.value
-        case Mapping():
-            plain = {str(key): _plain(one) for key, one in value.items()}
-        case set() | frozenset():
-            plain = sorted(_plain(one) for one in value)
-        case list() | tuple():
-            plain = [_plain(one) for one in value]
-        case _ if is_dataclass(value) and not isinstance(value, Endpoint | Mac):
-            plain = {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-        case _:
-            plain = str(value)
-    return plain

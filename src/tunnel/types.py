@@ -281,6 +281,39 @@ class Stats:
 
 
 @dataclass(frozen=True)
+class Drop:
+    """
+    One reason for which packets are not forwarded, since the tunnel opened.
+
+    Attributes:
+        direction: ``outbound`` or ``inbound``.
+        count: Packets, 0 where it never occurred.
+        meaning: What that means, and what to do.
+        peers: How many were whose; what belongs to no peer that is there is in `count` alone.
+    """
+
+    reason: str
+    direction: str
+    count: int
+    meaning: str
+    peers: Mapping[Endpoint, int]
+
+
+@dataclass(frozen=True)
+class Route:
+    """
+    An overlay prefix and the peer that owns it.
+
+    Attributes:
+        kernel: Whether the kernel routes it into the device, None without one.
+    """
+
+    prefix: Prefix
+    peer: Endpoint
+    kernel: bool | None
+
+
+@dataclass(frozen=True)
 class FdbEntry:
     """
     Behind which peer a MAC is.

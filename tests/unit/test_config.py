@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunnel.config import OFFLOADS, Config, faults
+from tunnel.config import Config, faults
 from tunnel.errors import ConfigError
 from tunnel.types import Mac, Peer
+from tunnel.words import OFFLOADS
 
 PEER = "192.0.2.2=10.244.2.0/24"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tunnel.toml"

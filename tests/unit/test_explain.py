@@ -14,10 +14,10 @@ from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
 
 from tests.unit.test_node_verbs import Node, check, running
 from tunnel import ConfigError
+from tunnel.calls import plain
 from tunnel.cli.explain import picture
 from tunnel.control.flow import Flow
 from tunnel.control.walk import Facts, Passage, Step, Verdict, Walk, walk
-from tunnel.service import _plain
 from tunnel.types import (
     ANY_VTEP_MAC,
     Endpoint,
@@ -510,7 +510,7 @@ def test_it_is_drawn_as_it_is_told() -> None:
 
 def told(way: Walk) -> Any:
     """As the control socket tells it."""
-    found = json.loads(json.dumps(_plain(way)))
+    found = json.loads(json.dumps(plain(way)))
     check("explain", found)
     return found
 

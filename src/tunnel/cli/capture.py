@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import os
 import signal
@@ -13,7 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import click
 
@@ -21,9 +20,10 @@ from tunnel import capture as captures
 from tunnel import pcapng
 from tunnel.capture import Capture
 from tunnel.cli import node
+from tunnel.client import read_status
 from tunnel.errors import ConfigError, DeviceError
 from tunnel.pcapng import Packet
-from tunnel.types import Endpoint
+from tunnel.types import Status
 
 Show = Callable[[Packet], None]
 
@@ -68,14 +68,14 @@ def capture(  # noqa: PLR0917 - click names them
         raise click.UsageError("--write and --json exclude each other: a file is pcapng")
     if write == "-" and sys.stdout.isatty():
         raise click.UsageError("-w - to a terminal: pcapng is for programs (pipe it, or -w FILE)")
-    status = node.ask("status", name=name, control=control)
+    status = read_status(node.ask("status", name=name, control=control))
     asyncio.run(
         _run(status, " ".join(words), inner=inner, write=write, count=count, as_json=as_json)
     )
 
 
 async def _run(
-    status: dict[str, Any],
+    status: Status,
     text: str,
     *,
     inner: bool,
@@ -83,7 +83,8 @@ async def _run(
     count: int | None,
     as_json: bool,
 ) -> None:
-    with await _prepare(status, text, inner=inner) as packets, _open(write) as out:
+    prepared = await captures.of(status, outer=not inner, text=text)
+    with prepared as packets, _open(write) as out:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, packets.close)
@@ -102,18 +103,6 @@ async def _run(
             raise click.ClickException(str(error)) from error
         dropped = sum(dropped for _, dropped in packets.counts)
     click.echo(f"{shown} packets captured, {dropped} dropped by the kernel", err=True)
-
-
-async def _prepare(status: dict[str, Any], text: str, *, inner: bool) -> Capture:
-    if inner:
-        if status["device"] is None:
-            raise ConfigError(f"{status['name']} has no device to capture on (choose --outer)")
-        return captures.inside(status["device"], text=text)
-    peers = status["peers"]
-    addresses = [ipaddress.ip_address(peer["address"]) for peer in peers if peer["address"]]
-    ports = {int(endpoint.rpartition(":")[2]) for endpoint in status["endpoints"]}
-    ports |= {Endpoint.parse(peer["endpoint"]).port for peer in peers}
-    return await captures.outside(addresses, ports=ports, text=text)
 
 
 def _open(target: str | None) -> AbstractContextManager[BinaryIO | None]:

@@ -11,13 +11,10 @@ import click
 from tunnel.cli import node
 from tunnel.cli.up import Words, up
 from tunnel.client import Client, find, is_served, nodes
-from tunnel.config import WORDS, ClusterConfig, Config
-from tunnel.doctor import Finding, Level, examine
-from tunnel.facts import read_status
-from tunnel.types import Endpoint, PeerState, Status
-
-_SETTLE = 3.0
-"""Seconds in which peers may answer: while somebody looks, each is asked every second."""
+from tunnel.config import ClusterConfig, Config
+from tunnel.doctor import Finding, Level, examine, try_peers
+from tunnel.types import Endpoint, Status
+from tunnel.words import WORDS
 
 _COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.FAILED: "red"}
 
@@ -81,38 +78,16 @@ def _running(name: str | None) -> Path | None:
 
 
 async def _examine(path: Path | None, config: Config | None) -> tuple[Status | None, list[Finding]]:
+    """Of this host as we see it, who may have another view of it than the node."""
     if path is None:
         return None, await examine(config)
     async with Client(path) as client:
-        status = await _settled(client)
-        trains = await _try_trains(client, status)
+
+        async def try_trains(endpoint: Endpoint) -> bool:
+            return bool((await client.call("try_trains", peer=str(endpoint)))["trains"])
+
+        status, trains = await try_peers(client.status, try_trains=try_trains)
     return status, await examine(config, status=status, trains=trains)
-
-
-async def _settled(client: Client) -> Status:
-    """The node's status once its peers had the time to answer."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + _SETTLE
-    while True:
-        status = read_status(await client.call("status"))
-        # One with a MAC is a kernel vxlan device most often, which answers nothing.
-        waiting = any(peer.state is not PeerState.UP and not peer.mac for peer in status.peers)
-        if not waiting or loop.time() > deadline:
-            return status
-        await asyncio.sleep(0.2)
-
-
-async def _try_trains(client: Client, status: Status) -> dict[Endpoint, bool | None]:
-    """Whether trains reach each peer that is there and gets them; None where it did not answer."""
-    found: dict[Endpoint, bool | None] = {}
-    for peer in status.peers:
-        if peer.state is PeerState.UP and peer.trains:
-            try:
-                answer = await client.call("try_trains", peer=str(peer.endpoint))
-                found[peer.endpoint] = bool(answer["trains"])
-            except TimeoutError:
-                found[peer.endpoint] = None
-    return found
 
 
 def _words(status: Status | None, findings: Sequence[Finding]) -> dict[str, object]:

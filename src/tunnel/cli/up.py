@@ -47,7 +47,7 @@ def _load_metrics(
     return partial(MetricsServer, place=Place.parse(text))
 
 
-# Values stay as loose as they are written: config.py knows what they mean, and says what is
+# Values stay as loose as they are written: words.py knows what they mean, and says what is
 # wrong with one in the same words for flag, environment, file and library.
 @click.command(context_settings={"auto_envvar_prefix": "TUNNEL"})
 @click.option("--name", help='The device\'s name, at most 15 bytes.  [default: "tunnel<VNI>"]')

@@ -25,7 +25,7 @@ _DLT = {ETHERNET: 1, RAW: 12}  # libpcap's own numbers for link types
 _LIBPCAP = ("libpcap.so.0.8", "libpcap.so.1")  # Debian's name, others'
 
 
-def find_interface(name: str) -> Interface:
+def find_interface(name: str, *, inner: bool = False) -> Interface:
     """Raises DeviceError if there is none in this network namespace."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:
@@ -36,7 +36,8 @@ def find_interface(name: str) -> Interface:
             ) from error
     kind: int = struct.unpack_from("H", ifreq, 16)[0]
     ethernet = kind in (_ARPHRD_ETHER, _ARPHRD_LOOPBACK)
-    return Interface(name, ETHERNET if ethernet else RAW, kind == _ARPHRD_LOOPBACK)
+    link = ETHERNET if ethernet else RAW
+    return Interface(name, link, loopback=kind == _ARPHRD_LOOPBACK, inner=inner)
 
 
 class Tap:
