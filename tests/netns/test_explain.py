@@ -173,7 +173,12 @@ def test_where_it_ends(lab: Lab) -> None:
     host.run("sysctl -w net.ipv4.ip_forward=1")
     assert end(host, "10.244.1.7", b.ipv4)[0] == "kernel route"
     host.run("ip link set tunnel1 down")
-    assert end(host, b.ipv4, a.ipv4)[0] in ("kernel route", "device")
+    step, why, what = end(host, b.ipv4)
+    assert (step, what) == (
+        "kernel route",
+        "set it up, and it is put back: ip link set tunnel1 up",
+    )
+    assert "tunnel1 is down" in why
 
 
 def test_a_pod_behind_a_bridge(lab: Lab) -> None:

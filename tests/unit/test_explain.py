@@ -250,6 +250,19 @@ FROM_POD: dict[str, Any] = {"arrival": "cni0", "flow": Flow(A("10.244.2.7"), A("
             "leaves by eth0, not through the overlay",
             "tunnel route list",
         ),
+        # Where nothing else matches, and where a default route does.
+        (
+            refused(errno.ENETUNREACH, up=False),
+            "kernel route",
+            "tunnel1 is down, and with it the kernel route for 10.244.2.0/24",
+            "ip link set tunnel1 up",
+        ),
+        (
+            replace(OUT, kernel=DEFAULT, up=False),
+            "kernel route",
+            "tunnel1 is down",
+            "ip link set tunnel1 up",
+        ),
         (replace(OUT, up=False), "device", "is down", "ip link set tunnel1 up"),
         (
             replace(
