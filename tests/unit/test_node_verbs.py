@@ -199,7 +199,7 @@ VERBS = [
 
 @pytest.mark.parametrize("words", VERBS, ids=" ".join)
 @pytest.mark.parametrize(
-    ("state", "says"), [("none", "is not there"), ("dead", "is dead"), ("file", "is dead")]
+    ("state", "says"), [("none", "is not there"), ("dead", "is dead"), ("file", "is no socket")]
 )
 def test_no_node(
     words: list[str], state: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
