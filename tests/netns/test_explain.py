@@ -246,7 +246,8 @@ def test_frames_by_way_of_a_bridge(lab: Lab) -> None:
     a, b = lab.host("a"), lab.host("b")
     lab.link(a, b)
     for host, other, number in ((a, b, 1), (b, a, 2)):
-        words = ["up", "--mode", "tap", "--peer", other.ipv4]
+        # Each owns a subnet; that of the bridges is nobody's.
+        words = ["up", "--mode", "tap", "--peer", other.ipv4, "--subnet", f"10.8.{number}.0/24"]
         process = host.popen([sys.executable, "-m", "tunnel", *words])
         assert process.stdout is not None
         assert process.stdout.readline()

@@ -489,6 +489,13 @@ def _their_checks(facts: Facts) -> Iterator[Step]:
     if peer is None:
         return
     ours = next((prefix for prefix in subnets if flow.source in prefix), None)
+    bridged = facts.mode == "tap" and not any(
+        _prefix_of(one, flow.source) for one in facts.status.peers
+    )
+    if ours is None and subnets and bridged:
+        why = "in nobody's prefix: a peer with --mode tap takes it, any other drops it as spoofed"
+        yield _goes_on("their checks", f"source {flow.source}", why)
+        return
     if ours is None and subnets:
         listed = ", ".join(str(prefix) for prefix in subnets)
         of_family = [prefix for prefix in subnets if prefix.version == flow.version]
