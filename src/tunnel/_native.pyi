@@ -23,9 +23,10 @@ def encode_batch(
     packets: Buffer, sizes: Buffer, out: Buffer, vni: int, source: bytes, destination: bytes
 ) -> int: ...
 def decode_batch(datagrams: Buffer, sizes: Buffer, out: Buffer) -> int: ...
-def decap(datagram: Buffer, vni: int, mac: bytes, ecn: int) -> str | None:
+def decap(datagram: Buffer, vni: int, mac: bytes, ecn: int, bridged: bool) -> str | None:
     """Why a node of this VNI and MAC would drop one datagram that came with these outer ECN bits,
-    as far as the datagram shows by itself; None where it would not."""
+    as far as the datagram shows by itself; None where it would not. `bridged` is one that
+    forwards frames, whoever they are for."""
 
 @final
 class Fdb:

@@ -232,6 +232,8 @@ def _explain(path: Path, error: OSError) -> str:
     match error:
         case FileNotFoundError():
             return f'control socket {path} is not there (see "tunnel up --control")'
+        case ConnectionRefusedError() if not path.is_socket():
+            return f"control socket {path} is no socket (name another)"
         case ConnectionRefusedError():
             return (
                 f"control socket {path} is dead: who made it ended without a word "

@@ -41,8 +41,10 @@ _LAYERS = {"ethernet": Ether, "cooked": CookedLinux, "cooked 2": CookedLinuxV2}
 _MAGICS = {b"\xa1\xb2\xc3\xd4", b"\xd4\xc3\xb2\xa1", b"\xa1\xb2\x3c\x4d", b"\x4d\x3c\xb2\xa1"}
 _MAGICS |= {b"\x0a\x0d\x0d\x0a"}
 
+_TAG = 0x8100
 _VXLAN_PORTS = {DEFAULT_PORT, 4789}
 _MEANINGS = {name: meaning for name, _, meaning in _native.DROP_REASONS}
+_HEARD = ("ethertype", "group_mac", "spoofed")  # why ARP and NDP are no packets, but heard
 _SHOWN = 32  # bytes of a payload
 
 
@@ -61,12 +63,14 @@ class Receiver:
     VNI and whose MAC is the one in the packet.
 
     Attributes:
+        bridged: Whether it moves frames, ``--mode tap``.
         addresses: Its own; what comes from one of them is for a peer.
         owners: Outer address -> what the peers there own; None where that is not known.
     """
 
     vni: int | None = None
     mac: Mac | None = None
+    bridged: bool = False
     addresses: frozenset[Address] = frozenset()
     owners: Mapping[Address, tuple[Prefix, ...]] | None = None
 
@@ -190,7 +194,10 @@ def explain(frame: Frame, *, receiver: Receiver | None = None) -> Explanation:
         _show_inner(datagram, story)
         if story.whole:
             reason = judge(datagram, story.source, story.ecn, receiver=receiver or Receiver())
-            verdict = Verdict(reason, None if reason is None else _MEANINGS[reason])
+            if reason in _HEARD and _is_of_neighbours(datagram):
+                story.notes.append("ARP or NDP, which a node answers for its overlay addresses")
+            else:
+                verdict = Verdict(reason, None if reason is None else _MEANINGS[reason])
     return Explanation(len(frame.data), tuple(story.layers), tuple(story.notes), verdict)
 
 
@@ -271,20 +278,52 @@ def judge(datagram: bytes, source: Address | None, ecn: int, *, receiver: Receiv
         ecn: Of the outer header.
     """
     if source in receiver.addresses:
-        receiver = Receiver(vni=receiver.vni)
+        receiver = Receiver(vni=receiver.vni, bridged=receiver.bridged)
     owners = receiver.owners
     if owners is not None and source is not None and source not in owners:
         return "unknown_source"
     vni = int.from_bytes(datagram[4:7]) if receiver.vni is None else receiver.vni
     mac = _mac_of(datagram, receiver)
-    reason = _native.decap(datagram, vni, mac, ecn)
-    if reason == "ethertype" and _number(datagram, 20) == frames.ETHERTYPE:
-        return _judge_control(datagram, mac)
+    reason = _native.decap(datagram, vni, mac, ecn, receiver.bridged)
+    if reason in (None, "ethertype") and _number(datagram, 20) == frames.ETHERTYPE:
+        return _judge_control(datagram, mac, bridged=receiver.bridged)
     if reason is None and owners is not None and source is not None:
-        inner = datagram[34:38] if _number(datagram, 20) == 0x0800 else datagram[30:46]
-        if not any(ipaddress.ip_address(inner) in prefix for prefix in owners[source]):
+        inner = _inner_source(datagram)
+        if inner is not None and _is_spoofed(inner, source, owners, bridged=receiver.bridged):
             return "spoofed"
     return reason
+
+
+def _inner_source(datagram: bytes) -> Address | None:
+    """None where there is no IP inside."""
+    start = 26 if _number(datagram, 20) == _TAG else 22
+    match _number(datagram, start - 2):
+        case 0x0800:
+            return ipaddress.IPv4Address(datagram[start + 12 : start + 16])
+        case 0x86DD:
+            return ipaddress.IPv6Address(datagram[start + 8 : start + 24])
+    return None
+
+
+def _is_spoofed(
+    inner: Address,
+    source: Address,
+    owners: Mapping[Address, tuple[Prefix, ...]],
+    *,
+    bridged: bool,
+) -> bool:
+    """Has to be the peer's own; where frames are moved, nobody's will do."""
+    theirs = {
+        address for address, prefixes in owners.items() if any(inner in one for one in prefixes)
+    }
+    return source not in theirs and (bool(theirs) or not bridged)
+
+
+def _is_of_neighbours(datagram: bytes) -> bool:
+    """ARP, or a solicitation or an advertisement of NDP."""
+    if _number(datagram, 20) == 0x86DD:
+        return datagram[28:29] == b"\x3a" and datagram[62:63] in (b"\x87", b"\x88")
+    return _number(datagram, 20) == 0x0806
 
 
 def _mac_of(datagram: bytes, receiver: Receiver) -> bytes:
@@ -295,9 +334,9 @@ def _mac_of(datagram: bytes, receiver: Receiver) -> bytes:
     return own if len(own) == 6 and not own[0] & 1 else ANY_VTEP_MAC.packed
 
 
-def _judge_control(datagram: bytes, mac: bytes) -> str | None:
+def _judge_control(datagram: bytes, mac: bytes, *, bridged: bool) -> str | None:
     if datagram[8:14] not in (mac, ANY_VTEP_MAC.packed):
-        return "other_mac"
+        return None if bridged else "other_mac"
     try:
         frames.decode(datagram[frames.HEADERS.size :])
     except CodecError:

@@ -148,6 +148,12 @@ def _node(facts: Facts) -> Iterator[Finding]:
             "run it in the node's: "
             'nsenter --net --target="$(pgrep -o -f "tunnel up")" tunnel doctor',
         )
+    elif not facts.device_up:
+        yield _failed(
+            "node",
+            f"device {status.device} is down, and its kernel routes are gone with that",
+            f"set it up, and they are put back: ip link set {status.device} up",
+        )
     else:
         yield _ok("node", f"{status.name} runs, for {status.seconds:.0f} s")
 
@@ -250,7 +256,7 @@ def _routes(facts: Facts) -> Iterator[Finding]:
             yield _failed("routes", text, f"see what it has: ip route get {way.address}")
         lost += way.source is None
     for prefix, device in facts.led_to.items():
-        if facts.status is not None and device != facts.status.device:
+        if facts.status is not None and facts.device_up and device != facts.status.device:
             yield _failed(
                 "routes",
                 f"packets for {prefix} go to {device}, not into the overlay",

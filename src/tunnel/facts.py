@@ -89,6 +89,7 @@ class Facts:
         buffers: Bytes that a socket gets to send and to receive.
         lacks: Offloads that this kernel does not have, a line each.
         device_mtu: Of the node's device, None where it is not in this network namespace.
+        device_up: Whether nobody has set it down.
         overflows: Packets lost in the device's full queue and in sockets' full buffers.
         clock: Whether it is synchronised, None where the kernel does not tell.
     """
@@ -112,6 +113,7 @@ class Facts:
     buffers: tuple[int, int] = (udp.BUFFER, udp.BUFFER)
     lacks: tuple[str, ...] = ()
     device_mtu: int | None = None
+    device_up: bool = True
     overflows: tuple[int, int] = (0, 0)
     clock: bool | None = True
 
@@ -158,6 +160,7 @@ async def gather(
             buffers=udp.granted_buffers(),
             lacks=udp.probe(config.offload).reasons,
             device_mtu=await netlink.mtu_of(device) if device else None,
+            device_up=not device or await netlink.is_up(device),
             overflows=_overflows(device, port=config.port) if status else (0, 0),
             clock=host.clock_is_synchronised(),
         )

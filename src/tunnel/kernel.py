@@ -127,8 +127,8 @@ class Kernel:
         missing = bool(addresses or neighbours or routes)
         if missing:
             log.warning(
-                "%s: put back what was taken away: %d addresses, %d neighbour entries, %d kernel "
-                "routes",
+                "%s: put back what was taken away (addresses %d, neighbour entries %d, kernel "
+                "routes %d)",
                 self._name,
                 len(addresses),
                 len(neighbours),

@@ -203,6 +203,18 @@ def test_what_cannot_be_is_one_line(nodes: tuple[Node, Node], tmp_path: Path) ->
     assert path.read_text() == "kept"
 
 
+@pytest.mark.parametrize("words", [["-w", "/dev/full"], ["-w", "-"], []])
+def test_a_full_disk_ends_it(nodes: tuple[Node, Node], words: list[str]) -> None:
+    a, b = nodes
+    script = 'exec "$@" >/dev/full'
+    process = a.host.popen(["sh", "-c", script, "-", *PYTHON, "capture", *words])
+    assert process.stderr is not None
+    process.stderr.readline()
+    a.host.ping(b.ipv4)
+    _, err = ended(process, code=1)
+    assert err == "tunnel: cannot write: no space left on device\n"
+
+
 def test_where_nothing_runs(lab: Lab) -> None:
     assert refused(lab.host("a"))
 

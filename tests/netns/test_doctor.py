@@ -285,6 +285,19 @@ def test_packets_that_a_kernel_route_leads_astray(pair: tuple[Node, Node]) -> No
     assert "packets for 10.244.2.0/24 go to eth0" in found(report, "routes")[0][1]
 
 
+def test_a_device_that_was_set_down(pair: tuple[Node, Node]) -> None:
+    host = pair[0].host
+    host.run("ip link set tunnel1 down")
+    report = doctor(host)
+    assert trouble(report) == ["node"]
+    assert "tunnel1 is down" in found(report, "node")[0][1]
+    host.run("ip route add default via 192.0.2.2")  # where its packets go meanwhile
+    assert trouble(doctor(host)) == ["node"]
+    host.run("ip link set tunnel1 up")
+    while trouble(doctor(host)):
+        pass
+
+
 def test_without_the_device_file(hosts: tuple[Host, Host]) -> None:
     hidden = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /dev/net && exec "$@"', "-"]
     report = doctor(hosts[0], *PEER, prefix=hidden)

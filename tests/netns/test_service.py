@@ -155,12 +155,27 @@ def test_ping_says_at_which_stage_it_fails(lab: Lab) -> None:
     a.kill()
 
 
+def test_ping_that_is_ended_says_what_there_was(lab: Lab) -> None:
+    a, b = pair(lab)
+    a.up(peers=[b.at(4)])
+    b.up(peers=[a.at(4)])
+    process = a.host.popen([*PYTHON, "ping", b.ipv4, "-c", "1000"])
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (0, "")
+    assert re.search(r"^(\d+) of \1 answered, least/mean/most ", out, re.MULTILINE)
+
+
 def test_who_may_not_ask_is_told_so(lab: Lab) -> None:
     """Not even another process of the user that the node runs on as."""
     a, b = pair(lab)
     a.up(peers=[b.at(4)])
-    said = tell(a.host, "status", code=2, python=[sys.executable, "-c", AS_NOBODY])
-    assert "/run/tunnel/tunnel1.sock: permission denied (run as its owner" in said
+    for verb in ("status", "doctor", "capture"):
+        for words in (verb, f"{verb} --control /run/tunnel/tunnel1.sock"):
+            said = tell(a.host, words, code=2, python=[sys.executable, "-c", AS_NOBODY])
+            assert "/run/tunnel/tunnel1.sock: permission denied (run as its owner" in said
     assert a.down() == {}
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import sys
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
@@ -125,7 +126,9 @@ def test_a_verb_that_is_none(
     args: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(args) == 2
-    assert re.fullmatch(rf'tunnel: {says}.* \(see "tunnel.*--help"\)\n', capsys.readouterr().err)
+    assert re.fullmatch(
+        rf'tunnel: {says}.*(?<!\.) \(see "tunnel.*--help"\)\n', capsys.readouterr().err
+    )
 
 
 def test_alone_it_says_what_it_can(capsys: pytest.CaptureFixture[str]) -> None:
@@ -356,6 +359,18 @@ def test_config_check_of_a_good_file(tmp_path: Path, capsys: pytest.CaptureFixtu
     file.write_text('workers = "auto"\n' + GOOD)
     assert main(["config", "check", str(file)]) == 0
     assert capsys.readouterr().out == f"{file}: ok: tunnel9, vni 9, peers: 1\n"
+
+
+def test_results_that_nobody_can_take(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(["--version"]) == 1
+        monkeypatch.undo()
+        with pytest.raises(OSError, match="No space"):
+            full.close()
+    assert capsys.readouterr().err == "tunnel: cannot write: no space left on device\n"
 
 
 def test_config_check_of_what_is_no_text(

@@ -4,6 +4,7 @@ import io
 import json
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
+from scapy.layers.inet6 import ICMPv6ND_NS, IPv6, IPv6ExtHdrFragment
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet, Raw
@@ -27,7 +28,8 @@ from tunnel.decode import Frame, Receiver
 from tunnel.errors import CodecError
 from tunnel.types import ANY_VTEP_MAC, Mac
 
-OURS, ANY = Mac.parse("02:00:5e:00:53:01"), ANY_VTEP_MAC
+OURS, THEIRS = Mac.parse("02:00:5e:00:53:01"), Mac.parse("02:00:5e:00:53:02")
+ANY = ANY_VTEP_MAC
 # Without addresses scapy asks the network for them, and without flags it sends VXLAN-GPE.
 ETHER = Ether(src="02:00:5e:00:53:03", dst="02:00:5e:00:53:04")
 INNER = IP(src="10.2.0.1", dst="10.1.0.1") / ICMP()
@@ -40,7 +42,7 @@ NODE = Receiver(
 
 
 def inner(packet: Packet | bytes = INNER, *, vni: int = 1, mac: Mac = ANY) -> Packet:
-    return VXLAN(flags="Instance", vni=vni) / Ether(src="02:00:5e:00:53:02", dst=str(mac)) / packet
+    return VXLAN(flags="Instance", vni=vni) / Ether(src=str(THEIRS), dst=str(mac)) / packet
 
 
 def outer(content: Packet | bytes, *, source: str = "192.0.2.2", **words: Any) -> Packet:
@@ -55,11 +57,11 @@ def said(packet: Packet | bytes, *, receiver: Receiver = NODE, kind: str = "ethe
 
 
 def control(body: bytes, *, mac: Mac = ANY) -> bytes:
-    head = frames.HEADERS.pack(8, 1 << 8, mac.packed, OURS.packed, frames.ETHERTYPE)
+    head = frames.HEADERS.pack(8, 1 << 8, mac.packed, THEIRS.packed, frames.ETHERTYPE)
     return head + body
 
 
-ECHO = frames.encode(frames.Echo(5, 8472), vni=1, source=OURS, destination=ANY)
+ECHO = frames.encode(frames.Echo(5, 8472), vni=1, source=THEIRS, destination=ANY)
 
 VERDICTS = {
     "all well": (outer(inner()), "taken"),
@@ -75,7 +77,10 @@ VERDICTS = {
     "another's prefix": (outer(inner(IP(src="10.3.0.1") / UDP())), "spoofed"),
     "another VNI": (outer(inner(vni=2)), "other_vni"),
     "another MAC": (outer(inner(mac=Mac.parse("02:00:5e:00:53:09"))), "other_mac"),
-    "ARP inside": (outer(inner(ARP())), "ethertype"),
+    "neither IP nor ARP inside": (outer(inner(bytes(46))), "ethertype"),
+    # Which is for the node itself, and not for this to judge.
+    "ARP inside": (outer(inner(ARP())), ""),
+    "NDP inside": (outer(inner(IPv6(src="fe80::2") / ICMPv6ND_NS())), ""),
     "no VNI": (outer(b"\0" + bytes(inner())[1:]), "no_vni"),
     "nothing inside": (outer(b"\x08\0\0\0"), "short_frame"),
     "cut inside": (outer(bytes(inner())[:-1]), "bad_inner"),
@@ -91,12 +96,56 @@ def test_verdicts(case: str) -> None:
     assert said(packet) == reason
 
 
+BRIDGE = replace(
+    NODE,
+    bridged=True,
+    owners={**(NODE.owners or {}), ip_address("192.0.2.3"): (ip_network("10.3.0.0/16"),)},
+)
+POD, EVERYBODY = "02:00:5e:00:53:09", "ff:ff:ff:ff:ff:ff"
+
+
+def framed(content: Packet | bytes, *, mac: str = POD, **words: Any) -> Packet:
+    ether = Ether(src=str(THEIRS), dst=mac, **words)
+    return outer(VXLAN(flags="Instance", vni=1) / ether / content)
+
+
+FRAMES = {
+    "for a container": (framed(INNER), "taken"),
+    "from who is nobody's": (framed(IP(src="172.16.0.1") / ICMP()), "taken"),
+    "another's prefix": (framed(IP(src="10.3.0.1") / ICMP()), "spoofed"),
+    "another's prefix, tagged": (
+        framed(Dot1Q(vlan=7) / IP(src="10.3.0.1") / ICMP(), type=0x8100),
+        "spoofed",
+    ),
+    "tagged": (framed(Dot1Q(vlan=7) / INNER, type=0x8100), "taken"),
+    "ARP for all": (framed(ARP(), mac=EVERYBODY), "taken"),
+    "no IP": (framed(bytes(46)), "taken"),
+    "a control frame that is passing by": (outer(control(b"\xc1", mac=Mac.parse(POD))), "taken"),
+    "one for us": (outer(control(b"\xc1")), "bad_control"),
+    "spanning tree": (framed(bytes(46), mac="01:80:c2:00:00:00"), "peer_link_local"),
+    "another VNI": (outer(inner(vni=2)), "other_vni"),
+    "half a packet": (outer(bytes(inner())[:-1]), "bad_inner"),
+}
+
+
+@pytest.mark.parametrize("case", FRAMES)
+def test_verdicts_on_frames(case: str) -> None:
+    packet, reason = FRAMES[case]
+    assert said(packet, receiver=BRIDGE) == reason
+
+
+def test_our_own_mac_comes_back() -> None:
+    packet = outer(VXLAN(flags="Instance", vni=1) / Ether(src=str(OURS), dst=POD) / INNER)
+    assert said(packet, receiver=BRIDGE) == "loop"
+
+
 def test_every_reason_that_one_datagram_can_have_is_among_them() -> None:
     reasons = {reason for _, reason in VERDICTS.values()}
     # These are about more than one datagram: a queue, a device.
     others = {"control_full", "device_full", "device_refused"}
-    # And these about frames, or neighbours, which the codec does not judge; groups see below.
-    others |= {"loop", "peer_storm", "peer_link_local", "bad_neighbour", "group_mac"}
+    # And these about neighbours, and how many frames there were; groups see below.
+    others |= {"peer_storm", "bad_neighbour", "group_mac"}
+    reasons |= {reason for _, reason in FRAMES.values()} | {"loop"}
     inbound = {reason for reason, direction, _ in DROP_REASONS if direction == "inbound"}
     assert inbound - reasons <= others
 
@@ -104,7 +153,7 @@ def test_every_reason_that_one_datagram_can_have_is_among_them() -> None:
 def test_without_a_node_only_what_shows_by_itself() -> None:
     anybody = Receiver()
     assert said(outer(inner(vni=77, mac=OURS), source="203.0.113.9"), receiver=anybody) == "taken"
-    assert said(outer(inner(ARP())), receiver=anybody) == "ethertype"
+    assert said(outer(inner(bytes(46))), receiver=anybody) == "ethertype"
     group = Mac.parse("02:00:5e:00:53:01")
     object.__setattr__(group, "packed", b"\xff" * 6)
     assert said(outer(inner(mac=group)), receiver=anybody) == "group_mac"

@@ -221,6 +221,12 @@ FAULTS: dict[str, tuple[Facts, str, Level, str]] = {
         Level.FAILED,
         "not in this network namespace",
     ),
+    "set down": (
+        replace(RUNNING, device_up=False, led_to={PEER.prefixes[0]: "eth0"}),
+        "node",
+        Level.FAILED,
+        "ip link set tunnel1 up",
+    ),
     "silent": (
         with_peer(state=PeerState.SILENT, seconds=30.0),
         "peers",

@@ -189,6 +189,7 @@ ANY_HEADERS = HEADERS[:8] + ANY_VTEP_MAC.packed + HEADERS[14:]
 TO_ANY = replace(
     OUT, passages=(Passage(replace(PEER, state=PeerState.UNKNOWN), port=1, headers=ANY_HEADERS),)
 )
+OTHER = replace(PEER, endpoint=Endpoint("192.0.2.3"), prefixes=(parse_prefix("10.244.3.0/24"),))
 NAMED = replace(PEER, endpoint=Endpoint("b.example"))
 SILENT = {"state": PeerState.SILENT, "seconds": 42.0}
 LOOP = KernelRoute("10.244.2.0/24 dev tunnel1", "unicast", "tunnel1")
@@ -250,6 +251,19 @@ FROM_POD: dict[str, Any] = {"arrival": "cni0", "flow": Flow(A("10.244.2.7"), A("
             "leaves by eth0, not through the overlay",
             "tunnel route list",
         ),
+        # Where nothing else matches, and where a default route does.
+        (
+            refused(errno.ENETUNREACH, up=False),
+            "kernel route",
+            "tunnel1 is down, and with it the kernel route for 10.244.2.0/24",
+            "ip link set tunnel1 up",
+        ),
+        (
+            replace(OUT, kernel=DEFAULT, up=False),
+            "kernel route",
+            "tunnel1 is down",
+            "ip link set tunnel1 up",
+        ),
         (replace(OUT, up=False), "device", "is down", "ip link set tunnel1 up"),
         (
             replace(
@@ -300,6 +314,17 @@ FROM_POD: dict[str, Any] = {"arrival": "cni0", "flow": Flow(A("10.244.2.7"), A("
             "their checks",
             "not in our 10.244.1.0/24: the peer drops it as spoofed",
             "tunnel explain 10.244.2.7 --from 10.244.1.0",
+        ),
+        # Frames of whom nobody knows may pass, but not those of whom another peer owns.
+        (
+            replace(
+                TAP,
+                flow=replace(FLOW, source=A("10.244.3.1")),
+                status=replace(STATUS, peers=(PEER, OTHER)),
+            ),
+            "their checks",
+            "the peer drops it as spoofed",
+            "--from 10.244.1.0",
         ),
         (replace(IN, owner=None), "source check", "no peer owns it", "tunnel peer add"),
         (replace(IN, up=False), "device", "is down", "ip link set tunnel1 up"),
@@ -399,6 +424,11 @@ def test_where_it_ends(facts: Facts, at: str, why: str, what: str) -> None:
         ),
         (replace(TAP, mode="tap"), "neighbour", "put there by us"),
         (replace(TAP, mode="tap"), "fdb", "behind 192.0.2.2:8472"),
+        (
+            replace(TAP, flow=replace(FLOW, source=A("10.7.0.1"))),
+            "their checks",
+            "a peer with --mode tap takes it, any other drops it as spoofed",
+        ),
         (replace(IN, mode="tap"), "mac", "any destination MAC"),
         (replace(IN, mode="tap", owner=None), "outer source", "in nobody's prefix"),
     ],

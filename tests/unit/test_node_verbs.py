@@ -125,6 +125,17 @@ def test_routes_and_neighbours(one: Node) -> None:
     assert said.startswith(f"10.2.0.0/16 lladdr 02:76:74:65:70:00 dst {one.peer} ")
 
 
+@pytest.mark.parametrize("verb", ["peer", "route"])
+def test_a_narrow_terminal_leaves_nothing_out(
+    one: Node, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one.tell("peer", "add", "2001:db8:1:2:3:4:5:6=2001:db8:7:8::/64")
+    monkeypatch.setenv("COLUMNS", "40")
+    said = one.tell(verb, "list")
+    assert max(map(len, said.splitlines())) <= 40
+    assert "…" not in said
+
+
 def test_drops(one: Node) -> None:
     assert one.tell("drops") == "no packet was dropped\n"
     assert one.json("drops") == []
@@ -190,7 +201,14 @@ VERBS = [
     ["peer", "remove", "127.0.0.3"],
     ["route", "list"],
     ["neighbour", "list"],
+    ["fdb", "list"],
+    ["fdb", "add", "02:00:00:00:00:01", "127.0.0.3"],
+    ["fdb", "remove", "02:00:00:00:00:01"],
+    ["fdb", "flush"],
     ["drops"],
+    ["explain", "10.2.0.1"],
+    ["doctor"],
+    ["capture"],
     ["ping", "127.0.0.3"],
     ["reload"],
     ["down"],
@@ -199,7 +217,7 @@ VERBS = [
 
 @pytest.mark.parametrize("words", VERBS, ids=" ".join)
 @pytest.mark.parametrize(
-    ("state", "says"), [("none", "is not there"), ("dead", "is dead"), ("file", "is dead")]
+    ("state", "says"), [("none", "is not there"), ("dead", "is dead"), ("file", "is no socket")]
 )
 def test_no_node(
     words: list[str], state: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

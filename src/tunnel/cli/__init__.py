@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Sequence
 
@@ -52,6 +54,9 @@ SECTIONS = {
 """All verbs, in the order in which --help shows them."""
 
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # where the results should have gone
+
+
 class _Verbs(click.Group):
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         for title, verbs in SECTIONS.items():
@@ -87,11 +92,15 @@ def main(args: Sequence[str] | None = None) -> int:
         return _fail(str(error), code=2)
     except click.UsageError as error:
         verb = error.ctx.command_path if error.ctx else "tunnel"
-        return _fail(f'{error.format_message()} (see "{verb} --help")', code=2)
+        return _fail(f'{error.format_message().rstrip(".")} (see "{verb} --help")', code=2)
     except click.ClickException as error:
         return _fail(error.format_message(), code=error.exit_code)
     except click.Abort:
         return 130
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        return _fail(f"cannot write: {os.strerror(error.errno).lower()}", code=1)
 
 
 def _fail(text: str, *, code: int) -> int:

@@ -23,7 +23,7 @@ def config() -> None:
 
 
 @config.command()
-@click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="FILE", type=click.Path(readable=False, path_type=Path))
 @click.pass_context
 def check(context: click.Context, path: Path) -> None:
     """

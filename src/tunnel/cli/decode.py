@@ -96,6 +96,7 @@ def _receiver_from(status: dict[str, Any], *, vni: int | None) -> Receiver:
     receiver: Receiver = _load().Receiver(
         vni=status["vni"] if vni is None else vni,
         mac=Mac.parse(status["mac"]),
+        bridged=status["mode"] == "tap",
         addresses=frozenset(ipaddress.ip_address(place) for place in places),
         owners=owners,
     )

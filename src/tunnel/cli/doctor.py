@@ -29,7 +29,7 @@ _COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.FAILED: "red"}
 )
 @click.option(
     "--control",
-    type=click.Path(path_type=Path),
+    type=click.Path(readable=False, path_type=Path),
     metavar="PATH",
     help="Control socket of a running node.  [default: that of the node of this name]",
 )

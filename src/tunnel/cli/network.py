@@ -36,7 +36,7 @@ def _options(verb: Verb) -> Verb:
     verb = click.option("--json", "as_json", is_flag=True, help="Print JSON.")(verb)
     verb = click.option(
         "--config",
-        type=click.Path(path_type=Path),
+        type=click.Path(readable=False, path_type=Path),
         metavar="FILE",
         help='The store as the file of "tunnel up --config" names it; flags override it.',
     )(verb)

@@ -27,7 +27,7 @@ def options(verb: Verb) -> Verb:
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),
         click.option(
             "--control",
-            type=click.Path(path_type=Path),
+            type=click.Path(readable=False, path_type=Path),
             metavar="PATH",
             envvar="TUNNEL_CONTROL",
             help="The node's control socket.  [default: the one in /run/tunnel or "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.table import Table
+from rich.table import Column, Table
 
 from tunnel.cli import node
 
@@ -23,7 +23,8 @@ def list_(name: str | None, control: Path | None, as_json: bool) -> None:
     if as_json:
         node.print_json(peers)
         return
-    table = Table("peer", "address", "mac", "prefixes", box=None, pad_edge=False)
+    columns = [Column(title, overflow="fold") for title in ("peer", "address", "mac", "prefixes")]
+    table = Table(*columns, box=None, pad_edge=False)
     for one in peers:
         table.add_row(
             one["endpoint"],

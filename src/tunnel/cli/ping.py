@@ -48,9 +48,16 @@ def ping(  # noqa: PLR0917 - click names them
     Measure round trips to NODE through the data path.
 
     NODE is a peer's endpoint, its host alone, or an overlay address that it owns. Where there is
-    no answer, says at which stage it failed. Exit code 1 if nothing was answered.
+    no answer, says at which stage it failed. Exit code 1 if nothing was answered. Ctrl-C ends it,
+    with a sum of what there was.
     """
-    answers = asyncio.run(_ping(control or find(name), peer, count=count, size=size, quiet=as_json))
+    answers: list[dict[str, Any]] = []
+    pings = _ping(control or find(name), peer, answers, count=count, size=size, quiet=as_json)
+    try:
+        asyncio.run(pings)
+    except KeyboardInterrupt:
+        if not answers:
+            raise
     trips = [one["seconds"] for one in answers if one["seconds"] is not None]
     if as_json:
         node.print_json(_summary(answers, trips))
@@ -61,9 +68,9 @@ def ping(  # noqa: PLR0917 - click names them
 
 
 async def _ping(
-    path: Path, peer: str, *, count: int, size: int, quiet: bool
-) -> list[dict[str, Any]]:
-    answers: list[dict[str, Any]] = []
+    path: Path, peer: str, answers: list[dict[str, Any]], *, count: int, size: int, quiet: bool
+) -> None:
+    """Puts each answer into `answers`, where it is even if there is no next one."""
     async with Client(path) as running:
         while len(answers) < count:
             if answers:
@@ -74,7 +81,6 @@ async def _ping(
                 click.echo(f"{answer['peer']}: {answer['why'] or node.trip(answer['seconds'])}")
             if answer["stage"] in _HOPELESS:
                 break
-    return answers
 
 
 def _summary(answers: list[dict[str, Any]], trips: list[float]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.table import Table
+from rich.table import Column, Table
 
 from tunnel.cli import node
 
@@ -30,7 +30,8 @@ def list_(name: str | None, control: Path | None, as_json: bool) -> None:
     if as_json:
         node.print_json(routes)
         return
-    table = Table("prefix", "peer", "kernel", box=None, pad_edge=False)
+    columns = [Column(title, overflow="fold") for title in ("prefix", "peer", "kernel")]
+    table = Table(*columns, box=None, pad_edge=False)
     for one in routes:
         table.add_row(one["prefix"], one["peer"], _KERNEL[one["kernel"]])
     node.console().print(table)

@@ -179,7 +179,7 @@ def _load_metrics(
 )
 @click.option(
     "--config",
-    type=click.Path(path_type=Path),
+    type=click.Path(readable=False, path_type=Path),
     metavar="FILE",
     help='TOML with the same words; flags override it. See "tunnel config check".',
 )

@@ -200,7 +200,17 @@ def _kernel_route(facts: Facts) -> Iterator[Step]:
     see = f"ip route get {flow.destination}"
     if facts.arrival:
         see += f" from {flow.source} iif {facts.arrival}"
-    if route.error:
+    ours = (facts.status.device, facts.bridge)
+    if owner is not None and not facts.up and (route.error or route.device not in ours):
+        # The kernel removes the routes of a device that is set down.
+        yield _ends(
+            "kernel route",
+            route.entry or "none",
+            f"{facts.status.device} is down, and with it the kernel route for "
+            f"{_prefix_of(owner, flow.destination)} of peer {owner.endpoint} is gone",
+            f"set it up, and it is put back: ip link set {facts.status.device} up",
+        )
+    elif route.error:
         yield _refused(facts, see, into_overlay=True)
     elif facts.arrival and not facts.forwards:
         yield _not_forwarded(facts, route.entry)
@@ -479,6 +489,13 @@ def _their_checks(facts: Facts) -> Iterator[Step]:
     if peer is None:
         return
     ours = next((prefix for prefix in subnets if flow.source in prefix), None)
+    bridged = facts.mode == "tap" and not any(
+        _prefix_of(one, flow.source) for one in facts.status.peers
+    )
+    if ours is None and subnets and bridged:
+        why = "in nobody's prefix: a peer with --mode tap takes it, any other drops it as spoofed"
+        yield _goes_on("their checks", f"source {flow.source}", why)
+        return
     if ours is None and subnets:
         listed = ", ".join(str(prefix) for prefix in subnets)
         of_family = [prefix for prefix in subnets if prefix.version == flow.version]

@@ -163,10 +163,11 @@ class Netlink:
                 _refuse_routers(name_of(index))
             await self._route.link("set", index=index, state="up")
 
-    async def is_up(self, index: int) -> bool:
-        """Whether nobody has set the device down, or removed it."""
+    async def is_up(self, device: int | str) -> bool:
+        """Whether nobody has set the device, an index or a name, down, or removed it."""
+        which = {"index": device} if isinstance(device, int) else {"ifname": device}
         try:
-            (link,) = await self._route.link("get", index=index)
+            (link,) = await self._route.link("get", **which)
         except NetlinkError:
             return False
         return bool(link["flags"] & _IFF_UP)

@@ -100,6 +100,15 @@ static PyObject *native_decode_batch(PyObject *module, PyObject *args)
     return done_or_error(module, result);
 }
 
+static enum drop judge(const struct vtep *vtep, uint8_t *datagram, size_t length, uint8_t ecn,
+                       bool bridged)
+{
+    struct ip_packet packet;
+    struct inner_frame frame;
+    return bridged ? decap_frame(vtep, datagram, length, ecn, &frame)
+                   : decap(vtep, datagram, length, ecn, &packet);
+}
+
 /* A copy is judged: what decap() changes is nobody's to see. */
 static PyObject *native_decap(PyObject *Py_UNUSED(module), PyObject *args)
 {
@@ -107,16 +116,15 @@ static PyObject *native_decap(PyObject *Py_UNUSED(module), PyObject *args)
     static const char *const reasons[] = {DROPS(X) NULL};
 #undef X
     Py_buffer datagram;
-    int ecn;
+    int ecn, bridged;
     struct vtep vtep;
-    struct ip_packet packet;
-    if (!PyArg_ParseTuple(args, "y*O&O&i", &datagram, convert_vni, &vtep.vni, convert_mac, vtep.mac,
-                          &ecn))
+    if (!PyArg_ParseTuple(args, "y*O&O&ip", &datagram, convert_vni, &vtep.vni, convert_mac,
+                          vtep.mac, &ecn, &bridged))
         return NULL;
     PyObject *reason = NULL, *copy = PyBytes_FromStringAndSize(datagram.buf, datagram.len);
     if (copy)
-        reason = Py_BuildValue("z", reasons[decap(&vtep, (uint8_t *)PyBytes_AsString(copy),
-                                                  (size_t)datagram.len, ecn & 3, &packet)]);
+        reason = Py_BuildValue("z", reasons[judge(&vtep, (uint8_t *)PyBytes_AsString(copy),
+                                                  (size_t)datagram.len, ecn & 3, bridged)]);
     Py_XDECREF(copy);
     PyBuffer_Release(&datagram);
     return reason;
