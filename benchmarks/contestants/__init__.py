@@ -15,6 +15,7 @@ from benchmarks.contestants.tunnel import (
     TUNNEL_DEVICE,
     TUNNEL_LOOP,
     TUNNEL_NONE,
+    TUNNEL_TAP,
     TUNNEL_TRAINS,
 )
 from benchmarks.contestants.veth import VETH
@@ -25,6 +26,7 @@ CONTESTANTS: Mapping[str, Contestant] = {
     "veth": VETH,
     "kernel": KERNEL,
     "tunnel": TUNNEL,
+    "tap": TUNNEL_TAP,
     "loop": TUNNEL_LOOP,
     "device": TUNNEL_DEVICE,
     "trains": TUNNEL_TRAINS,

@@ -1,4 +1,4 @@
-"""This project, with each set of offloads, and with several workers."""
+"""This project, with packets and frames, each set of offloads, and several workers."""
 
 import sys
 from functools import partial
@@ -14,7 +14,12 @@ the place of the first prefix: those of one host must differ."""
 
 
 def start(
-    site: Site, *, offload: str = "auto", workers: str = "auto", crowd: Crowd = (0, 0, 0)
+    site: Site,
+    *,
+    mode: str = "tun",
+    offload: str = "auto",
+    workers: str = "auto",
+    crowd: Crowd = (0, 0, 0),
 ) -> Running:
     daemons, said, port = [], "", 8472 + site.number
     for end in site.ends:
@@ -27,7 +32,7 @@ def start(
         )
         daemon = end.host.popen(
             f"{sys.executable} -m tunnel up --name tunnel{site.number} --local {end.host.ipv4} "
-            f"--port {port} --mtu {site.mtu} --offload {offload} --workers {workers} "
+            f"--port {port} --mtu {site.mtu} --mode {mode} --offload {offload} --workers {workers} "
             f"--subnet {end.address}/32 --config {config}"
         )
         assert daemon.stdout is not None
@@ -54,6 +59,7 @@ def contestant(name: str, **options: Any) -> Contestant:
 
 
 TUNNEL = contestant("tunnel")
+TUNNEL_TAP = contestant("tunnel, frames", mode="tap")
 TUNNEL_LOOP = contestant("tunnel, one worker", workers="1")
 TUNNEL_WORKERS = contestant("tunnel, 2 workers", workers="2")
 TUNNEL_DEVICE = contestant("tunnel, device only", offload="tso,uso")
