@@ -258,29 +258,35 @@ class Cluster:
 
     async def _meet(self, kept: Snapshot | None) -> None:
         """Until there is a network, and we have subnets of it."""
-        failures = 0
+        failures, said = 0, ""
         while True:
             try:
                 snapshot = await self._ask(self._store.read(self._prefix))
                 network = self._network_in(snapshot)
                 break
             except (StoreAway, ConfigError) as error:
-                log.log(logging.DEBUG if failures else logging.WARNING, "%s: %s", self._name, error)
+                if said != (said := str(error)):
+                    log.warning("%s: waits, and tries again: %s", self._name, error)
             await self._pause(failures)
             failures += 1
         self._begin(network, kept or snapshot)
+        self._know(snapshot)  # older than what was kept, if it was put back from a backup
         self._learn(snapshot)
         while not self._claim.subnets:
             await self._advance()
 
     def _network_in(self, snapshot: Snapshot) -> Network:
-        entry = snapshot.entries.get(config_key(self.config.etcd_prefix))
+        key = config_key(self.config.etcd_prefix)
+        entry = snapshot.entries.get(key)
         if entry is None:
             raise ConfigError(
-                f"there is no {config_key(self.config.etcd_prefix)} in {self._store.address} yet "
+                f"there is no {key} in {self._store.address} yet "
                 '(write it with "tunnel network init", or choose another --etcd-prefix)'
             )
-        return Network.parse(entry.value)
+        try:
+            return Network.parse(entry.value)
+        except ConfigError as error:
+            raise ConfigError(f"{key}: {error}") from error
 
     def _begin(self, network: Network, known: Snapshot) -> None:
         self._network = network
@@ -297,6 +303,7 @@ class Cluster:
             margin=60.0 * self.config.margin,
         )
         self._roster = Roster(network, record, directory=directory, static=self.config.node.peers)
+        self._revision = known.revision
         self._take(self._roster.read(known, now=time.monotonic()))
 
     def _record(self) -> Record:
@@ -436,7 +443,9 @@ class Cluster:
             failures += 1
             # Not only after a gap: an etcd that was put back from a backup has other revisions.
             with suppress(StoreAway, StoreRefused):
-                self._learn(await self._ask(self._store.read(self._prefix)))
+                self._know(await self._ask(self._store.read(self._prefix)))
+                self._claim.missed()
+                self._stirred.set()
 
     def _hear_of(self, batch: Batch) -> None:
         self._revision = batch.revision
@@ -448,12 +457,15 @@ class Cluster:
                 self._compare(change.entry.value if change.entry else None)
 
     def _learn(self, snapshot: Snapshot) -> None:
+        """All that is in the store, in answer to the claim."""
+        if snapshot.revision >= self._revision:  # else the watch has told more already
+            self._know(snapshot)
+        self._hear(self._claim.read(snapshot, now=time.monotonic()))
+
+    def _know(self, snapshot: Snapshot) -> None:
         """All that is in the store: whole values are compared."""
         self._revision = snapshot.revision
-        now = time.monotonic()
-        self._take(self._roster.read(snapshot, now=now))
-        self._hear(self._claim.read(snapshot, now=now))
-        self._stirred.set()
+        self._take(self._roster.read(snapshot, now=time.monotonic()))
         entry = snapshot.entries.get(config_key(self.config.etcd_prefix))
         self._compare(entry.value if entry else None)
 

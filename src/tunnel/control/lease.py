@@ -22,7 +22,7 @@ from random import Random
 from tunnel.control.network import Network, make_key, parse_key
 from tunnel.control.record import Lease, Record, leases_of, overlap
 from tunnel.errors import ConfigError
-from tunnel.store import Batch, Snapshot
+from tunnel.store import Batch, Change, Snapshot
 from tunnel.types import Prefix
 
 TTL = 24 * 3600
@@ -121,8 +121,8 @@ class Claim:
     """
     The subnets of one node. `now` is monotonic seconds throughout.
 
-    Ask :meth:`step` what to do, do it, answer; what the watch brings goes to :meth:`changed`,
-    and a snapshot that was read for other reasons to :meth:`read`, at any time.
+    Ask :meth:`step` what to do, do it, answer; what the watch brings goes to :meth:`changed`, and
+    when that had to begin anew, say :meth:`missed`.
 
     Args:
         network: That the subnets are of.
@@ -153,8 +153,8 @@ class Claim:
         self._told: tuple[Prefix, ...] = ()
         self._is_lost = self._is_exhausted = False
         self._plan: Put | Delete | None = None
-        self._known = 0  # as of this revision our key is as we think
-        self._stirred = 0  # at this one it was touched
+        self._is_read = False  # our key is as we think, and the only one
+        self._is_stirred = False  # somebody has touched it since that was asked
         self._asked = self._due = float("-inf")
         self._failures = 0
 
@@ -188,14 +188,14 @@ class Claim:
                 return Wait(held.renew)
             self._plan = self._renewal(held)
         if self._plan is None:
+            self._is_read = self._is_stirred = False
             return Read()
         self._asked = now
         return self._plan
 
     def read(self, snapshot: Snapshot, *, now: float) -> list[News]:
-        """All that is in the store, in answer to Read or of itself."""
-        if self._held is not None and snapshot.revision < self._held.revision:
-            return []  # it was on its way while we wrote
+        """All that is in the store, in answer to Read: what was read before the last write says
+        nothing. It may be older than what we hold, of a store that was put back from a backup."""
         own: list[Lease] = []
         others: list[Lease] = []
         for lease in leases_of(snapshot.entries, directory=self._directory):
@@ -204,7 +204,7 @@ class Claim:
         fitting = [one for one in own if self._network.fits(one.subnets)]
         best = min(fitting, key=self._liking, default=None)
         news = self._look_for_loss(best, others)
-        self._known, self._plan = 0, None
+        self._is_read, self._plan = False, None
         if best is None:
             return news + self._choose([*own, *others], now=now)
         rival = next((one for one in others if one.is_member and best.yields_to(one)), None)
@@ -216,7 +216,7 @@ class Claim:
             ttl = None if best.is_reservation else self._ttl
             self._plan = Put(best.key, self._record.text(), best.entry.revision, ttl)
             return news
-        self._held, self._known = kept, snapshot.revision
+        self._held, self._is_read = kept, True
         # One subnet each: what is left of others goes, once this one is safe.
         spare = next((one for one in own if one is not best and self._is_spare(one)), None)
         if spare is not None:
@@ -235,12 +235,11 @@ class Claim:
         self._plan = None
         # After a mere renewal that is all. Otherwise have a look: what guards a key does not
         # guard it against others that overlap.
-        self._known = revision if self._known else 0
         return self._settle() if self._is_sure else []
 
     def deleted(self, delete: Delete) -> None:
         """`delete` was done, or its key was not there."""
-        self._plan, self._known = None, 0
+        self._plan, self._is_read = None, False
 
     def conflict(self, *, now: float) -> None:
         """Somebody was faster."""
@@ -252,20 +251,34 @@ class Claim:
 
     def changed(self, batch: Batch) -> None:
         """What the watch brings."""
-        held = self._held
-        if held is None or batch.revision < held.revision:
-            return
-        for change in batch.changes:
-            if change.key != held.key:
-                touched = change.entry is not None and self._overlaps_held(held, change.key)
-            else:
-                touched = change.entry is None or change.entry.revision > held.revision
-            if touched:
-                self._stirred = change.entry.revision if change.entry else batch.revision
+        if any(map(self._concerns, batch.changes)):
+            self._is_stirred = True
+
+    def missed(self) -> None:
+        """Nobody knows what has changed."""
+        self._is_stirred = True
 
     @property
     def _is_sure(self) -> bool:
-        return self._known > 0 and self._known >= self._stirred
+        return self._is_read and not self._is_stirred
+
+    def _concerns(self, change: Change) -> bool:
+        """Whether it touches our key, its subnets, or is another key of ours; all may do so that
+        comes while it is looked for ours."""
+        held, entry = self._held, change.entry
+        if held is None:
+            return True
+        if change.key == held.key:
+            return entry is None or entry.revision != held.revision
+        if entry is None or not change.key.startswith(self._directory):
+            return False
+        with suppress(ConfigError):
+            name = change.key.removeprefix(self._directory)
+            lease = Lease.read(name, entry, key=change.key)
+            return self._is_spare(lease) or any(
+                overlap(ours, theirs) for ours in held.subnets for theirs in lease.subnets
+            )
+        return False
 
     def _liking(self, lease: Lease) -> tuple[bool, bool, bool, bool, str]:
         """The lowest is taken of several that are ours: what we have, what was reserved for us,
@@ -323,12 +336,6 @@ class Claim:
         ttl = None if held.until is None else self._ttl
         return Put(held.key, self._record.text(), held.revision, ttl)
 
-    def _overlaps_held(self, held: _Held, key: str) -> bool:
-        with suppress(ConfigError):
-            subnets = parse_key(key.removeprefix(self._directory))
-            return any(overlap(ours, theirs) for ours in held.subnets for theirs in subnets)
-        return False
-
     def _look_for_loss(self, best: Lease | None, others: Iterable[Lease]) -> list[News]:
         held = self._held
         if held is None or (best is not None and best.key == held.key):
@@ -365,7 +372,7 @@ class Claim:
 
     def _pause(self, now: float) -> None:
         """Before the next attempt, which begins with looking how things are."""
-        self._plan, self._known = None, 0
+        self._plan, self._is_read = None, False
         longest = max(_SHORTEST, min(_LONGEST, self._ttl / 8))
         pause = min(longest, _SHORTEST * 2 ** min(self._failures, 16))
         self._failures += 1
