@@ -26,6 +26,7 @@ from tunnel.control.lease import (
     Acquired,
     Claim,
     Delete,
+    Doubled,
     Exhausted,
     Lost,
     News,
@@ -35,7 +36,7 @@ from tunnel.control.lease import (
 )
 from tunnel.control.network import Network
 from tunnel.control.record import Record
-from tunnel.control.roster import Difference, Roster
+from tunnel.control.roster import LINGER, Difference, Roster
 from tunnel.errors import (
     ConfigError,
     Conflict,
@@ -451,7 +452,10 @@ class Cluster:
         self._revision = batch.revision
         self._claim.changed(batch)
         self._stirred.set()
-        self._take(self._roster.changed(batch))
+        now = time.monotonic()
+        # After an outage the news begin with who could not renew because of it.
+        until = None if self._is_settled(now) else now + LINGER
+        self._take(self._roster.changed(batch, until=until))
         for change in batch.changes:
             if change.key == config_key(self.config.etcd_prefix):
                 self._compare(change.entry.value if change.entry else None)
@@ -468,6 +472,10 @@ class Cluster:
         self._take(self._roster.read(snapshot, now=time.monotonic()))
         entry = snapshot.entries.get(config_key(self.config.etcd_prefix))
         self._compare(entry.value if entry else None)
+
+    def _is_settled(self, now: float) -> bool:
+        """Whether the store has been there for long enough for everybody to come back."""
+        return bool(self._connected) and now >= self._since + LINGER
 
     def _compare(self, value: bytes | None) -> None:
         """The network's config is read at the start: another one is told, and not followed."""
@@ -496,6 +504,14 @@ class Cluster:
                     self.tunnel.tell(SubnetsLost(subnets, why))
                 case Exhausted(why):
                     log.error("%s: %s", self._name, why)
+                case Doubled(where):
+                    log.error(
+                        "%s: %s has the same node id, from a copy of %s (remove the copy: that "
+                        "host is a new node then)",
+                        self._name,
+                        where,
+                        self._state.identity_path,
+                    )
 
     # What follows from it.
 
@@ -527,7 +543,8 @@ class Cluster:
         while True:
             await _wait(self._changed, until=self._due())
             now = time.monotonic()
-            self._take(self._roster.tick(now=now))
+            if self._is_settled(now):
+                self._take(self._roster.tick(now=now))
             self._changed.clear()
             for endpoint, refusal in self._refused.items():
                 if now >= refusal.due:
@@ -546,7 +563,9 @@ class Cluster:
         now = time.monotonic()
         due = [refusal.due for refusal in self._refused.values()]
         due += [self._saved + _SAVE] if self._unsaved else []
-        tick = self._roster.next_tick(now)
+        tick = self._roster.next_tick(now) if self._connected else None
+        if tick is not None:
+            tick = max(tick, self._since + LINGER)
         return min([*due, *([] if tick is None else [tick])], default=None)
 
     async def _apply(self) -> None:

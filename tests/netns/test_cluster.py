@@ -138,6 +138,33 @@ def test_the_store_is_away_for_longer_than_a_lease(lab: Lab, tmp_path: Path) -> 
         assert {name.replace("-", "/") for name in keys.subnets()} == {one for (one,) in before}
 
 
+def test_one_hears_that_the_lease_of_another_ran_out(lab: Lab, tmp_path: Path) -> None:
+    """Both were cut off from the store, and one still is: packets go on between them."""
+    with cluster(lab, tmp_path, 2, *OUR_TTL) as (keys, members):
+        all_up(members)
+        before = [member.subnets for member in members]
+        one, other = members
+        with chaos.Traffic(members) as traffic:
+            for member in members:
+                _cut_off(member, keys)
+            until(lambda: not keys.subnets())
+            _cut_off(one, keys, verb="del")
+            until(lambda: len(keys.subnets()) == 1)
+            until(lambda: one.store["connected"] and one.store["lease"])
+            assert not other.store["connected"]
+            time.sleep(1.5)
+            _cut_off(other, keys, verb="del")
+            until(lambda: len(keys.subnets()) == 2)
+        assert len(traffic.gaps) == 2
+        assert max(traffic.gaps.values()) < 1
+        assert [member.subnets for member in members] == before
+
+
+def _cut_off(member: Member, keys: Keys, *, verb: str = "add") -> None:
+    member.host.run(f"ip route {verb} blackhole {keys.host.ipv4}")
+    keys.host.run(f"ip route {verb} blackhole {member.host.ipv4}")
+
+
 def test_somebody_deletes_our_key_and_somebody_takes_it(lab: Lab, tmp_path: Path) -> None:
     with cluster(lab, tmp_path, 2) as (keys, members):
         all_up(members)
@@ -257,12 +284,16 @@ def test_a_flannel_node_is_a_member(lab: Lab, tmp_path: Path) -> None:
                 flannel.host.ping(member.addresses[0])
             process.kill()
             flannel.host.run("ip link delete flannel.1")
-        # In its place one of ours, which knows the record by its address: it has that subnet.
-        flannel.up()
-        assert flannel.subnets == [subnet]
-        for member in ours:
-            until(lambda: _macs(member).get(flannel.host.ipv4) == flannel.status()["mac"])  # noqa: B023
-        reach(flannel, *ours)
+        # In its place one of ours, which knows the record by its address: it has that subnet, and
+        # a MAC of its own unless it is told to keep that one.
+        for words in ((), ("--mac", mac)):
+            flannel.up(*words)
+            assert flannel.subnets == [subnet]
+            assert (flannel.status()["mac"] == mac) == bool(words)
+            for member in ours:
+                until(lambda: _macs(member).get(flannel.host.ipv4) == flannel.status()["mac"])  # noqa: B023
+            reach(flannel, *ours)
+            flannel.down()
 
 
 def _macs(member: Member) -> dict[str, str]:
@@ -359,17 +390,20 @@ def test_members_of_the_store_fail_over(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_a_store_that_accepts_and_never_answers(lab: Lab, tmp_path: Path) -> None:
-    """It takes as long as a call may take until that is said; packets do not wait for it."""
+    """It takes as long as a call may take until that is said; packets do not wait for it. And when
+    it wakes up it tells first that all leases ran out."""
     with cluster(lab, tmp_path, 2, *OUR_TTL) as (keys, members):
         all_up(members)
         before = [member.subnets for member in members]
-        keys.etcd.freeze(0)
-        until(lambda: not any(member.store["connected"] for member in members))
-        assert all("no answer" in member.store["why"] for member in members)
-        reach(*members)
-        keys.etcd.thaw(0)
-        until(lambda: all(member.store["connected"] for member in members))
-        until(lambda: all((member.store["lease"] or 0) > 1 for member in members))
+        with chaos.Traffic(members) as traffic:
+            keys.etcd.freeze(0)
+            until(lambda: not any(member.store["connected"] for member in members))
+            assert all("no answer" in member.store["why"] for member in members)
+            keys.etcd.thaw(0)
+            until(lambda: all(member.store["connected"] for member in members))
+            until(lambda: all((member.store["lease"] or 0) > 1 for member in members))
+        assert len(traffic.gaps) == 2
+        assert max(traffic.gaps.values()) < 1
         assert [member.subnets for member in members] == before
 
 

@@ -14,6 +14,7 @@ from tunnel.control.lease import (
     Acquired,
     Claim,
     Delete,
+    Doubled,
     Exhausted,
     Lost,
     News,
@@ -535,6 +536,20 @@ def test_a_second_key_of_ours_is_given_back(lag: bool) -> None:
         assert one.turn()
     assert one.run() == []
     assert store.of(OURS) == ["10.5.7.0-24"]
+
+
+def test_two_hosts_with_one_id_do_not_write_without_end() -> None:
+    store = Memory()
+    copy = replace(OURS, address=ipaddress.IPv4Address("192.0.2.99"))
+    one, other = node(store), node(store, copy, seed=2)
+    one.run()
+    while store.now < 600:
+        for host in (one, other):
+            host.run(seconds=1)
+    assert one.puts + other.puts < 60
+    assert Doubled("192.0.2.99") in one.told
+    assert Doubled("192.0.2.1") in other.told
+    assert not any(isinstance(news, Lost) for news in one.told + other.told)
 
 
 def test_a_store_that_was_put_back_from_a_backup() -> None:

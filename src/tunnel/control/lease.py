@@ -104,7 +104,15 @@ class Exhausted:
     why: str
 
 
-News = Acquired | Lost | Exhausted
+@dataclass(frozen=True)
+class Doubled:
+    """Another host has our id, as a copy of this one's disk has. Each writes over the record of the
+    other, with long pauses; somebody has to give one of them another id."""
+
+    where: str
+
+
+News = Acquired | Lost | Exhausted | Doubled
 
 
 @dataclass(frozen=True)
@@ -215,7 +223,7 @@ class Claim:
         if kept is None:
             ttl = None if best.is_reservation else self._ttl
             self._plan = Put(best.key, self._record.text(), best.entry.revision, ttl)
-            return news
+            return news + self._look_for_double(best, now)
         self._held, self._is_read = kept, True
         # One subnet each: what is left of others goes, once this one is safe.
         spare = next((one for one in own if one is not best and self._is_spare(one)), None)
@@ -346,6 +354,16 @@ class Claim:
             return self._lose(held.subnets, f"somebody deleted {held.key}, or it ran out")
         return self._lose(held.subnets, f"{held.key} is {_whose(there)} now")
 
+    def _look_for_double(self, lease: Lease, now: float) -> list[News]:
+        held, record = self._held, lease.record
+        written = held is not None and lease.entry.revision != held.revision
+        if not written or record is None or record.node != self._record.node:
+            return []
+        if (where := _place(record)) == _place(self._record):
+            return []
+        self._due = now + self._longest * self._random.uniform(0.5, 1)
+        return [Doubled(where)]
+
     def _lose(self, subnets: tuple[Prefix, ...], why: str) -> list[News]:
         """Told once, and only of what was told to be ours."""
         if self._is_lost or subnets != self._told:
@@ -370,6 +388,11 @@ class Claim:
         self._is_lost = False
         return [Acquired(self._told, before)]
 
+    @property
+    def _longest(self) -> float:
+        """Seconds that a pause has at the most."""
+        return max(_SHORTEST, min(_LONGEST, self._ttl / 8))
+
     def _pause(self, now: float) -> None:
         """Before the next attempt, which begins with looking how things are."""
         self._plan, self._is_read = None, False
@@ -386,5 +409,9 @@ def _is_due(held: _Held | None, now: float) -> bool:
 def _whose(lease: Lease) -> str:
     if lease.record is None:
         return "something that cannot be read"
-    address = lease.record.address or lease.record.address6 or "an unknown address"
-    return f"of node {lease.record.node} at {address}" if lease.record.node else f"of {address}"
+    where = _place(lease.record)
+    return f"of node {lease.record.node} at {where}" if lease.record.node else f"of {where}"
+
+
+def _place(record: Record) -> str:
+    return str(record.address or record.address6 or "an unknown address")
