@@ -74,7 +74,7 @@ _PATIENCE = 2.0  # seconds that the store has at the start, where we know enough
 _SHORTEST, _LONGEST = 0.25, 10.0  # seconds between attempts to reach it, growing by the double
 _CALM = 0.25  # seconds: what changes meanwhile is applied as one
 _RETRY = 30.0  # seconds until who could not be a peer is tried again
-_SAVE = 10.0  # seconds between writes of what is known to disk, at least
+_SAVE = 2.0  # seconds between writes of what is known to disk, at least
 
 
 @dataclass(frozen=True)

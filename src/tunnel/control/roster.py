@@ -136,12 +136,12 @@ class Roster:
 
     def settle_in(self, record: Record, subnets: Iterable[Prefix]) -> Difference:
         """This node says this of itself, and has these subnets, from now on."""
-        own = tuple(subnets)
-        if (record, own) == (self._record, self._own):
-            return Difference()
-        self._record, self._own = record, own
-        for key, entry in self.snapshot.entries.items():
-            self._take(key, entry)
+        before, self._own = self._own, tuple(subnets)
+        if record != self._record:
+            self._record = record
+            for key, entry in self.snapshot.entries.items():
+                self._take(key, entry)
+        self._touch_around((*before, *self._own))
         return self._settle()
 
     def read(self, snapshot: Snapshot, *, now: float) -> Difference:
