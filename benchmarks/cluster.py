@@ -249,7 +249,7 @@ def _changing(store: Host, url: str, directory: str, *, rate: int, crowd: int) -
 @click.option("--crowd", type=int, required=True)
 def write(url: str, directory: str, *, rate: int, crowd: int) -> None:
     """Has the crowd there; then one change takes one away, and the next puts it back."""
-    # Beside what the nodes get, the first hundred.
+    # The nodes' own are in 10.42.0.0/16.
     keys = {
         f"{directory}10.{100 + number // 256}.{number % 256}.0-24": _record(number).text()
         for number in range(crowd)

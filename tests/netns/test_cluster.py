@@ -296,6 +296,55 @@ def test_a_flannel_node_is_a_member(lab: Lab, tmp_path: Path) -> None:
             flannel.down()
 
 
+def test_a_flannel_node_of_both_families(lab: Lab, tmp_path: Path) -> None:
+    """Inner IPv4 over outer IPv4 and inner IPv6 over outer IPv6, each with a device of its own."""
+    network = {"EnableIPv6": True, "IPv6Network": "fd00:42::/48"}
+    with cluster(lab, tmp_path, 2, network=network) as (keys, (flannel, ours)):
+        host, macs = flannel.host, ("02:00:5e:00:53:04", "02:00:5e:00:53:06")
+        record = {
+            "PublicIP": host.ipv4,
+            "PublicIPv6": host.ipv6,
+            "BackendType": "vxlan",
+            "BackendData": {"VNI": 1, "VtepMAC": macs[0]},
+            "BackendV6Data": {"VNI": 1, "VtepMAC": macs[1]},
+        }
+        keys.put("subnets/10.42.77.0-24&fd00:42:0:77::-64", record, ttl=600)
+        ours.up()
+        ours.until_peers(2)
+        theirs = ("10.42.77.0", "fd00:42:0:77::")
+        ways = zip(
+            ("flannel.1", "flannel-v6.1"),
+            macs,
+            (host.ipv4, host.ipv6),
+            theirs,
+            ours.subnets,
+            (ours.host.ipv4, ours.host.ipv6),
+            strict=True,
+        )
+        for device, mac, local, own, subnet, remote in ways:
+            gateway, there = subnet.partition("/")[0], ours.status()["mac"]
+            host.run(
+                f"ip link add {device} address {mac} type vxlan id 1 local {local} dev eth0 "
+                "dstport 8472 nolearning"
+            )
+            host.run(f"ip address add {own} dev {device} noprefixroute nodad")
+            host.run(f"ip link set {device} up")
+            host.run(f"ip neigh replace {gateway} lladdr {there} dev {device} nud permanent")
+            host.run(f"bridge fdb replace {there} dev {device} dst {remote} self permanent")
+            host.run(f"ip route replace {subnet} via {gateway} dev {device} onlink")
+        for address, own in zip(theirs, ours.addresses, strict=True):
+            ours.host.ping(address)
+            host.ping(own)
+
+
+def test_ipv6_alone(lab: Lab, tmp_path: Path) -> None:
+    network = {"EnableIPv4": False, "EnableIPv6": True, "IPv6Network": "fd00:42::/48"}
+    with cluster(lab, tmp_path, 2, network=network) as (keys, members):
+        all_up(members)
+        assert all(name.startswith("0.0.0.0-0&fd00:42:") for name in keys.subnets())
+        reach(*members)
+
+
 def _macs(member: Member) -> dict[str, str]:
     peers = member.status()["peers"]
     return {one["endpoint"].rpartition(":")[0]: one["mac"] for one in peers}
