@@ -119,6 +119,21 @@ def test_a_restart_changes_nothing_even_while_the_store_is_away(lab: Lab, tmp_pa
         reach(one, other)
 
 
+def test_its_address_may_change(lab: Lab, tmp_path: Path) -> None:
+    with cluster(lab, tmp_path, 2) as (keys, members):
+        all_up(members)
+        one, other = members
+        before = one.subnets, one.status()["mac"]
+        one.down()
+        one.host.run("ip address del dev eth0 192.0.2.1/24")
+        one.host.run("ip address add dev eth0 192.0.2.99/24")
+        one.up()
+        assert (one.subnets, one.status()["mac"]) == before
+        until(lambda: other.peers() == {"192.0.2.99": before[0]})
+        reach(one, other)
+        assert len(keys.subnets()) == 2
+
+
 def test_the_store_is_away_for_longer_than_a_lease(lab: Lab, tmp_path: Path) -> None:
     with cluster(lab, tmp_path, 3, *OUR_TTL) as (keys, members):
         all_up(members)
