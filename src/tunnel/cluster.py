@@ -516,7 +516,7 @@ class Cluster:
     # What follows from it.
 
     def _settle(self, subnets: tuple[Prefix, ...]) -> None:
-        self._take(self._roster.settle_in(self._record(), subnets))
+        self._take(self._roster.settle_in(subnets))
         if subnets != self._identity.subnets:
             self._identity = replace(self._identity, subnets=subnets)
             self._write_identity(self._identity)

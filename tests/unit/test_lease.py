@@ -493,14 +493,12 @@ def test_flannels_record_at_our_address_is_taken_over_again() -> None:
 
 def test_what_we_say_of_ourselves_may_change() -> None:
     store = Memory()
-    one = node(store)
-    one.run()
+    node(store).run()
     moved = replace(OURS, address=ipaddress.IPv4Address("192.0.2.99"))
-    one.claim.publish(moved)
-    assert one.run() == []
+    again = node(store, moved)
+    again.run()
     (entry,) = store.entries.values()
     assert entry.value == moved.text()
-    assert one.puts == 2
 
 
 def test_our_own_echo_is_no_news() -> None:

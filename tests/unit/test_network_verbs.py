@@ -160,6 +160,7 @@ STORE = {
         ({"connected": False, "why": "no answer"}, ["away for 1 min: no answer"]),
         ({"lease": None}, ["10.42.7.0-24, reserved"]),
         ({"key": None}, ["none: looks for a subnet"]),
+        ({"key": None, "connected": False}, ["none: goes on with what it had"]),
     ],
 )
 def test_status_says_how_the_store_is(differs: dict[str, Any], says: list[str]) -> None:

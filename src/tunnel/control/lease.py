@@ -120,7 +120,6 @@ class _Held:
     key: str
     subnets: tuple[Prefix, ...]
     revision: int
-    value: bytes
     until: float | None  # None for a reservation
     renew: float | None
 
@@ -182,17 +181,13 @@ class Claim:
         """When the lease ends unless it is renewed; None for a reservation, or without any."""
         return self._held.until if self._held else None
 
-    def publish(self, record: Record) -> None:
-        """Our address or MAC is another one now."""
-        self._record = record
-
     def step(self, *, now: float) -> Step:
         """What to do next. Asked again before the answer, it is the same."""
         if now < self._due:
             return Wait(self._due)
         held = self._held
         if self._plan is None and self._is_sure and held is not None:
-            if held.value == self._record.text() and not _is_due(held, now):
+            if not _is_due(held, now):
                 return Wait(held.renew)
             self._plan = self._renewal(held)
         if self._plan is None:
@@ -239,7 +234,7 @@ class Claim:
             # Nodes that came together do not all come again together.
             renew = until - self._margin * self._random.uniform(1, 1.1)
         subnets = parse_key(put.key.removeprefix(self._directory))
-        self._held = _Held(put.key, subnets, revision, put.value, until, renew)
+        self._held = _Held(put.key, subnets, revision, until, renew)
         self._plan = None
         # After a mere renewal that is all. Otherwise have a look: what guards a key does not
         # guard it against others that overlap.
@@ -310,7 +305,7 @@ class Claim:
         if entry.value != self._record.text():
             return None
         if lease.is_reservation:
-            return _Held(lease.key, lease.subnets, entry.revision, entry.value, None, None)
+            return _Held(lease.key, lease.subnets, entry.revision, None, None)
         known = held is not None and (held.key, held.revision) == (lease.key, entry.revision)
         return held if known and not _is_due(held, now) else None
 

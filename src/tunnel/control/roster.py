@@ -134,13 +134,9 @@ class Roster:
                 self._touch_around(peer.prefixes)
         return self._settle()
 
-    def settle_in(self, record: Record, subnets: Iterable[Prefix]) -> Difference:
-        """This node says this of itself, and has these subnets, from now on."""
+    def settle_in(self, subnets: Iterable[Prefix]) -> Difference:
+        """This node has these subnets from now on."""
         before, self._own = self._own, tuple(subnets)
-        if record != self._record:
-            self._record = record
-            for key, entry in self.snapshot.entries.items():
-                self._take(key, entry)
         self._touch_around((*before, *self._own))
         return self._settle()
 
