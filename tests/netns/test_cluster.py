@@ -3,6 +3,7 @@ away."""
 
 import asyncio
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -151,6 +152,42 @@ def test_the_store_is_away_for_longer_than_a_lease(lab: Lab, tmp_path: Path) -> 
         reach(*members)
         assert [member.subnets for member in members] == before
         assert {name.replace("-", "/") for name in keys.subnets()} == {one for (one,) in before}
+
+
+def test_an_etcd_that_has_lost_everything(lab: Lab, tmp_path: Path) -> None:
+    """Its revisions begin anew, and whatever it had is written again by those who live."""
+    with cluster(lab, tmp_path, 2) as (keys, members):
+        all_up(members)
+        before = [member.subnets for member in members]
+        keys.etcd.kill(0)
+        shutil.rmtree(tmp_path / "m0")
+        keys.etcd.start(0)
+        keys.wait()
+        until(lambda: len(keys.subnets()) == 2)
+        until(lambda: all(member.store["troubles"] for member in members))
+        reach(*members)
+        keys.init({})
+        until(lambda: not any(member.store["troubles"] for member in members))
+        reach(*members)
+        assert [member.subnets for member in members] == before
+        assert {name.replace("-", "/") for name in keys.subnets()} == {one for (one,) in before}
+
+
+def test_two_hosts_with_one_identity(lab: Lab, tmp_path: Path) -> None:
+    with cluster(lab, tmp_path, 2) as (keys, members):
+        one, copy = members
+        one.up()
+        identity = one.host.run("cat /run/tunnel/state/tunnel1.json").stdout
+        copy.host.run(["sh", "-c", 'mkdir -p /run/tunnel/state; printf %s "$0" > $1', identity,
+                       "/run/tunnel/state/tunnel1.json"])  # fmt: skip
+        copy.up()
+        assert copy.subnets == one.subnets
+        (record,) = keys.subnets().values()
+        assert record["PublicIP"] == copy.host.ipv4
+        time.sleep(1)
+        (record,) = keys.subnets().values()
+        assert record["PublicIP"] == copy.host.ipv4  # they take their time
+        assert f"{copy.host.ipv4} has the same node id" in one.down()
 
 
 def test_one_hears_that_the_lease_of_another_ran_out(lab: Lab, tmp_path: Path) -> None:
