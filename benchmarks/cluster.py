@@ -13,7 +13,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -50,13 +50,12 @@ def main() -> None:
     need_privilege([sys.executable, "-m", "benchmarks.cluster", *sys.argv[1:]])
 
 
-def _stranger(number: int, *, prefixes: int = 1) -> Peer:
-    own = [f"10.{place // 256}.{place % 256}.0/24" for place in _places(number, prefixes)]
-    return Peer(str(STRANGERS + 1 + number), own, mac=_mac(number))
+def _stranger(number: int, prefixes: Sequence[str]) -> Peer:
+    return Peer(str(STRANGERS + 1 + number), prefixes, mac=_mac(number))
 
 
-def _places(number: int, prefixes: int) -> range:
-    return range(number * prefixes, (number + 1) * prefixes)
+def _prefixes(count: int) -> list[str]:
+    return [f"{IPv4Address('16.0.0.0') + 256 * place}/24" for place in range(count)]
 
 
 def _mac(number: int) -> Mac:
@@ -84,7 +83,7 @@ def arrive(*, peers: int, routes: int) -> None:
 
 
 async def _arrive(count: int, *, peer_by_peer: bool) -> float:
-    come = [_stranger(number) for number in range(count)]
+    come = [_stranger(number, [prefix]) for number, prefix in enumerate(_prefixes(count))]
     async with Tunnel(subnets=["10.255.0.0/24"]) as tunnel:
         begun = time.perf_counter()
         if peer_by_peer:
@@ -97,11 +96,9 @@ async def _arrive(count: int, *, peer_by_peer: bool) -> float:
 
 
 async def _start(count: int) -> float:
-    each = 100
-    prefixes = [f"{IPv4Address('16.0.0.0') + 256 * place}/24" for place in range(count)]
+    prefixes = _prefixes(count)
     peers = [
-        Peer(str(STRANGERS + 1 + at), prefixes[at * each : (at + 1) * each])
-        for at in range(count // each)
+        _stranger(first // 100, prefixes[first : first + 100]) for first in range(0, count, 100)
     ]
     begun = time.perf_counter()
     async with Tunnel(subnets=["10.255.0.0/24"], peers=peers):
@@ -185,17 +182,14 @@ def churn(*, count: int, seconds: int, rate: int, crowd: int) -> None:
     CPUs here, as they would not elsewhere.
     """
     found: dict[bool, list[float]] = {False: [], True: []}
-    try:
-        with _ready(crowd=crowd) as (store, url, path):
-            for turn in range(count):
-                for busy in (False, True) if turn % 2 else (True, False):
-                    directory = DIRECTORY if busy else ELSEWHERE
-                    with _changing(store, url, directory, rate=rate, crowd=crowd):
-                        run = bench.tcp(path, streams=1, seconds=seconds)
-                    found[busy].append(run.gbit_s)
-                    print(f"{'churn' if busy else 'quiet'}: {run.gbit_s:.2f} Gbit/s", flush=True)
-    except TunnelError as error:
-        raise click.ClickException(str(error)) from error
+    with _ready(crowd=crowd) as (store, url, path):
+        for turn in range(count):
+            for busy in (False, True) if turn % 2 else (True, False):
+                directory = DIRECTORY if busy else ELSEWHERE
+                with _changing(store, url, directory, rate=rate, crowd=crowd):
+                    run = bench.tcp(path, streams=1, seconds=seconds)
+                found[busy].append(run.gbit_s)
+                print(f"{'churn' if busy else 'quiet'}: {run.gbit_s:.2f} Gbit/s", flush=True)
     ratios = [busy / quiet for busy, quiet in zip(found[True], found[False], strict=True)]
     print(
         f"{rate} changes a second among {crowd} peers: {statistics.median(ratios):.3f} of the "
@@ -278,4 +272,7 @@ def _print_passport(**more: object) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except TunnelError as error:
+        sys.exit(f"benchmarks.cluster: {error}")

@@ -266,8 +266,8 @@ class Claim:
         return self._is_read and not self._is_stirred
 
     def _concerns(self, change: Change) -> bool:
-        """Whether it touches our key, its subnets, or is another key of ours; all may do so that
-        comes while it is looked for ours."""
+        """Whether it touches our key or its subnets, or is another key of ours. While we look for
+        one, anything may."""
         held, entry = self._held, change.entry
         if held is None:
             return True
@@ -391,8 +391,7 @@ class Claim:
     def _pause(self, now: float) -> None:
         """Before the next attempt, which begins with looking how things are."""
         self._plan, self._is_read = None, False
-        longest = max(_SHORTEST, min(_LONGEST, self._ttl / 8))
-        pause = min(longest, _SHORTEST * 2 ** min(self._failures, 16))
+        pause = min(self._longest, _SHORTEST * 2 ** min(self._failures, 16))
         self._failures += 1
         self._due = now + pause * self._random.uniform(0.5, 1)
 
