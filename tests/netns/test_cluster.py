@@ -414,6 +414,10 @@ def test_a_reserved_subnet_and_static_peers(lab: Lab, tmp_path: Path) -> None:
         one.until_peers(2)
         assert one.peers()["192.0.2.77"] == ["10.77.0.0/16"]
         reach(one, other)
+        assert other.down() == ""
+        other.up("--subnet", "10.42.9.0/24")
+        assert other.subnets == ["10.42.111.0/24"]
+        assert "has 10.42.111.0/24, not 10.42.9.0/24 as it would like" in other.down()
 
 
 def test_a_reload_changes_static_peers_alone(lab: Lab, tmp_path: Path) -> None:
