@@ -213,8 +213,8 @@ class Cluster:
         subnets = self._claim.subnets or self._identity.subnets
         if not set(self.config.prefer) <= set(subnets):
             log.warning(
-                "%s: has %s, not %s as it would like (that is taken or not of this network, or it had "
-                "this one already)",
+                "%s: has %s, not %s as it would like (that is taken or not of this network, or it "
+                "had this one already)",
                 self._name,
                 _spell(subnets),
                 _spell(self.config.prefer),
