@@ -26,6 +26,7 @@ from tunnel.control.lease import (
     Acquired,
     Claim,
     Delete,
+    Doubled,
     Exhausted,
     Lost,
     News,
@@ -35,7 +36,7 @@ from tunnel.control.lease import (
 )
 from tunnel.control.network import Network
 from tunnel.control.record import Record
-from tunnel.control.roster import Difference, Roster
+from tunnel.control.roster import LINGER, Difference, Roster
 from tunnel.errors import (
     ConfigError,
     Conflict,
@@ -73,7 +74,7 @@ _PATIENCE = 2.0  # seconds that the store has at the start, where we know enough
 _SHORTEST, _LONGEST = 0.25, 10.0  # seconds between attempts to reach it, growing by the double
 _CALM = 0.25  # seconds: what changes meanwhile is applied as one
 _RETRY = 30.0  # seconds until who could not be a peer is tried again
-_SAVE = 10.0  # seconds between writes of what is known to disk, at least
+_SAVE = 2.0  # seconds between writes of what is known to disk, at least
 
 
 @dataclass(frozen=True)
@@ -210,6 +211,14 @@ class Cluster:
             )
             self._begin(self._network_in(kept), kept)
         subnets = self._claim.subnets or self._identity.subnets
+        if not set(self.config.prefer) <= set(subnets):
+            log.warning(
+                "%s: has %s, not %s as it would like (that is taken or not of this network, or it "
+                "had this one already)",
+                self._name,
+                _spell(subnets),
+                _spell(self.config.prefer),
+            )
         self._settle(subnets)
         return self._config(subnets)
 
@@ -258,29 +267,35 @@ class Cluster:
 
     async def _meet(self, kept: Snapshot | None) -> None:
         """Until there is a network, and we have subnets of it."""
-        failures = 0
+        failures, said = 0, ""
         while True:
             try:
                 snapshot = await self._ask(self._store.read(self._prefix))
                 network = self._network_in(snapshot)
                 break
             except (StoreAway, ConfigError) as error:
-                log.log(logging.DEBUG if failures else logging.WARNING, "%s: %s", self._name, error)
+                if said != (said := str(error)):
+                    log.warning("%s: waits, and tries again: %s", self._name, error)
             await self._pause(failures)
             failures += 1
         self._begin(network, kept or snapshot)
+        self._know(snapshot)  # older than what was kept, if it was put back from a backup
         self._learn(snapshot)
         while not self._claim.subnets:
             await self._advance()
 
     def _network_in(self, snapshot: Snapshot) -> Network:
-        entry = snapshot.entries.get(config_key(self.config.etcd_prefix))
+        key = config_key(self.config.etcd_prefix)
+        entry = snapshot.entries.get(key)
         if entry is None:
             raise ConfigError(
-                f"there is no {config_key(self.config.etcd_prefix)} in {self._store.address} yet "
+                f"there is no {key} in {self._store.address} yet "
                 '(write it with "tunnel network init", or choose another --etcd-prefix)'
             )
-        return Network.parse(entry.value)
+        try:
+            return Network.parse(entry.value)
+        except ConfigError as error:
+            raise ConfigError(f"{key}: {error}") from error
 
     def _begin(self, network: Network, known: Snapshot) -> None:
         self._network = network
@@ -297,6 +312,7 @@ class Cluster:
             margin=60.0 * self.config.margin,
         )
         self._roster = Roster(network, record, directory=directory, static=self.config.node.peers)
+        self._revision = known.revision
         self._take(self._roster.read(known, now=time.monotonic()))
 
     def _record(self) -> Record:
@@ -436,26 +452,38 @@ class Cluster:
             failures += 1
             # Not only after a gap: an etcd that was put back from a backup has other revisions.
             with suppress(StoreAway, StoreRefused):
-                self._learn(await self._ask(self._store.read(self._prefix)))
+                self._know(await self._ask(self._store.read(self._prefix)))
+                self._claim.missed()
+                self._stirred.set()
 
     def _hear_of(self, batch: Batch) -> None:
         self._revision = batch.revision
         self._claim.changed(batch)
         self._stirred.set()
-        self._take(self._roster.changed(batch))
+        now = time.monotonic()
+        # After an outage the news begin with who could not renew because of it.
+        until = None if self._is_settled(now) else now + LINGER
+        self._take(self._roster.changed(batch, until=until))
         for change in batch.changes:
             if change.key == config_key(self.config.etcd_prefix):
                 self._compare(change.entry.value if change.entry else None)
 
     def _learn(self, snapshot: Snapshot) -> None:
+        """All that is in the store, in answer to the claim."""
+        if snapshot.revision >= self._revision:  # else the watch has told more already
+            self._know(snapshot)
+        self._hear(self._claim.read(snapshot, now=time.monotonic()))
+
+    def _know(self, snapshot: Snapshot) -> None:
         """All that is in the store: whole values are compared."""
         self._revision = snapshot.revision
-        now = time.monotonic()
-        self._take(self._roster.read(snapshot, now=now))
-        self._hear(self._claim.read(snapshot, now=now))
-        self._stirred.set()
+        self._take(self._roster.read(snapshot, now=time.monotonic()))
         entry = snapshot.entries.get(config_key(self.config.etcd_prefix))
         self._compare(entry.value if entry else None)
+
+    def _is_settled(self, now: float) -> bool:
+        """Whether the store has been there for long enough for everybody to come back."""
+        return bool(self._connected) and now >= self._since + LINGER
 
     def _compare(self, value: bytes | None) -> None:
         """The network's config is read at the start: another one is told, and not followed."""
@@ -484,11 +512,19 @@ class Cluster:
                     self.tunnel.tell(SubnetsLost(subnets, why))
                 case Exhausted(why):
                     log.error("%s: %s", self._name, why)
+                case Doubled(where):
+                    log.error(
+                        "%s: %s has the same node id, from a copy of %s (remove the copy: that "
+                        "host is a new node then)",
+                        self._name,
+                        where,
+                        self._state.identity_path,
+                    )
 
     # What follows from it.
 
     def _settle(self, subnets: tuple[Prefix, ...]) -> None:
-        self._take(self._roster.settle_in(self._record(), subnets))
+        self._take(self._roster.settle_in(subnets))
         if subnets != self._identity.subnets:
             self._identity = replace(self._identity, subnets=subnets)
             self._write_identity(self._identity)
@@ -515,7 +551,8 @@ class Cluster:
         while True:
             await _wait(self._changed, until=self._due())
             now = time.monotonic()
-            self._take(self._roster.tick(now=now))
+            if self._is_settled(now):
+                self._take(self._roster.tick(now=now))
             self._changed.clear()
             for endpoint, refusal in self._refused.items():
                 if now >= refusal.due:
@@ -534,7 +571,9 @@ class Cluster:
         now = time.monotonic()
         due = [refusal.due for refusal in self._refused.values()]
         due += [self._saved + _SAVE] if self._unsaved else []
-        tick = self._roster.next_tick(now)
+        tick = self._roster.next_tick(now) if self._connected else None
+        if tick is not None:
+            tick = max(tick, self._since + LINGER)
         return min([*due, *([] if tick is None else [tick])], default=None)
 
     async def _apply(self) -> None:

@@ -17,7 +17,7 @@ from tunnel.control.network import Network, Pool, faults, make_key
 from tunnel.control.record import Lease, Record, leases_of, overlap
 from tunnel.errors import ConfigError, Conflict, LeaseGone
 from tunnel.store import Store
-from tunnel.types import Address, Prefix
+from tunnel.types import Address, Prefix, parse_address
 
 _AT_ONCE = 50  # questions to the store
 
@@ -216,11 +216,13 @@ def make_network(
 
 
 def make_owner(*, node: str, address: str) -> Record:
-    """For whom a subnet is reserved."""
-    where = ipaddress.ip_address(address) if address else None
+    """For whom a subnet is reserved. Raises ConfigError where it is no id, or no address."""
+    where = parse_address(address) if address else None
     four = where if isinstance(where, ipaddress.IPv4Address) else None
     six = where if isinstance(where, ipaddress.IPv6Address) else None
-    return Record(address=four, address6=six, node=node, backend="")
+    record = Record(address=four, address6=six, node=node, backend="")
+    Record.parse(record.text())  # others have to be able to
+    return record
 
 
 def _claimed(lease: Lease, seconds: float | None) -> Claimed:

@@ -55,11 +55,15 @@ class State:
 
     Raises:
         ConfigError: One cannot be read or written there.
+
+    Attributes:
+        identity_path: What makes it this node.
     """
 
     def __init__(self, directory: Path, *, name: str) -> None:
         self._directory = directory
-        self._identity, self._members = directory / f"{name}.json", directory / f"{name}.members"
+        self.identity_path = directory / f"{name}.json"
+        self._members = directory / f"{name}.members"
 
     def prepare(self, *, user: str | None) -> None:
         """Makes the directory, and makes it theirs whom this process is about to become, as the
@@ -67,7 +71,7 @@ class State:
         owner = choose_user(user)
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for path in (self._directory, self._identity, self._members):
+            for path in (self._directory, self.identity_path, self._members):
                 if owner is not None and os.geteuid() == 0 and path.exists():
                     os.chown(path, owner.pw_uid, owner.pw_gid)
         except OSError as error:
@@ -76,7 +80,7 @@ class State:
     def identity(self) -> Identity:
         """Who this node is; a new one where there is no file yet, which is written at once."""
         try:
-            words = json.loads(self._identity.read_bytes())
+            words = json.loads(self.identity_path.read_bytes())
             if words["version"] != _VERSION:
                 raise ValueError(f"version {words['version']}")
             subnets = tuple(parse_prefix(one) for one in words["subnets"])
@@ -86,11 +90,11 @@ class State:
             self.save_identity(made)
             return made
         except OSError as error:
-            raise self._unusable("read", self._identity, error) from error
+            raise self._unusable("read", self.identity_path, error) from error
         except (ValueError, TypeError, KeyError) as error:
             # Not made anew unasked: it would be another node, with another subnet.
             raise ConfigError(
-                f"{self._identity} is no node's identity: {error} (put it right, or remove it: "
+                f"{self.identity_path} is no node's identity: {error} (put it right, or remove it: "
                 "this host is a new node then)",
                 key=("state-dir",),
             ) from error
@@ -102,7 +106,7 @@ class State:
             "mac": str(identity.mac),
             "subnets": [str(subnet) for subnet in identity.subnets],
         }
-        self._write(self._identity, json.dumps(words).encode() + b"\n")
+        self._write(self.identity_path, json.dumps(words).encode() + b"\n")
 
     def members(self) -> Snapshot | None:
         """What the store said last, None where nothing is kept."""

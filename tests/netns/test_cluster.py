@@ -3,6 +3,7 @@ away."""
 
 import asyncio
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -119,6 +120,21 @@ def test_a_restart_changes_nothing_even_while_the_store_is_away(lab: Lab, tmp_pa
         reach(one, other)
 
 
+def test_its_address_may_change(lab: Lab, tmp_path: Path) -> None:
+    with cluster(lab, tmp_path, 2) as (keys, members):
+        all_up(members)
+        one, other = members
+        before = one.subnets, one.status()["mac"]
+        one.down()
+        one.host.run("ip address del dev eth0 192.0.2.1/24")
+        one.host.run("ip address add dev eth0 192.0.2.99/24")
+        one.up()
+        assert (one.subnets, one.status()["mac"]) == before
+        until(lambda: other.peers() == {"192.0.2.99": before[0]})
+        reach(one, other)
+        assert len(keys.subnets()) == 2
+
+
 def test_the_store_is_away_for_longer_than_a_lease(lab: Lab, tmp_path: Path) -> None:
     with cluster(lab, tmp_path, 3, *OUR_TTL) as (keys, members):
         all_up(members)
@@ -136,6 +152,69 @@ def test_the_store_is_away_for_longer_than_a_lease(lab: Lab, tmp_path: Path) -> 
         reach(*members)
         assert [member.subnets for member in members] == before
         assert {name.replace("-", "/") for name in keys.subnets()} == {one for (one,) in before}
+
+
+def test_an_etcd_that_has_lost_everything(lab: Lab, tmp_path: Path) -> None:
+    """Its revisions begin anew, and whatever it had is written again by those who live."""
+    with cluster(lab, tmp_path, 2) as (keys, members):
+        all_up(members)
+        before = [member.subnets for member in members]
+        keys.etcd.kill(0)
+        shutil.rmtree(tmp_path / "m0")
+        keys.etcd.start(0)
+        keys.wait()
+        until(lambda: len(keys.subnets()) == 2)
+        until(lambda: all(member.store["troubles"] for member in members))
+        reach(*members)
+        keys.init({})
+        until(lambda: not any(member.store["troubles"] for member in members))
+        reach(*members)
+        assert [member.subnets for member in members] == before
+        assert {name.replace("-", "/") for name in keys.subnets()} == {one for (one,) in before}
+
+
+def test_two_hosts_with_one_identity(lab: Lab, tmp_path: Path) -> None:
+    with cluster(lab, tmp_path, 2) as (keys, members):
+        one, copy = members
+        one.up()
+        identity = one.host.run("cat /run/tunnel/state/tunnel1.json").stdout
+        copy.host.run(["sh", "-c", 'mkdir -p /run/tunnel/state; printf %s "$0" > $1', identity,
+                       "/run/tunnel/state/tunnel1.json"])  # fmt: skip
+        copy.up()
+        assert copy.subnets == one.subnets
+        (record,) = keys.subnets().values()
+        assert record["PublicIP"] == copy.host.ipv4
+        time.sleep(1)
+        (record,) = keys.subnets().values()
+        assert record["PublicIP"] == copy.host.ipv4  # they take their time
+        assert f"{copy.host.ipv4} has the same node id" in one.down()
+
+
+def test_one_hears_that_the_lease_of_another_ran_out(lab: Lab, tmp_path: Path) -> None:
+    """Both were cut off from the store, and one still is: packets go on between them."""
+    with cluster(lab, tmp_path, 2, *OUR_TTL) as (keys, members):
+        all_up(members)
+        before = [member.subnets for member in members]
+        one, other = members
+        with chaos.Traffic(members) as traffic:
+            for member in members:
+                _cut_off(member, keys)
+            until(lambda: not keys.subnets())
+            _cut_off(one, keys, verb="del")
+            until(lambda: len(keys.subnets()) == 1)
+            until(lambda: one.store["connected"] and one.store["lease"])
+            assert not other.store["connected"]
+            time.sleep(1.5)
+            _cut_off(other, keys, verb="del")
+            until(lambda: len(keys.subnets()) == 2)
+        assert len(traffic.gaps) == 2
+        assert max(traffic.gaps.values()) < 1
+        assert [member.subnets for member in members] == before
+
+
+def _cut_off(member: Member, keys: Keys, *, verb: str = "add") -> None:
+    member.host.run(f"ip route {verb} blackhole {keys.host.ipv4}")
+    keys.host.run(f"ip route {verb} blackhole {member.host.ipv4}")
 
 
 def test_somebody_deletes_our_key_and_somebody_takes_it(lab: Lab, tmp_path: Path) -> None:
@@ -257,12 +336,65 @@ def test_a_flannel_node_is_a_member(lab: Lab, tmp_path: Path) -> None:
                 flannel.host.ping(member.addresses[0])
             process.kill()
             flannel.host.run("ip link delete flannel.1")
-        # In its place one of ours, which knows the record by its address: it has that subnet.
-        flannel.up()
-        assert flannel.subnets == [subnet]
-        for member in ours:
-            until(lambda: _macs(member).get(flannel.host.ipv4) == flannel.status()["mac"])  # noqa: B023
-        reach(flannel, *ours)
+        # In its place one of ours, which knows the record by its address: it has that subnet, and
+        # a MAC of its own unless it is told to keep that one.
+        for words in ((), ("--mac", mac)):
+            flannel.up(*words)
+            assert flannel.subnets == [subnet]
+            assert (flannel.status()["mac"] == mac) == bool(words)
+            for member in ours:
+                until(lambda: _macs(member).get(flannel.host.ipv4) == flannel.status()["mac"])  # noqa: B023
+            reach(flannel, *ours)
+            flannel.down()
+
+
+def test_a_flannel_node_of_both_families(lab: Lab, tmp_path: Path) -> None:
+    """Inner IPv4 over outer IPv4 and inner IPv6 over outer IPv6, each with a device of its own."""
+    network = {"EnableIPv6": True, "IPv6Network": "fd00:42::/48"}
+    with cluster(lab, tmp_path, 2, network=network) as (keys, (flannel, ours)):
+        host, macs = flannel.host, ("02:00:5e:00:53:04", "02:00:5e:00:53:06")
+        record = {
+            "PublicIP": host.ipv4,
+            "PublicIPv6": host.ipv6,
+            "BackendType": "vxlan",
+            "BackendData": {"VNI": 1, "VtepMAC": macs[0]},
+            "BackendV6Data": {"VNI": 1, "VtepMAC": macs[1]},
+        }
+        keys.put("subnets/10.42.77.0-24&fd00:42:0:77::-64", record, ttl=600)
+        ours.up()
+        ours.until_peers(2)
+        theirs = ("10.42.77.0", "fd00:42:0:77::")
+        ways = zip(
+            ("flannel.1", "flannel-v6.1"),
+            macs,
+            (host.ipv4, host.ipv6),
+            theirs,
+            ours.subnets,
+            (ours.host.ipv4, ours.host.ipv6),
+            strict=True,
+        )
+        for device, mac, local, own, subnet, remote in ways:
+            gateway, there = subnet.partition("/")[0], ours.status()["mac"]
+            host.run(
+                f"ip link add {device} address {mac} type vxlan id 1 local {local} dev eth0 "
+                "dstport 8472 nolearning"
+            )
+            host.run(f"ip address add {own} dev {device} noprefixroute nodad")
+            host.run(f"ip link set {device} up")
+            host.run(f"ip neigh replace {gateway} lladdr {there} dev {device} nud permanent")
+            host.run(f"bridge fdb replace {there} dev {device} dst {remote} self permanent")
+            host.run(f"ip route replace {subnet} via {gateway} dev {device} onlink")
+        for address, own in zip(theirs, ours.addresses, strict=True):
+            ours.host.ping(address)
+            host.ping(own)
+
+
+def test_ipv6_alone(lab: Lab, tmp_path: Path) -> None:
+    network = {"EnableIPv4": False, "EnableIPv6": True, "IPv6Network": "fd00:42::/48"}
+    with cluster(lab, tmp_path, 2, network=network) as (keys, members):
+        all_up(members)
+        assert all(name.startswith("0.0.0.0-0&fd00:42:") for name in keys.subnets())
+        reach(*members)
 
 
 def _macs(member: Member) -> dict[str, str]:
@@ -282,6 +414,10 @@ def test_a_reserved_subnet_and_static_peers(lab: Lab, tmp_path: Path) -> None:
         one.until_peers(2)
         assert one.peers()["192.0.2.77"] == ["10.77.0.0/16"]
         reach(one, other)
+        assert other.down() == ""
+        other.up("--subnet", "10.42.9.0/24")
+        assert other.subnets == ["10.42.111.0/24"]
+        assert "has 10.42.111.0/24, not 10.42.9.0/24 as it would like" in other.down()
 
 
 def test_a_reload_changes_static_peers_alone(lab: Lab, tmp_path: Path) -> None:
@@ -359,17 +495,20 @@ def test_members_of_the_store_fail_over(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_a_store_that_accepts_and_never_answers(lab: Lab, tmp_path: Path) -> None:
-    """It takes as long as a call may take until that is said; packets do not wait for it."""
+    """It takes as long as a call may take until that is said; packets do not wait for it. And when
+    it wakes up it tells first that all leases ran out."""
     with cluster(lab, tmp_path, 2, *OUR_TTL) as (keys, members):
         all_up(members)
         before = [member.subnets for member in members]
-        keys.etcd.freeze(0)
-        until(lambda: not any(member.store["connected"] for member in members))
-        assert all("no answer" in member.store["why"] for member in members)
-        reach(*members)
-        keys.etcd.thaw(0)
-        until(lambda: all(member.store["connected"] for member in members))
-        until(lambda: all((member.store["lease"] or 0) > 1 for member in members))
+        with chaos.Traffic(members) as traffic:
+            keys.etcd.freeze(0)
+            until(lambda: not any(member.store["connected"] for member in members))
+            assert all("no answer" in member.store["why"] for member in members)
+            keys.etcd.thaw(0)
+            until(lambda: all(member.store["connected"] for member in members))
+            until(lambda: all((member.store["lease"] or 0) > 1 for member in members))
+        assert len(traffic.gaps) == 2
+        assert max(traffic.gaps.values()) < 1
         assert [member.subnets for member in members] == before
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tunnel.cli.up import up
 from tunnel.config import ClusterConfig, Config, faults, read_config
 from tunnel.errors import ConfigError
 from tunnel.types import DEFAULT_PORT
@@ -97,3 +98,40 @@ def test_what_cannot_be_is_named(words: dict[str, object], key: str, says: str) 
     assert [one.key[0] for one in wrong] == [key]
     with pytest.raises(ConfigError, match=says):
         read_config(words)
+
+
+def test_flannels_variables_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what a flag says goes first, then our own variable."""
+    given = {
+        "FLANNELD_ETCD_ENDPOINTS": "http://192.0.2.9:2379,http://192.0.2.8:2379",
+        "FLANNELD_ETCD_PREFIX": "/here",
+        "FLANNELD_ETCD_CAFILE": "ca.pem",
+        "FLANNELD_ETCD_CERTFILE": "node.pem",
+        "FLANNELD_ETCD_KEYFILE": "node.key",
+        "FLANNELD_ETCD_USERNAME": "me",
+        "FLANNELD_ETCD_PASSWORD": "secret",
+        "FLANNELD_PUBLIC_IP": "192.0.2.1",
+        "FLANNELD_PUBLIC_IPV6": "2001:db8::1",
+        "FLANNELD_IFACE": "eth1",
+        "FLANNELD_IFACE_REGEX": "eth.*",
+        "FLANNELD_IFACE_CAN_REACH": "192.0.2.9",
+        "FLANNELD_SUBNET_FILE": "/run/flannel/subnet.env",
+        "FLANNELD_SUBNET_LEASE_RENEW_MARGIN": "30",
+        "FLANNELD_IP_MASQ": "true",
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TUNNEL_ETCD_USERNAME", "ours")
+    words = up.make_context("up", ["--etcd-prefix", "/there"]).params
+    names = [name.removeprefix("FLANNELD_").lower() for name in given]
+    config = made(**{name: words[name] for name in names})
+    assert config.etcd_endpoints == ("http://192.0.2.9:2379", "http://192.0.2.8:2379")
+    assert (config.etcd_prefix, config.etcd_username) == ("/there", "ours")
+    files = config.etcd_cafile, config.etcd_certfile, config.etcd_keyfile
+    assert files == ("ca.pem", "node.pem", "node.key")
+    assert config.etcd_password == "secret"
+    assert [str(config.public_ip), str(config.public_ipv6)] == ["192.0.2.1", "2001:db8::1"]
+    assert (config.iface, config.iface_regex) == (("eth1",), ("eth.*",))
+    assert str(config.iface_can_reach) == "192.0.2.9"
+    assert config.subnet_file == Path("/run/flannel/subnet.env")
+    assert (config.margin, config.ip_masq) == (30, True)

@@ -101,6 +101,8 @@ def test_a_subnet_is_kept_for_a_node(network: Verb) -> None:
     assert "overlaps" in network.tell("reserve 10.42.7.0/24 --node abc", code=2)
     assert "not what a node has here" in network.tell("reserve 10.42.8.0/25 --node abc", code=2)
     assert "whose?" in network.tell("reserve 10.42.8.0/24", code=2)
+    assert "'host7' is no IP" in network.tell("reserve 10.42.8.0/24 --for host7", code=2)
+    assert "Node is no id" in network.tell("reserve 10.42.8.0/24 --node a:b", code=2)
     (one,) = network.ask("leases", schema="leases")
     assert (one["subnets"], one["address"], one["state"], one["seconds"]) == (
         ["10.42.7.0/24"],
@@ -158,6 +160,7 @@ STORE = {
         ({"connected": False, "why": "no answer"}, ["away for 1 min: no answer"]),
         ({"lease": None}, ["10.42.7.0-24, reserved"]),
         ({"key": None}, ["none: looks for a subnet"]),
+        ({"key": None, "connected": False}, ["none: goes on with what it had"]),
     ],
 )
 def test_status_says_how_the_store_is(differs: dict[str, Any], says: list[str]) -> None:

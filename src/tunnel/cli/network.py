@@ -165,7 +165,8 @@ def leases(config: Path | None, as_json: bool, **words: Any) -> None:
         return
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for title in ("subnet", "node", "address", "MAC", "state", "ends in"):
-        table.add_column(title, no_wrap=True)
+        # Where there is no room for all of them ids are folded, and none is cut off.
+        table.add_column(title, overflow="fold", no_wrap=title in ("MAC", "state", "ends in"))
     for one in found:
         addresses = [str(address) for address in (one.address, one.address6) if address]
         row = (

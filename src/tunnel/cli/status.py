@@ -112,7 +112,8 @@ def _store(store: Mapping[str, Any]) -> dict[str, str]:
     if store["connected"]:
         facts["store"] = f"{store['address']} for {lasted}, revision {store['revision']}"
     left = "reserved" if store["lease"] is None else f"{node.duration(store['lease'])} left"
-    facts["lease"] = f"{store['key']}, {left}" if store["key"] else "none: looks for a subnet"
+    none = "none: looks for a subnet" if store["connected"] else "none: goes on with what it had"
+    facts["lease"] = f"{store['key']}, {left}" if store["key"] else none
     if store["troubles"]:
         facts["trouble"] = "\n".join(store["troubles"])
     return facts

@@ -22,7 +22,7 @@ from random import Random
 from tunnel.control.network import Network, make_key, parse_key
 from tunnel.control.record import Lease, Record, leases_of, overlap
 from tunnel.errors import ConfigError
-from tunnel.store import Batch, Snapshot
+from tunnel.store import Batch, Change, Snapshot
 from tunnel.types import Prefix
 
 TTL = 24 * 3600
@@ -104,7 +104,15 @@ class Exhausted:
     why: str
 
 
-News = Acquired | Lost | Exhausted
+@dataclass(frozen=True)
+class Doubled:
+    """Another host has our id, as a copy of this one's disk has. Each writes over the record of the
+    other, with long pauses; somebody has to give one of them another id."""
+
+    where: str
+
+
+News = Acquired | Lost | Exhausted | Doubled
 
 
 @dataclass(frozen=True)
@@ -112,7 +120,6 @@ class _Held:
     key: str
     subnets: tuple[Prefix, ...]
     revision: int
-    value: bytes
     until: float | None  # None for a reservation
     renew: float | None
 
@@ -121,8 +128,8 @@ class Claim:
     """
     The subnets of one node. `now` is monotonic seconds throughout.
 
-    Ask :meth:`step` what to do, do it, answer; what the watch brings goes to :meth:`changed`,
-    and a snapshot that was read for other reasons to :meth:`read`, at any time.
+    Ask :meth:`step` what to do, do it, answer; what the watch brings goes to :meth:`changed`, and
+    when that had to begin anew, say :meth:`missed`.
 
     Args:
         network: That the subnets are of.
@@ -153,8 +160,8 @@ class Claim:
         self._told: tuple[Prefix, ...] = ()
         self._is_lost = self._is_exhausted = False
         self._plan: Put | Delete | None = None
-        self._known = 0  # as of this revision our key is as we think
-        self._stirred = 0  # at this one it was touched
+        self._is_read = False  # our key is as we think, and the only one
+        self._is_stirred = False  # somebody has touched it since that was asked
         self._asked = self._due = float("-inf")
         self._failures = 0
 
@@ -174,28 +181,24 @@ class Claim:
         """When the lease ends unless it is renewed; None for a reservation, or without any."""
         return self._held.until if self._held else None
 
-    def publish(self, record: Record) -> None:
-        """Our address or MAC is another one now."""
-        self._record = record
-
     def step(self, *, now: float) -> Step:
         """What to do next. Asked again before the answer, it is the same."""
         if now < self._due:
             return Wait(self._due)
         held = self._held
         if self._plan is None and self._is_sure and held is not None:
-            if held.value == self._record.text() and not _is_due(held, now):
+            if not _is_due(held, now):
                 return Wait(held.renew)
             self._plan = self._renewal(held)
         if self._plan is None:
+            self._is_read = self._is_stirred = False
             return Read()
         self._asked = now
         return self._plan
 
     def read(self, snapshot: Snapshot, *, now: float) -> list[News]:
-        """All that is in the store, in answer to Read or of itself."""
-        if self._held is not None and snapshot.revision < self._held.revision:
-            return []  # it was on its way while we wrote
+        """All that is in the store, in answer to Read: what was read before the last write says
+        nothing. It may be older than what we hold, of a store that was put back from a backup."""
         own: list[Lease] = []
         others: list[Lease] = []
         for lease in leases_of(snapshot.entries, directory=self._directory):
@@ -204,7 +207,7 @@ class Claim:
         fitting = [one for one in own if self._network.fits(one.subnets)]
         best = min(fitting, key=self._liking, default=None)
         news = self._look_for_loss(best, others)
-        self._known, self._plan = 0, None
+        self._is_read, self._plan = False, None
         if best is None:
             return news + self._choose([*own, *others], now=now)
         rival = next((one for one in others if one.is_member and best.yields_to(one)), None)
@@ -215,8 +218,8 @@ class Claim:
         if kept is None:
             ttl = None if best.is_reservation else self._ttl
             self._plan = Put(best.key, self._record.text(), best.entry.revision, ttl)
-            return news
-        self._held, self._known = kept, snapshot.revision
+            return news + self._look_for_double(best, now)
+        self._held, self._is_read = kept, True
         # One subnet each: what is left of others goes, once this one is safe.
         spare = next((one for one in own if one is not best and self._is_spare(one)), None)
         if spare is not None:
@@ -231,16 +234,15 @@ class Claim:
             # Nodes that came together do not all come again together.
             renew = until - self._margin * self._random.uniform(1, 1.1)
         subnets = parse_key(put.key.removeprefix(self._directory))
-        self._held = _Held(put.key, subnets, revision, put.value, until, renew)
+        self._held = _Held(put.key, subnets, revision, until, renew)
         self._plan = None
         # After a mere renewal that is all. Otherwise have a look: what guards a key does not
         # guard it against others that overlap.
-        self._known = revision if self._known else 0
         return self._settle() if self._is_sure else []
 
     def deleted(self, delete: Delete) -> None:
         """`delete` was done, or its key was not there."""
-        self._plan, self._known = None, 0
+        self._plan, self._is_read = None, False
 
     def conflict(self, *, now: float) -> None:
         """Somebody was faster."""
@@ -252,20 +254,34 @@ class Claim:
 
     def changed(self, batch: Batch) -> None:
         """What the watch brings."""
-        held = self._held
-        if held is None or batch.revision < held.revision:
-            return
-        for change in batch.changes:
-            if change.key != held.key:
-                touched = change.entry is not None and self._overlaps_held(held, change.key)
-            else:
-                touched = change.entry is None or change.entry.revision > held.revision
-            if touched:
-                self._stirred = change.entry.revision if change.entry else batch.revision
+        if any(map(self._concerns, batch.changes)):
+            self._is_stirred = True
+
+    def missed(self) -> None:
+        """Nobody knows what has changed."""
+        self._is_stirred = True
 
     @property
     def _is_sure(self) -> bool:
-        return self._known > 0 and self._known >= self._stirred
+        return self._is_read and not self._is_stirred
+
+    def _concerns(self, change: Change) -> bool:
+        """Whether it touches our key or its subnets, or is another key of ours. While we look for
+        one, anything may."""
+        held, entry = self._held, change.entry
+        if held is None:
+            return True
+        if change.key == held.key:
+            return entry is None or entry.revision != held.revision
+        if entry is None or not change.key.startswith(self._directory):
+            return False
+        with suppress(ConfigError):
+            name = change.key.removeprefix(self._directory)
+            lease = Lease.read(name, entry, key=change.key)
+            return self._is_spare(lease) or any(
+                overlap(ours, theirs) for ours in held.subnets for theirs in lease.subnets
+            )
+        return False
 
     def _liking(self, lease: Lease) -> tuple[bool, bool, bool, bool, str]:
         """The lowest is taken of several that are ours: what we have, what was reserved for us,
@@ -289,7 +305,7 @@ class Claim:
         if entry.value != self._record.text():
             return None
         if lease.is_reservation:
-            return _Held(lease.key, lease.subnets, entry.revision, entry.value, None, None)
+            return _Held(lease.key, lease.subnets, entry.revision, None, None)
         known = held is not None and (held.key, held.revision) == (lease.key, entry.revision)
         return held if known and not _is_due(held, now) else None
 
@@ -323,12 +339,6 @@ class Claim:
         ttl = None if held.until is None else self._ttl
         return Put(held.key, self._record.text(), held.revision, ttl)
 
-    def _overlaps_held(self, held: _Held, key: str) -> bool:
-        with suppress(ConfigError):
-            subnets = parse_key(key.removeprefix(self._directory))
-            return any(overlap(ours, theirs) for ours in held.subnets for theirs in subnets)
-        return False
-
     def _look_for_loss(self, best: Lease | None, others: Iterable[Lease]) -> list[News]:
         held = self._held
         if held is None or (best is not None and best.key == held.key):
@@ -338,6 +348,16 @@ class Claim:
         if there is None:
             return self._lose(held.subnets, f"somebody deleted {held.key}, or it ran out")
         return self._lose(held.subnets, f"{held.key} is {_whose(there)} now")
+
+    def _look_for_double(self, lease: Lease, now: float) -> list[News]:
+        held, record = self._held, lease.record
+        written = held is not None and lease.entry.revision != held.revision
+        if not written or record is None or record.node != self._record.node:
+            return []
+        if (where := _place(record)) == _place(self._record):
+            return []
+        self._due = now + self._longest * self._random.uniform(0.5, 1)
+        return [Doubled(where)]
 
     def _lose(self, subnets: tuple[Prefix, ...], why: str) -> list[News]:
         """Told once, and only of what was told to be ours."""
@@ -363,11 +383,15 @@ class Claim:
         self._is_lost = False
         return [Acquired(self._told, before)]
 
+    @property
+    def _longest(self) -> float:
+        """Seconds that a pause has at the most."""
+        return max(_SHORTEST, min(_LONGEST, self._ttl / 8))
+
     def _pause(self, now: float) -> None:
         """Before the next attempt, which begins with looking how things are."""
-        self._plan, self._known = None, 0
-        longest = max(_SHORTEST, min(_LONGEST, self._ttl / 8))
-        pause = min(longest, _SHORTEST * 2 ** min(self._failures, 16))
+        self._plan, self._is_read = None, False
+        pause = min(self._longest, _SHORTEST * 2 ** min(self._failures, 16))
         self._failures += 1
         self._due = now + pause * self._random.uniform(0.5, 1)
 
@@ -379,5 +403,9 @@ def _is_due(held: _Held | None, now: float) -> bool:
 def _whose(lease: Lease) -> str:
     if lease.record is None:
         return "something that cannot be read"
-    address = lease.record.address or lease.record.address6 or "an unknown address"
-    return f"of node {lease.record.node} at {address}" if lease.record.node else f"of {address}"
+    where = _place(lease.record)
+    return f"of node {lease.record.node} at {where}" if lease.record.node else f"of {where}"
+
+
+def _place(record: Record) -> str:
+    return str(record.address or record.address6 or "an unknown address")

@@ -18,12 +18,16 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from tunnel.control.network import BACKEND, parse_key, read_object, spell
 from tunnel.errors import ConfigError
 from tunnel.store import Entry
 from tunnel.types import Address, Mac, Prefix, parse_address
+
+_KEPT = 8192
+"""Records are read by the claim and by the roster, and most are the same the next time."""
 
 _NODE = re.compile(r"[0-9A-Za-z._-]{1,64}")
 
@@ -127,6 +131,7 @@ class Lease:
     fault: str = ""
 
     @classmethod
+    @lru_cache(_KEPT)
     def read(cls, name: str, entry: Entry, *, key: str) -> Lease:
         """Raises ConfigError where `name`, the last part of `key`, is for no subnet."""
         subnets = parse_key(name)

@@ -34,8 +34,8 @@ from tunnel.store import Batch, Entry, Snapshot
 from tunnel.types import Address, Endpoint, Mac, Peer, Prefix
 
 LINGER = 60.0
-"""Seconds for which a peer stays whose record was gone after a gap: after an outage of the store
-its node may be about to write it again, and packets go on meanwhile."""
+"""Seconds for which a peer stays whose record was gone after an outage of the store: its node may
+be about to write it again, or be still cut off, and packets go on meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,8 @@ class Roster:
     def snapshot(self) -> Snapshot:
         """What is known of the store. Kept on disk it is who the peers are after a restart, until
         the store is back."""
-        return Snapshot(self._revision, dict(self._entries))
+        leaving = {key: self._members[key].lease.entry for key in self._leaving}
+        return Snapshot(self._revision, self._entries | leaving)
 
     def configure(self, static: Iterable[Peer]) -> Difference:
         """These are the peers of the configuration from now on."""
@@ -133,15 +134,10 @@ class Roster:
                 self._touch_around(peer.prefixes)
         return self._settle()
 
-    def settle_in(self, record: Record, subnets: Iterable[Prefix]) -> Difference:
-        """This node says this of itself, and has these subnets, from now on."""
-        own = tuple(subnets)
-        if (record, own) == (self._record, self._own):
-            return Difference()
-        self._record, self._own = record, own
-        gone = {key: self._members[key].lease.entry for key in self._leaving}
-        for key, entry in (self._entries | gone).items():
-            self._take(key, entry)
+    def settle_in(self, subnets: Iterable[Prefix]) -> Difference:
+        """This node has these subnets from now on."""
+        before, self._own = self._own, tuple(subnets)
+        self._touch_around((*before, *self._own))
         return self._settle()
 
     def read(self, snapshot: Snapshot, *, now: float) -> Difference:
@@ -151,23 +147,23 @@ class Roster:
             if self._entries.get(key) != entry:
                 self._take(key, entry)
         for key in self._entries.keys() - snapshot.entries.keys():
-            if key in self._members:
-                self._leaving[key] = now + LINGER
-                self._touch(self._members[key])
-            else:
-                self._take(key, None)
+            self._miss(key, until=now + LINGER)
         self._entries, self._revision = dict(snapshot.entries), snapshot.revision
         return self._settle()
 
-    def changed(self, batch: Batch) -> Difference:
-        """What the watch brings. Who is deleted goes at once."""
+    def changed(self, batch: Batch, *, until: float | None = None) -> Difference:
+        """What the watch brings. Who is deleted goes at once, or with the first tick after `until`
+        if he is not back by then."""
         for change in batch.changes:
+            before = self._entries.pop(change.key, None)
+            if change.entry is not None:
+                self._entries[change.key] = change.entry
+            elif until is not None:
+                if before is not None:
+                    self._miss(change.key, until=until)
+                continue
             self._leaving.pop(change.key, None)
             self._take(change.key, change.entry)
-            if change.entry is None:
-                self._entries.pop(change.key, None)
-            else:
-                self._entries[change.key] = change.entry
         self._revision = batch.revision
         return self._settle()
 
@@ -181,6 +177,13 @@ class Roster:
     def next_tick(self, now: float) -> float | None:
         """When the next tick is due, `now` at the earliest; None while nobody is leaving."""
         return max(now, min(self._leaving.values())) if self._leaving else None
+
+    def _miss(self, key: str, *, until: float) -> None:
+        if key in self._members:
+            self._leaving[key] = until
+            self._touch(self._members[key])
+        else:
+            self._take(key, None)
 
     # From an entry to a member.
 

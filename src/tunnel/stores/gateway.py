@@ -359,6 +359,8 @@ def _in_words(error: OSError | aiohttp.ClientError) -> Failed:
     if isinstance(error, aiohttp.ClientConnectorError):
         if isinstance(error.os_error, ConnectionResetError):
             return Failed("closed the connection at once (does it speak TLS?)")
+        if isinstance(error.os_error, ConnectionRefusedError):
+            return Failed("connection refused (does an etcd listen there?)")
         return Failed(_why(error.os_error))
     # A connection from before its restart, most often.
     return Failed("closed the connection", passing=True)
