@@ -369,6 +369,35 @@ TEST(what_is_read_stays_in_its_room)
     world_free(world);
 }
 
+/* A segment that no datagram can hold; and one segment, said to be larger than all there is. */
+TEST(segments_are_as_long_as_they_are)
+{
+    struct world *world = world_new();
+    struct forwarder *forwarder = &world->forwarder;
+    static uint8_t bytes[WORDS_MAX];
+    struct words words = {.payload = IP_MAX - 40};
+    struct offload offload = {
+        .flags = OFFLOAD_NEEDS_CSUM,
+        .gso_type = GSO_TCP4,
+        .gso_size = 0xffff,
+        .checksum_start = 20,
+        .checksum_offset = TCP_CHECK,
+    };
+    write_device(world, &offload, bytes, words_put(bytes, &words));
+    CHECK_EQ(forwarder_outbound(forwarder), 1);
+    CHECK_EQ(dropped(world, 0, DROP_too_big), 1);
+    CHECK_EQ(forwarder->peers.at[0].counters.outbound.packets, 0);
+    CHECK_EQ(forwarder->work.icmp_sent, 1);
+
+    forwarder->peers.at[0].mtu = 1400;
+    words.payload = 100;
+    write_device(world, &offload, bytes, words_put(bytes, &words));
+    CHECK_EQ(forwarder_outbound(forwarder), 1);
+    check_stream_arrives(world, &words);
+    CHECK_EQ(dropped_in_all(world), 1);
+    world_free(world);
+}
+
 TEST(a_header_outlives_the_batch_before_its_own)
 {
     /* All trains are taken at datagram 640; its header waits in the slab while longer ones come. */

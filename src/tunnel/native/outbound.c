@@ -315,16 +315,18 @@ static bool take_on(struct forwarder *forwarder, struct parcel *parcel, struct c
 }
 
 /* Packets longer than the path to a peer takes: dropped where their sender can be told, and left
- * to the underlay to fragment where not. */
+ * to the underlay to fragment where not, if one datagram can hold them. */
 static bool too_big(struct forwarder *forwarder, struct peer *peer, const struct parcel *parcel,
-                    size_t longest)
+                    uint32_t longest)
 {
     const struct ip_packet *packet = &parcel->packet;
-    uint32_t mtu = peer->mtu - (parcel->prefix - VXLAN_OVERHEAD); /* a tag takes of it */
-    if (!peer->mtu || longest <= mtu || may_fragment(packet, longest))
+    uint32_t tag = parcel->prefix - VXLAN_OVERHEAD, most = DATAGRAM_MAX - parcel->prefix;
+    uint32_t mtu = peer->mtu && peer->mtu < most ? peer->mtu - tag : most;
+    if (longest <= mtu || (longest <= most && may_fragment(packet, longest)))
         return false;
-    tell_sender(forwarder, packet, device_leading(parcel->read), ICMP_TOO_BIG,
-                told_mtu(packet, mtu));
+    if (packet->version)
+        tell_sender(forwarder, packet, device_leading(parcel->read), ICMP_TOO_BIG,
+                    told_mtu(packet, mtu));
     return true;
 }
 
@@ -348,21 +350,14 @@ static void forward_to(struct forwarder *forwarder, uint16_t index, struct parce
         .ecn = parcel->ecn,
         .alone = !peer->trains,
     };
-    if (parcel->read->offload.gso_type != GSO_NONE) {
-        if (too_big(forwarder, peer, parcel, split->header + split->size))
-            count_drops(&peer->counters, DROP_too_big, split_segments(split));
-        else
-            forward_super(forwarder, parcel, ticket);
-    } else if (too_big(forwarder, peer, parcel, packet->length)) {
-        count_drops(&peer->counters, DROP_too_big, 1);
-    } else if (packet->length + parcel->prefix <= DATAGRAM_MAX) {
+    bool super = parcel->read->offload.gso_type != GSO_NONE;
+    uint32_t longest = super ? split->header + split->size : packet->length;
+    if (too_big(forwarder, peer, parcel, longest))
+        count_drops(&peer->counters, DROP_too_big, super ? split_segments(split) : 1);
+    else if (super)
+        forward_super(forwarder, parcel, ticket);
+    else
         forward_single(forwarder, parcel, ticket);
-    } else {
-        count_drops(&peer->counters, DROP_too_big, 1);
-        if (packet->version)
-            tell_sender(forwarder, packet, packet->length, ICMP_TOO_BIG,
-                        DATAGRAM_MAX - parcel->prefix);
-    }
 }
 
 static void forward_packet(struct forwarder *forwarder, struct device_packet *read)
