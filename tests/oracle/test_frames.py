@@ -92,7 +92,7 @@ def test_a_frame_goes_to_the_peer_that_its_mac_is_behind(
 
 
 OPAQUE = {
-    "arp": Ether(src=HERE, dst=THERE) / ARP(),
+    "arp": Ether(src=HERE, dst=THERE) / ARP(hwsrc=HERE, psrc="192.0.2.1", pdst="192.0.2.2"),
     "q in q": Ether(src=HERE, dst=THERE) / Dot1AD(vlan=3) / Dot1Q(vlan=4) / ip(4) / udp(b"x"),
     "two tags": Ether(src=HERE, dst=THERE) / Dot1Q(vlan=3) / Dot1Q(vlan=4) / ip(4) / udp(b"x"),
     "unknown": Ether(src=HERE, dst=THERE, type=0x1234) / Raw(b"whatever"),

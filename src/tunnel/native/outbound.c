@@ -456,8 +456,7 @@ static bool is_answered(struct forwarder *forwarder, const struct ethernet *head
         verdict = arp_parse(packet->data, packet->length, &question);
     else if (packet->protocol == IP_ICMP6)
         verdict = ndp_parse(packet, &question);
-    if (verdict != NEIGHBOUR_OK || !question.asks || header->size != ETHERNET_HEADER ||
-        mac_is_group(header->source))
+    if (verdict != NEIGHBOUR_OK || !question.asks || header->vlan || mac_is_group(header->source))
         return false;
     const uint8_t *mac = neighbour_find(forwarder->neighbours, question.target, question.size);
     /* Who asks for himself wants to know whether there is somebody else. */
