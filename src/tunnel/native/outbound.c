@@ -11,8 +11,8 @@
 
 enum {
     OUTBOUND_BUDGET = 4, /* batches for one wake-up */
-    LINK_MAX = ETHERNET_HEADER + VLAN_TAG,
-    PREFIX_ROOM = 32, /* VXLAN and Ethernet headers with a tag are shorter, all headers longer */
+    LINK_MAX = ETHERNET_HEADER + 2 * VLAN_TAG,
+    PREFIX_ROOM = 32, /* VXLAN and Ethernet headers with tags are shorter, all headers longer */
 };
 
 /* The Ethernet header of an answer to a packet, if it came with one. False where none may be given:
@@ -424,26 +424,39 @@ static uint32_t frame_hash(const struct ethernet *header)
     return (get32(header->destination + 2) ^ get32(header->source + 2)) * 0x9e3779b1;
 }
 
-/* A frame whose IP packet does not parse goes as one that is not IP. */
-static void open_parcel(struct parcel *parcel, struct device_packet *read,
-                        const struct ethernet *header)
+/* A second tag is looked behind if there is a super-frame to cut; in all else, to keep order and to
+ * be right about congestion, that goes like the others behind two tags. */
+static bool look_behind(struct ethernet *header, const struct device_packet *read)
 {
-    device_pull(read, header->size);
+    size_t size = header->size + (size_t)VLAN_TAG;
+    if (read->offload.gso_type == GSO_NONE || !ethernet_is_tag(header->type) ||
+        device_leading(read) < size)
+        return false;
+    header->type = get16(read->data + size - 2);
+    header->size = (uint8_t)size;
+    return true;
+}
+
+/* A frame whose IP packet does not parse goes as one that is not IP. */
+static void open_parcel(struct parcel *parcel, struct device_packet *read, struct ethernet header)
+{
+    bool nested = look_behind(&header, read);
+    device_pull(read, header.size);
     parcel->read = read;
-    parcel->prefix = VXLAN_HEADER + header->size;
-    if (ethernet_is_ip(header) && ip_parse(read->data, read->length, &parcel->packet) &&
-        parcel->packet.version == ethernet_ip_version(header)) {
-        parcel->hash = ip_flow_hash(&parcel->packet);
-        parcel->ecn = ip_ecn(&parcel->packet);
-    } else {
+    parcel->prefix = VXLAN_HEADER + header.size;
+    parcel->hash = frame_hash(&header);
+    parcel->ecn = 0;
+    if (!ethernet_is_ip(&header) || !ip_parse(read->data, read->length, &parcel->packet) ||
+        parcel->packet.version != ethernet_ip_version(&header)) {
         parcel->packet = (struct ip_packet){
             .data = read->data,
             .length = (uint32_t)read->length,
         };
-        parcel->hash = frame_hash(header);
-        parcel->ecn = 0;
+    } else if (!nested) {
+        parcel->hash = ip_flow_hash(&parcel->packet);
+        parcel->ecn = ip_ecn(&parcel->packet);
     }
-    parcel->packet.link = header->size;
+    parcel->packet.link = header.size;
 }
 
 /* A question by ARP or NDP that the table answers. In a VLAN the same address is another's. */
@@ -493,7 +506,7 @@ static void forward_frame(struct forwarder *forwarder, struct device_packet *rea
         index = fdb_lookup(bridge->fdb, fdb_key(header.destination, header.vlan), bridge->now);
     struct peer *peer = peers_get(&forwarder->peers, index);
     struct parcel parcel;
-    open_parcel(&parcel, read, &header);
+    open_parcel(&parcel, read, header);
     if (is_answered(forwarder, &header, &parcel.packet))
         return;
     if (!peer && !bridge->flood) {
