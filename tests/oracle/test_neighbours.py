@@ -166,6 +166,19 @@ def test_copies_leave_room_for_control_frames(tun: Rig) -> None:
     assert tun.drops(0) == {}
 
 
+def test_a_flood_from_one_leaves_room_for_the_others(tun: Rig) -> None:
+    other = tun.add_peer(address="127.0.7.9")
+    control = wrapped(Ether(dst=US, src=THEM, type=0x88B5) / b"a letter")
+    for _ in range(300):
+        tun.peers[0].send(control)
+        tun.inbound()
+    other.send(control)
+    tun.inbound()
+    assert [sender for sender, *_ in tun.forwarder.take_letters()] == [0] * 256 + [1]
+    assert tun.drops(0) == {"control_full": 44}
+    assert tun.drops(1) == {}
+
+
 NOT_ANSWERED = {
     "nobody we know": request(target="10.0.0.77", source=THEIRS[4], mac=THEM),
     "gratuitous": request(target=OURS[4], source=OURS[4], mac=THEM),
