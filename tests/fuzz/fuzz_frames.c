@@ -147,9 +147,9 @@ static void check_datagram(const uint8_t *bytes, size_t length, const uint8_t *f
     RULE(!mac_is_link_local(read.destination) && length <= size);
     if (whole && !ethernet_is_ip(&read))
         RULE(length == size);
+    size_t link = read.size + (ethernet_is_tag(read.type) ? (size_t)VLAN_TAG : 0);
     if (!whole)
-        RULE(ip_parse(copy + read.size, length - read.size, &packet) &&
-             packet.length == length - read.size);
+        RULE(ip_parse(copy + link, length - link, &packet) && packet.length == length - link);
     free(copy);
 }
 
