@@ -37,7 +37,8 @@ static const uint8_t macs[8][MAC_SIZE] = {
 
 static int udp_socket(uint32_t host, struct sockaddr_in *name)
 {
-    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0), on = 1, room = 8 << 20;
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0), on = 1;
+    int room = 32 << 20; /* a super-frame can be 40,000 datagrams, each of which takes 768 bytes */
     socklen_t size = sizeof *name;
     *name = (struct sockaddr_in){.sin_family = AF_INET, .sin_addr.s_addr = htonl(host)};
     RULE(fd >= 0 && bind(fd, (struct sockaddr *)name, size) == 0);
@@ -146,9 +147,9 @@ static void check_datagram(const uint8_t *bytes, size_t length, const uint8_t *f
     RULE(!mac_is_link_local(read.destination) && length <= size);
     if (whole && !ethernet_is_ip(&read))
         RULE(length == size);
+    size_t link = read.size + (ethernet_is_tag(read.type) ? (size_t)VLAN_TAG : 0);
     if (!whole)
-        RULE(ip_parse(copy + read.size, length - read.size, &packet) &&
-             packet.length == length - read.size);
+        RULE(ip_parse(copy + link, length - link, &packet) && packet.length == length - link);
     free(copy);
 }
 

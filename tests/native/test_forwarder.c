@@ -331,6 +331,73 @@ TEST(headers_last_until_they_are_sent)
     world_free(world);
 }
 
+/* Jumbo segments read apart: each packet begins where the one before really ended, and none is
+ * longer than a packet can be. */
+TEST(what_is_read_stays_in_its_room)
+{
+    enum { JUMBO = 65000, OVERSIZE = 131000 };
+    struct world *world = world_new();
+    struct forwarder *forwarder = &world->forwarder;
+    const struct device_batch *batch = &forwarder->packets;
+    static const size_t payloads[] = {65100, 64900, 40000, 65100, 1000};
+    static uint8_t bytes[OVERSIZE];
+    struct words words = {.protocol = IP_UDP, .payload = payloads[0]};
+    struct offload none = {0}, offload = {
+                                   .flags = OFFLOAD_NEEDS_CSUM,
+                                   .gso_type = GSO_UDP,
+                                   .gso_size = JUMBO,
+                                   .checksum_start = 20,
+                                   .checksum_offset = UDP_CHECK,
+                               };
+    write_device(world, &offload, bytes, words_put(bytes, &words));
+    CHECK_EQ(forwarder_outbound(forwarder), 1);
+    CHECK_EQ(forwarder->device.expected.size, JUMBO);
+    for (size_t i = 0; i < sizeof payloads / sizeof *payloads; i++) {
+        words.payload = payloads[i];
+        write_device(world, payloads[i] == payloads[0] ? &offload : &none, bytes,
+                     words_put(bytes, &words));
+    }
+    while (forwarder_outbound(forwarder) > 0)
+        for (unsigned i = 0; i < batch->count; i++)
+            CHECK(batch->packets[i].data < batch->room + DEVICE_ROOM - DEVICE_PACKET_MAX);
+    CHECK_EQ(forwarder->peers.at[0].counters.outbound.packets, 2 + 2 + 1 + 1 + 2 + 1);
+    CHECK_EQ(dropped_in_all(world), 0);
+
+    write_device(world, &none, bytes, OVERSIZE);
+    CHECK_EQ(forwarder_outbound(forwarder), 1);
+    CHECK(batch->packets[0].length <= DEVICE_PACKET_MAX);
+    world_free(world);
+}
+
+/* A segment that no datagram can hold; and one segment, said to be larger than all there is. */
+TEST(segments_are_as_long_as_they_are)
+{
+    struct world *world = world_new();
+    struct forwarder *forwarder = &world->forwarder;
+    static uint8_t bytes[WORDS_MAX];
+    struct words words = {.payload = IP_MAX - 40};
+    struct offload offload = {
+        .flags = OFFLOAD_NEEDS_CSUM,
+        .gso_type = GSO_TCP4,
+        .gso_size = 0xffff,
+        .checksum_start = 20,
+        .checksum_offset = TCP_CHECK,
+    };
+    write_device(world, &offload, bytes, words_put(bytes, &words));
+    CHECK_EQ(forwarder_outbound(forwarder), 1);
+    CHECK_EQ(dropped(world, 0, DROP_too_big), 1);
+    CHECK_EQ(forwarder->peers.at[0].counters.outbound.packets, 0);
+    CHECK_EQ(forwarder->work.icmp_sent, 1);
+
+    forwarder->peers.at[0].mtu = 1400;
+    words.payload = 100;
+    write_device(world, &offload, bytes, words_put(bytes, &words));
+    CHECK_EQ(forwarder_outbound(forwarder), 1);
+    check_stream_arrives(world, &words);
+    CHECK_EQ(dropped_in_all(world), 1);
+    world_free(world);
+}
+
 TEST(a_header_outlives_the_batch_before_its_own)
 {
     /* All trains are taken at datagram 640; its header waits in the slab while longer ones come. */

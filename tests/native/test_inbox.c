@@ -98,3 +98,26 @@ TEST(so_many_bytes_and_no_more)
     check_letter(inbox, 1, body, 10);
     free(inbox);
 }
+
+TEST(who_fills_it_leaves_a_reserve_to_others)
+{
+    static uint8_t body[INBOX_RESERVE_ROOM];
+    memset(body, 1, sizeof body);
+    for (unsigned large = 0; large < 2; large++) {
+        struct inbox *inbox = inbox_new();
+        struct address others = {.bytes = {127, 0, 0, 3}, .size = 4};
+        size_t flood = large ? sizeof body : 1, length = sizeof body / INBOX_RESERVE;
+        while (put(inbox, 0, &from, body, flood))
+            ;
+        CHECK_EQ(inbox->count, large ? INBOX_ROOM / sizeof body : INBOX_LETTERS);
+        for (unsigned i = 0; i < INBOX_RESERVE; i++) {
+            CHECK(put(inbox, 1, &others, body, length));
+            CHECK(!put(inbox, 0, &from, body, flood));
+        }
+        CHECK(!put(inbox, 1, &others, body, length));
+        check_letter(inbox, inbox->count - 1, body, length);
+        inbox_clear(inbox);
+        CHECK(put(inbox, 0, &from, body, 1));
+        free(inbox);
+    }
+}

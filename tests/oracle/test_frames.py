@@ -42,6 +42,10 @@ HERE, THERE, ELSEWHERE = "02:00:00:00:0a:01", "02:00:00:00:0b:01", "02:00:00:00:
 BROADCAST = "ff:ff:ff:ff:ff:ff"
 TAGS = {"untagged": b"", "tagged": bytes.fromhex("8100e007")}
 """VLAN 7 with a priority."""
+NESTED = {
+    "two tags": TAGS["tagged"] + bytes.fromhex("81000009"),
+    "q in q": bytes.fromhex("88a80007") + bytes.fromhex("81000009"),
+}
 
 
 def mac(text: str) -> bytes:
@@ -92,7 +96,7 @@ def test_a_frame_goes_to_the_peer_that_its_mac_is_behind(
 
 
 OPAQUE = {
-    "arp": Ether(src=HERE, dst=THERE) / ARP(),
+    "arp": Ether(src=HERE, dst=THERE) / ARP(hwsrc=HERE, psrc="192.0.2.1", pdst="192.0.2.2"),
     "q in q": Ether(src=HERE, dst=THERE) / Dot1AD(vlan=3) / Dot1Q(vlan=4) / ip(4) / udp(b"x"),
     "two tags": Ether(src=HERE, dst=THERE) / Dot1Q(vlan=3) / Dot1Q(vlan=4) / ip(4) / udp(b"x"),
     "unknown": Ether(src=HERE, dst=THERE, type=0x1234) / Raw(b"whatever"),
@@ -145,7 +149,7 @@ def vnet_of(packet: Packet, size: int, *, link: int) -> Vnet:
 
 
 @pytest.mark.parametrize("flooded", [False, True], ids=["known", "flooded"])
-@pytest.mark.parametrize("tag", TAGS)
+@pytest.mark.parametrize("tag", TAGS | NESTED)
 @pytest.mark.parametrize(
     "packet",
     [
@@ -160,8 +164,9 @@ def test_a_super_frame_is_split_as_scapy_does(
     """Three in a row: the first is read in one piece, the others apart."""
     peers = [rig.add_peer(), rig.add_peer()]
     if not flooded:
-        fdb.put(mac(THERE), 7 if tag == "tagged" else None, 0)
-    prefix = ether(packet, tag=TAGS[tag])[: 14 + len(TAGS[tag])]
+        fdb.put(mac(THERE), None if tag == "untagged" else 7, 0)
+    tags = (TAGS | NESTED)[tag]
+    prefix = ether(packet, tag=tags)[: 14 + len(tags)]
     segments = [wrapped(prefix + segment) for segment in split_twin(packet, 1400)]
     for _ in range(3):
         rig.put(prefix + bytes(packet), vnet_of(packet, 1400, link=len(prefix)))
@@ -171,6 +176,22 @@ def test_a_super_frame_is_split_as_scapy_does(
         assert peers[1].take(len(segments) * flooded) == segments * flooded
     assert rig.work()["super_packets_read"] == 3 * (1 + flooded)
     assert rig.work()["trains_sent"] == 3 * (1 + flooded)
+
+
+@pytest.mark.parametrize("tag", TAGS | NESTED)
+def test_super_frames_and_others_of_a_flow_keep_one_port_and_mark(fdb: Fdb, tag: str) -> None:
+    """Congestion is not marked outside where the receiver would not carry it inside."""
+    tags = (TAGS | NESTED)[tag]
+    with Rig(fdb=fdb, sockets=16) as rig:
+        peer = rig.add_peer()
+        packet = ip(4, src=OURS[4], dst=THEIRS[4], ecn=2) / tcp(b"x" * 1400)
+        rig.put(ether(packet, tag=tags), NO_OFFLOAD)
+        double = ip(4, src=OURS[4], dst=THEIRS[4], ecn=2) / tcp(b"x" * 2800)
+        rig.put(ether(double, tag=tags), vnet_of(double, 1400, link=14 + len(tags)))
+        while rig.forwarder.outbound():
+            pass
+        ((datagrams, tos),) = peer.tos(3)
+        assert (datagrams, tos) == (3, 0 if tag in NESTED else 2)
 
 
 @pytest.mark.parametrize("tag", TAGS)

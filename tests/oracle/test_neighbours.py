@@ -8,12 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from scapy.layers.inet import IP
 from scapy.layers.inet6 import (
     ICMPv6ND_NA,
     ICMPv6ND_NS,
     ICMPv6NDOptDstLLAddr,
     ICMPv6NDOptSrcLLAddr,
     IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrHopByHop,
+    IPv6ExtHdrRouting,
+    PadN,
 )
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.layers.vxlan import VXLAN
@@ -161,6 +166,19 @@ def test_copies_leave_room_for_control_frames(tun: Rig) -> None:
     assert tun.drops(0) == {}
 
 
+def test_a_flood_from_one_leaves_room_for_the_others(tun: Rig) -> None:
+    other = tun.add_peer(address="127.0.7.9")
+    control = wrapped(Ether(dst=US, src=THEM, type=0x88B5) / b"a letter")
+    for _ in range(300):
+        tun.peers[0].send(control)
+        tun.inbound()
+    other.send(control)
+    tun.inbound()
+    assert [sender for sender, *_ in tun.forwarder.take_letters()] == [0] * 256 + [1]
+    assert tun.drops(0) == {"control_full": 44}
+    assert tun.drops(1) == {}
+
+
 NOT_ANSWERED = {
     "nobody we know": request(target="10.0.0.77", source=THEIRS[4], mac=THEM),
     "gratuitous": request(target=OURS[4], source=OURS[4], mac=THEM),
@@ -190,7 +208,7 @@ REFUSED: dict[str, tuple[Packet | bytes, str]] = {
     "arp from multicast": (broken(ARP_ONE, 28, 224), "bad_neighbour"),
     "arp for multicast": (broken(ARP_ONE, 38, 224), "bad_neighbour"),
     "arp, frame from a group": (broken(ARP_ONE, 6, 3), "bad_neighbour"),
-    "arp for tokens": (broken(ARP_ONE, 15, 6), "ethertype"),
+    "arp for frame relay": (broken(ARP_ONE, 15, 15), "ethertype"),
     "rarp": (broken(ARP_ONE, 21, 3), "ethertype"),
     "arp, tagged": (
         bytes(Ether(dst=BROADCAST, src=THEM) / Dot1Q(vlan=3) / ARP_ONE[ARP]),
@@ -351,7 +369,7 @@ FLOODED: dict[str, tuple[Packet | bytes, int]] = {
         0,
     ),
     "ns for nobody": (solicitation(target="fd00:1::77", source=OURS[6], mac=US), 1),
-    "not arp": (broken(LOCAL["arp"][0], 15, 6), 0),
+    "not arp": (broken(LOCAL["arp"][0], 15, 15), 0),
 }
 
 
@@ -381,8 +399,60 @@ def test_questions_of_peers_are_the_kernels_to_answer(tap: Rig, case: str) -> No
     assert tap.peers[0].take(0) == []
 
 
-def test_an_address_of_anothers_does_not_pass(tap: Rig) -> None:
+def behind(tags: str, frame: Packet) -> bytes:
+    raw = bytes(frame)
+    return raw[:12] + bytes.fromhex(tags) + raw[12:]
+
+
+LIE = request(target=OURS[4], source="10.0.2.1", mac=THEM)
+ANOTHERS: dict[str, Packet | bytes] = {
+    "arp": LIE,
+    "arp, as for IEEE 802 networks": broken(LIE, 15, 6),
+    "arp, with a priority": behind("8100e000", LIE),
+    "arp, with a provider's priority": behind("88a8e000", LIE),
+    "arp, with two": behind("88a8e0008100e000", LIE),
+    "arp, with many": behind("8100e000" * 300, LIE),
+    "a packet, with two": behind("81000000" * 2, Ether(dst=US, src=THEM) / IP(src="10.0.2.1")),
+    "na": advertisement(target="fd00:2::1", mac=THEM, to=US, asker=OURS[6]),
+    **{
+        f"na behind {name}": (
+            Ether(dst=US, src=THEM)
+            / IPv6(src=LINK_LOCAL, dst=OURS[6], hlim=255)
+            / header
+            / ICMPv6ND_NA(R=0, tgt="fd00:2::1")
+            / ICMPv6NDOptDstLLAddr(lladdr=THEM)
+        )
+        for name, header in {
+            "hop-by-hop options": IPv6ExtHdrHopByHop(),
+            "long options": IPv6ExtHdrDestOpt(options=[PadN(optdata=bytes(20))]),
+            "routing": IPv6ExtHdrRouting(),
+            "two headers": IPv6ExtHdrHopByHop() / IPv6ExtHdrDestOpt(),
+        }.items()
+    },
+}
+"""What Linux reads as it reads the first."""
+
+
+@pytest.mark.parametrize("case", ANOTHERS)
+def test_an_address_of_anothers_does_not_pass(tap: Rig, case: str) -> None:
     tap.add_peer(address="127.0.7.9")
-    tap.peers[0].send(wrapped(request(target=OURS[4], source="10.0.2.1", mac=THEM)))
+    tap.peers[0].send(wrapped(ANOTHERS[case]))
     assert tap.inbound() == []
     assert tap.drops(0) == {"spoofed": 1}
+
+
+@pytest.mark.parametrize("case", [case for case, (_, why) in REFUSED.items() if "bad" in why])
+def test_messages_that_contradict_themselves_do_not_pass(tap: Rig, case: str) -> None:
+    tap.peers[0].send(wrapped(REFUSED[case][0]))
+    assert tap.inbound() == []
+    assert tap.drops(0) == {"bad_neighbour": 1}
+
+
+def test_of_tags_without_a_vlan_the_last_stays(tap: Rig) -> None:
+    question = QUESTIONS["arp"][0]
+    for tags, rest in (("88a8e0008100e000", "8100e000"), ("81000000" * 3 + "88a80003", "88a80003")):
+        tap.peers[0].send(wrapped(behind(tags, question)))
+        assert tap.inbound() == [(NO_OFFLOAD, behind(rest, question))]
+    tap.peers[0].send(wrapped(behind("81000000", question)[:14] + bytes.fromhex("00008100")))
+    assert tap.inbound() == []
+    assert tap.drops(0) == {"short_frame": 1}

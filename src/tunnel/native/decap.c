@@ -54,6 +54,25 @@ enum drop decap(const struct vtep *vtep, uint8_t *datagram, size_t length, uint8
                       outer_ecn, packet);
 }
 
+/*
+ * Reads the header of a frame. A tag that says a priority and no VLAN goes if another tag is behind
+ * it: Linux takes such tags off, however many there are, and what it sees then has to be judged.
+ */
+static bool open_ethernet(struct inner_frame *frame)
+{
+    struct ethernet *header = &frame->header;
+    if (!ethernet_parse(frame->data, frame->length, header))
+        return false;
+    while (!header->vlan && ethernet_is_tag(header->type)) {
+        memmove(frame->data + VLAN_TAG, frame->data, 2 * MAC_SIZE);
+        frame->data += VLAN_TAG;
+        frame->length -= VLAN_TAG;
+        if (!ethernet_parse(frame->data, frame->length, header))
+            return false;
+    }
+    return true;
+}
+
 enum drop decap_frame(const struct vtep *vtep, uint8_t *datagram, size_t length, uint8_t outer_ecn,
                       struct inner_frame *frame)
 {
@@ -64,15 +83,16 @@ enum drop decap_frame(const struct vtep *vtep, uint8_t *datagram, size_t length,
     frame->data = datagram + VXLAN_HEADER;
     frame->length = length - VXLAN_HEADER;
     frame->packet.version = frame->packet.protocol = 0;
-    if (verdict == VXLAN_SHORT || !ethernet_parse(frame->data, frame->length, &frame->header))
+    if (verdict == VXLAN_SHORT || !open_ethernet(frame))
         return DROP_short_frame;
+    const uint8_t *destination = frame->header.destination;
     if (outer.vni != vtep->vni)
         return DROP_other_vni;
-    if (memcmp(outer.source, vtep->mac, MAC_SIZE) == 0)
+    if (memcmp(frame->header.source, vtep->mac, MAC_SIZE) == 0)
         return DROP_loop;
-    if (mac_is_group(outer.destination) && mac_is_link_local(outer.destination))
+    if (mac_is_group(destination) && mac_is_link_local(destination))
         return DROP_peer_link_local;
-    if (memcmp(outer.destination, any_vtep_mac, MAC_SIZE) == 0)
+    if (memcmp(destination, any_vtep_mac, MAC_SIZE) == 0)
         memcpy(frame->data, vtep->mac, MAC_SIZE);
     if (!ethernet_is_ip(&frame->header))
         return DROP_NONE;

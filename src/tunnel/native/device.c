@@ -20,6 +20,7 @@ static unsigned lay_out(struct device_packet *packet, struct iovec *pieces)
         payload += layout.stride;
         pieces[count++] = (struct iovec){payload, layout.size};
     }
+    pieces[count - 1].iov_len -= room - DEVICE_PACKET_MAX;
     return count;
 }
 
@@ -49,8 +50,9 @@ static ssize_t read_one(struct device *device, uint8_t *room, struct device_pack
         packet->layout = (struct layout){0};
         return (ssize_t)(DEVICE_GAP + leading);
     }
-    size_t parts = (packet->length - leading - 1) / packet->layout.size + 2;
-    return (ssize_t)(parts * packet->layout.stride);
+    size_t gaps = (packet->length - leading - 1) / packet->layout.size + 1;
+    size_t gap = packet->layout.stride - packet->layout.size;
+    return (ssize_t)(DEVICE_GAP + packet->length + gaps * gap);
 }
 
 static void lose_patience(struct device *device, const struct device_packet *packet)

@@ -22,6 +22,12 @@ struct ethernet {
     uint8_t size;  /* of the header, tag included */
 };
 
+/* IEEE 802.1Q, 9.5: a customer's and a provider's are alike to us. */
+static inline bool ethernet_is_tag(uint16_t type)
+{
+    return type == ETHERTYPE_VLAN || type == ETHERTYPE_SERVICE_VLAN;
+}
+
 /* Reads a frame's header; false, `header` unchanged, if it is not all there. */
 static inline bool ethernet_parse(const uint8_t *frame, size_t length, struct ethernet *header)
 {
@@ -29,7 +35,7 @@ static inline bool ethernet_parse(const uint8_t *frame, size_t length, struct et
         return false;
     uint16_t type = get16(frame + 12), vlan = 0;
     uint8_t size = ETHERNET_HEADER;
-    if (type == ETHERTYPE_VLAN) {
+    if (ethernet_is_tag(type)) {
         if (length < ETHERNET_HEADER + VLAN_TAG)
             return false;
         vlan = get16(frame + 14) & 0xfff;

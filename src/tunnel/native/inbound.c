@@ -163,18 +163,19 @@ static void keep_message(struct forwarder *forwarder, const struct arrival *arri
         forwarder->news |= inbox_put(&forwarder->inbox, &letter, frame->data + header, length);
 }
 
-/* Reads what an untagged frame may say of neighbours. */
+/* Reads what a frame outside of VLANs may say of neighbours. */
 static enum neighbour_verdict message_in(const struct inner_frame *frame,
                                          struct neighbour_message *message)
 {
     bool arp = frame->header.type == ETHERTYPE_ARP;
-    if ((!arp && frame->packet.protocol != IP_ICMP6) || frame->header.size != ETHERNET_HEADER)
+    if ((!arp && !ndp_may_be(&frame->packet)) || frame->header.vlan)
         return NEIGHBOUR_NONE;
     if (mac_is_group(frame->header.source))
         return NEIGHBOUR_BAD;
     if (!arp)
         return ndp_parse(&frame->packet, message);
-    return arp_parse(frame->data + ETHERNET_HEADER, frame->length - ETHERNET_HEADER, message);
+    uint8_t header = frame->header.size;
+    return arp_parse(frame->data + header, frame->length - header, message);
 }
 
 static void answer(struct forwarder *forwarder, uint16_t sender,
@@ -329,7 +330,10 @@ static enum drop judge_frame(struct forwarder *forwarder, struct origin *origin,
     const struct bridge *bridge = &forwarder->bridge;
     const struct address *from = &arrival->from;
     struct neighbour_message message;
-    bool speaks = message_in(frame, &message) == NEIGHBOUR_OK;
+    enum neighbour_verdict verdict = message_in(frame, &message);
+    bool speaks = verdict == NEIGHBOUR_OK;
+    if (verdict == NEIGHBOUR_BAD)
+        return DROP_bad_neighbour;
     if (frame->packet.version && is_spoofed(forwarder, origin, &frame->packet, from))
         return DROP_spoofed;
     if (speaks && message.sender && is_anothers(forwarder, message.sender, message.size, from))

@@ -76,6 +76,20 @@ bool ip_parse(uint8_t *data, size_t length, struct ip_packet *packet)
     return false;
 }
 
+void ip_skip_extensions(struct ip_packet *packet)
+{
+    while (packet->protocol == EXT_HOP || packet->protocol == EXT_ROUTING ||
+           packet->protocol == EXT_OPTIONS) {
+        const uint8_t *extension = packet->data + packet->header;
+        size_t left = packet->length - packet->header;
+        size_t size = left < 8 ? 8 : 8 * (extension[1] + 1u);
+        if (size > left)
+            return;
+        packet->protocol = extension[0];
+        packet->header = (uint16_t)(packet->header + size);
+    }
+}
+
 size_t ip_tcp_header(const struct ip_packet *packet, size_t offset)
 {
     if (packet->length < offset + 20)

@@ -46,6 +46,10 @@ struct ip_packet {
  */
 bool ip_parse(uint8_t *data, size_t length, struct ip_packet *packet);
 
+/* Moves the header of an IPv6 packet on to what is behind those extensions that any host may step
+ * over, and are all there. */
+void ip_skip_extensions(struct ip_packet *packet);
+
 /* TCP header bytes at `offset`, 0 if they are not all there. */
 size_t ip_tcp_header(const struct ip_packet *packet, size_t offset);
 

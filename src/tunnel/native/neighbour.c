@@ -49,6 +49,8 @@ const uint8_t *neighbour_find(const struct neighbour_table *table, const uint8_t
 enum { ARP_OPERATION = 6, ARP_SENDER_MAC = 8, ARP_SENDER = 14, ARP_TARGET_MAC = 18 };
 enum { ARP_TARGET = 24, ARP_REQUEST = 1, ARP_REPLY = 2 };
 
+enum { ARP_ETHERNET = 1, ARP_IEEE_802 = 6 };
+
 /* Ethernet, IPv4, and the sizes of their addresses. */
 static const uint8_t arp_kind[ARP_OPERATION] = {0, 1, ETHERTYPE_IP4 >> 8, 0, MAC_SIZE, 4};
 
@@ -62,7 +64,9 @@ enum neighbour_verdict arp_parse(const uint8_t *body, size_t length,
 {
     if (length < ARP_SIZE)
         return NEIGHBOUR_BAD;
-    if (memcmp(body, arp_kind, sizeof arp_kind) != 0)
+    uint16_t hardware = get16(body);
+    if ((hardware != ARP_ETHERNET && hardware != ARP_IEEE_802) ||
+        memcmp(body + 2, arp_kind + 2, sizeof arp_kind - 2) != 0)
         return NEIGHBOUR_NONE;
     uint16_t operation = get16(body + ARP_OPERATION);
     if (operation != ARP_REQUEST && operation != ARP_REPLY)
@@ -147,10 +151,15 @@ static bool ndp_addresses_agree(const struct ip_packet *packet, bool solicitatio
 
 enum neighbour_verdict ndp_parse(const struct ip_packet *packet, struct neighbour_message *message)
 {
+    if (!ndp_may_be(packet) || packet->data[7] != NDP_HOPS)
+        return NEIGHBOUR_NONE;
+    struct ip_packet behind = *packet;
+    ip_skip_extensions(&behind);
+    packet = &behind;
     const uint8_t *icmp = packet->data + packet->header;
     uint32_t length = packet->length - packet->header;
-    if (packet->version != 6 || packet->protocol != IP_ICMP6 || packet->data[7] != NDP_HOPS ||
-        !length || (icmp[0] != NDP_SOLICITATION && icmp[0] != NDP_ADVERTISEMENT))
+    if (packet->protocol != IP_ICMP6 || !length ||
+        (icmp[0] != NDP_SOLICITATION && icmp[0] != NDP_ADVERTISEMENT))
         return NEIGHBOUR_NONE;
     bool solicitation = icmp[0] == NDP_SOLICITATION;
     if (length < NDP_OPTIONS || icmp[1] || !ndp_checksum_right(packet))

@@ -53,9 +53,15 @@ struct neighbour_message {
 enum neighbour_verdict { NEIGHBOUR_NONE, NEIGHBOUR_OK, NEIGHBOUR_BAD };
 
 /* Reads the body of a frame whose EtherType is ARP; NEIGHBOUR_NONE if it is ARP for other than
- * IPv4 on Ethernet. */
+ * IPv4 on Ethernet or, which hosts take as well, IEEE 802 networks. */
 enum neighbour_verdict arp_parse(const uint8_t *body, size_t length,
                                  struct neighbour_message *message);
+
+/* Whether a packet is worth reading by ndp_parse(). */
+static inline bool ndp_may_be(const struct ip_packet *packet)
+{
+    return packet->version == 6 && (packet->protocol == IP_ICMP6 || !packet->plain);
+}
 
 /* Reads a packet; NEIGHBOUR_NONE unless it is a Neighbour Solicitation or Advertisement that no
  * router has forwarded. NEIGHBOUR_BAD where RFC 4861 7.1 says that it is not valid. */

@@ -11,8 +11,8 @@
 
 enum {
     OUTBOUND_BUDGET = 4, /* batches for one wake-up */
-    LINK_MAX = ETHERNET_HEADER + VLAN_TAG,
-    PREFIX_ROOM = 32, /* VXLAN and Ethernet headers with a tag are shorter, all headers longer */
+    LINK_MAX = ETHERNET_HEADER + 2 * VLAN_TAG,
+    PREFIX_ROOM = 32, /* VXLAN and Ethernet headers with tags are shorter, all headers longer */
 };
 
 /* The Ethernet header of an answer to a packet, if it came with one. False where none may be given:
@@ -315,16 +315,18 @@ static bool take_on(struct forwarder *forwarder, struct parcel *parcel, struct c
 }
 
 /* Packets longer than the path to a peer takes: dropped where their sender can be told, and left
- * to the underlay to fragment where not. */
+ * to the underlay to fragment where not, if one datagram can hold them. */
 static bool too_big(struct forwarder *forwarder, struct peer *peer, const struct parcel *parcel,
-                    size_t longest)
+                    uint32_t longest)
 {
     const struct ip_packet *packet = &parcel->packet;
-    uint32_t mtu = peer->mtu - (parcel->prefix - VXLAN_OVERHEAD); /* a tag takes of it */
-    if (!peer->mtu || longest <= mtu || may_fragment(packet, longest))
+    uint32_t tag = parcel->prefix - VXLAN_OVERHEAD, most = DATAGRAM_MAX - parcel->prefix;
+    uint32_t mtu = peer->mtu && peer->mtu < most ? peer->mtu - tag : most;
+    if (longest <= mtu || (longest <= most && may_fragment(packet, longest)))
         return false;
-    tell_sender(forwarder, packet, device_leading(parcel->read), ICMP_TOO_BIG,
-                told_mtu(packet, mtu));
+    if (packet->version)
+        tell_sender(forwarder, packet, device_leading(parcel->read), ICMP_TOO_BIG,
+                    told_mtu(packet, mtu));
     return true;
 }
 
@@ -348,21 +350,14 @@ static void forward_to(struct forwarder *forwarder, uint16_t index, struct parce
         .ecn = parcel->ecn,
         .alone = !peer->trains,
     };
-    if (parcel->read->offload.gso_type != GSO_NONE) {
-        if (too_big(forwarder, peer, parcel, split->header + split->size))
-            count_drops(&peer->counters, DROP_too_big, split_segments(split));
-        else
-            forward_super(forwarder, parcel, ticket);
-    } else if (too_big(forwarder, peer, parcel, packet->length)) {
-        count_drops(&peer->counters, DROP_too_big, 1);
-    } else if (packet->length + parcel->prefix <= DATAGRAM_MAX) {
+    bool super = parcel->read->offload.gso_type != GSO_NONE;
+    uint32_t longest = super ? split->header + split->size : packet->length;
+    if (too_big(forwarder, peer, parcel, longest))
+        count_drops(&peer->counters, DROP_too_big, super ? split_segments(split) : 1);
+    else if (super)
+        forward_super(forwarder, parcel, ticket);
+    else
         forward_single(forwarder, parcel, ticket);
-    } else {
-        count_drops(&peer->counters, DROP_too_big, 1);
-        if (packet->version)
-            tell_sender(forwarder, packet, packet->length, ICMP_TOO_BIG,
-                        DATAGRAM_MAX - parcel->prefix);
-    }
 }
 
 static void forward_packet(struct forwarder *forwarder, struct device_packet *read)
@@ -429,26 +424,39 @@ static uint32_t frame_hash(const struct ethernet *header)
     return (get32(header->destination + 2) ^ get32(header->source + 2)) * 0x9e3779b1;
 }
 
-/* A frame whose IP packet does not parse goes as one that is not IP. */
-static void open_parcel(struct parcel *parcel, struct device_packet *read,
-                        const struct ethernet *header)
+/* A second tag is looked behind if there is a super-frame to cut; in all else, to keep order and to
+ * be right about congestion, that goes like the others behind two tags. */
+static bool look_behind(struct ethernet *header, const struct device_packet *read)
 {
-    device_pull(read, header->size);
+    size_t size = header->size + (size_t)VLAN_TAG;
+    if (read->offload.gso_type == GSO_NONE || !ethernet_is_tag(header->type) ||
+        device_leading(read) < size)
+        return false;
+    header->type = get16(read->data + size - 2);
+    header->size = (uint8_t)size;
+    return true;
+}
+
+/* A frame whose IP packet does not parse goes as one that is not IP. */
+static void open_parcel(struct parcel *parcel, struct device_packet *read, struct ethernet header)
+{
+    bool nested = look_behind(&header, read);
+    device_pull(read, header.size);
     parcel->read = read;
-    parcel->prefix = VXLAN_HEADER + header->size;
-    if (ethernet_is_ip(header) && ip_parse(read->data, read->length, &parcel->packet) &&
-        parcel->packet.version == ethernet_ip_version(header)) {
-        parcel->hash = ip_flow_hash(&parcel->packet);
-        parcel->ecn = ip_ecn(&parcel->packet);
-    } else {
+    parcel->prefix = VXLAN_HEADER + header.size;
+    parcel->hash = frame_hash(&header);
+    parcel->ecn = 0;
+    if (!ethernet_is_ip(&header) || !ip_parse(read->data, read->length, &parcel->packet) ||
+        parcel->packet.version != ethernet_ip_version(&header)) {
         parcel->packet = (struct ip_packet){
             .data = read->data,
             .length = (uint32_t)read->length,
         };
-        parcel->hash = frame_hash(header);
-        parcel->ecn = 0;
+    } else if (!nested) {
+        parcel->hash = ip_flow_hash(&parcel->packet);
+        parcel->ecn = ip_ecn(&parcel->packet);
     }
-    parcel->packet.link = header->size;
+    parcel->packet.link = header.size;
 }
 
 /* A question by ARP or NDP that the table answers. In a VLAN the same address is another's. */
@@ -461,8 +469,7 @@ static bool is_answered(struct forwarder *forwarder, const struct ethernet *head
         verdict = arp_parse(packet->data, packet->length, &question);
     else if (packet->protocol == IP_ICMP6)
         verdict = ndp_parse(packet, &question);
-    if (verdict != NEIGHBOUR_OK || !question.asks || header->size != ETHERNET_HEADER ||
-        mac_is_group(header->source))
+    if (verdict != NEIGHBOUR_OK || !question.asks || header->vlan || mac_is_group(header->source))
         return false;
     const uint8_t *mac = neighbour_find(forwarder->neighbours, question.target, question.size);
     /* Who asks for himself wants to know whether there is somebody else. */
@@ -499,7 +506,7 @@ static void forward_frame(struct forwarder *forwarder, struct device_packet *rea
         index = fdb_lookup(bridge->fdb, fdb_key(header.destination, header.vlan), bridge->now);
     struct peer *peer = peers_get(&forwarder->peers, index);
     struct parcel parcel;
-    open_parcel(&parcel, read, &header);
+    open_parcel(&parcel, read, header);
     if (is_answered(forwarder, &header, &parcel.packet))
         return;
     if (!peer && !bridge->flood) {

@@ -78,7 +78,8 @@ bool split_open(struct split *split, const struct ip_packet *packet, const struc
     split->packet = *packet;
     split->transport = transport;
     split->header = (uint32_t)header;
-    split->size = split->stride = offload->gso_size;
+    uint32_t payload = packet->length - split->header;
+    split->size = split->stride = payload < offload->gso_size ? payload : offload->gso_size;
     split->offset = split->index = 0;
     split->tcp = tcp;
     memcpy(split->original, packet->data, header);

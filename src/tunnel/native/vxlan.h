@@ -20,8 +20,9 @@ enum {
     VLAN_TAG = 4,
     ETHERTYPE_IP4 = 0x0800,
     ETHERTYPE_ARP = 0x0806,
-    ETHERTYPE_VLAN = 0x8100, /* one 802.1Q tag */
+    ETHERTYPE_VLAN = 0x8100,
     ETHERTYPE_IP6 = 0x86dd,
+    ETHERTYPE_SERVICE_VLAN = 0x88a8, /* a provider's */
     ETHERTYPE_CONTROL = 0x88b5 /* IEEE 802 local experimental */,
     MAC_SIZE = 6,
 };
