@@ -238,7 +238,12 @@ class Node:
     @property
     def ready(self) -> bool:
         """Whether packets can pass: it is open, and nobody has set its device down."""
-        return self.is_open and (not isinstance(self.device, Device) or self.device.is_up())
+        return self.is_open and self.device_up
+
+    @property
+    def device_up(self) -> bool:
+        """Whether nobody has set its device down; so without one."""
+        return not isinstance(self.device, Device) or self.device.is_up()
 
     def check_open(self) -> None:
         """Raises DeviceError unless it is open."""

@@ -427,6 +427,7 @@ class Status:
         drops: Reason -> packets, over everything.
         subnets: What lives behind this node.
         mode: ``tun`` or ``tap``.
+        device_up: False where somebody has set the device down: no packet passes.
         store: Where it finds its peers, None where it was told.
     """
 
@@ -443,6 +444,7 @@ class Status:
     drops: Mapping[str, int]
     subnets: tuple[Prefix, ...] = ()
     mode: str = "tun"
+    device_up: bool = True
     store: StoreStatus | None = None
 
 
