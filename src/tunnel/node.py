@@ -115,7 +115,8 @@ class Node:
 
         endpoints = [peer.endpoint for peer in self.config.peers]
         found = await asyncio.gather(*(self.underlay.resolve(end) for end in endpoints))
-        await self.underlay.choose_locals(address for address in found if address is not None)
+        there = [one for one in found if not isinstance(one, UnderlayError)]
+        await self.underlay.choose_locals(there)
         self.workers = self._make_workers()
         self.kernel = None
         if isinstance(self.device, Device):
