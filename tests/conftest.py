@@ -9,10 +9,15 @@ from typing import TypeVar
 
 import pytest
 import uvloop
+from hypothesis import settings
 
 from tunnel.lab import Lab
 
 _CLONE_NEWNET = 0x40000000
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("tunnel", deadline=None)
+settings.load_profile("tunnel")
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
