@@ -248,12 +248,17 @@ class Node:
 
     def check_open(self) -> None:
         """Raises DeviceError unless it is open."""
-        if self._closing is not None:
+        if not self.is_open:
             raise self._refusal()
+
+    def check_opened(self) -> None:
+        """Raises DeviceError unless it is open, or was: then its parts are there."""
         if not self._started:
-            raise DeviceError(f"{self.config.name} is not open (enter it with async with)")
+            raise self._refusal()
 
     def _refusal(self) -> DeviceError:
+        if self._closing is None:
+            return DeviceError(f"{self.config.name} is not open (enter it with async with)")
         return DeviceError(f"{self.config.name} is closed (open another Tunnel)")
 
     @property
