@@ -20,7 +20,7 @@ from tunnel.capture import Capture
 from tunnel.config import AUTO_WORKERS, Config
 from tunnel.containers import Containers, prepare_subnet_file
 from tunnel.errors import ConfigError, DeviceError, UnderlayError
-from tunnel.events import Events
+from tunnel.events import Events, OffloadLost
 from tunnel.kernel import Kernel
 from tunnel.linux.netlink import Netlink
 from tunnel.linux.pair import Pair
@@ -28,7 +28,7 @@ from tunnel.linux.privileges import drop_privileges
 from tunnel.linux.tun import Device, open_device
 from tunnel.linux.underlay import Underlay
 from tunnel.peers import Peers
-from tunnel.types import OffloadLost, StoreStatus
+from tunnel.types import StoreStatus
 from tunnel.workers import Workers
 
 log = logging.getLogger(__name__)

@@ -42,27 +42,22 @@ from tunnel.control.membership import (
 from tunnel.control.neighbours import Known
 from tunnel.control.path import Measured
 from tunnel.errors import DeviceError, TunnelError, UnderlayError
-from tunnel.events import Events
+from tunnel.events import (
+    Events,
+    MacChanged,
+    PathChanged,
+    PeerAdded,
+    PeerChanged,
+    PeerRemoved,
+    PeerSilent,
+    PeerUp,
+)
 from tunnel.kernel import Kernel
 from tunnel.linux.netlink import Netlink
 from tunnel.linux.pair import Pair
 from tunnel.linux.tun import Device
 from tunnel.linux.underlay import Underlay
-from tunnel.types import (
-    ANY_VTEP_MAC,
-    Address,
-    Endpoint,
-    MacChanged,
-    PathChanged,
-    Peer,
-    PeerAdded,
-    PeerChanged,
-    PeerRemoved,
-    PeerSilent,
-    PeerState,
-    PeerUp,
-    Prefix,
-)
+from tunnel.types import ANY_VTEP_MAC, Address, Endpoint, Peer, PeerState, Prefix
 from tunnel.vteps import Vteps
 from tunnel.workers import Workers
 

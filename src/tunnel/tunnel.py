@@ -20,6 +20,7 @@ from tunnel.config import Config, differences
 from tunnel.control.walk import Walk, walk
 from tunnel.doctor import Finding
 from tunnel.errors import ConfigError, DeviceError, TunnelError
+from tunnel.events import Event
 from tunnel.explain import Explainer
 from tunnel.linux.pair import Pair
 from tunnel.node import Node, Origin
@@ -28,7 +29,6 @@ from tunnel.types import (
     Address,
     Drop,
     Endpoint,
-    Event,
     FdbEntry,
     Interface,
     Mac,
