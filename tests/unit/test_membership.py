@@ -233,7 +233,7 @@ def test_a_name_that_leads_nowhere_useful_is_tried_again(
 def test_the_log_has_each_trouble_with_a_name_once_and_its_end(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="tunnel")
     membership = made(TWO, NAMED)
     late = UnderlayError("its name has no address: no answer")
     here = ip("192.0.2.4")
