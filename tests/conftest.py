@@ -26,6 +26,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Of several processes (pytest -n) each has loopback, and its ports, for itself; and no test
     knows how wide the terminal is."""
     os.environ.pop("COLUMNS", None)
+    # Hundreds of nodes are started: not each shall compile what it imports.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if not hasattr(config, "workerinput"):
         return
     libc = ctypes.CDLL(None, use_errno=True)
