@@ -9,10 +9,15 @@ from typing import TypeVar
 
 import pytest
 import uvloop
+from hypothesis import settings
 
 from tunnel.lab import Lab
 
 _CLONE_NEWNET = 0x40000000
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("tunnel", deadline=None)
+settings.load_profile("tunnel")
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
@@ -21,6 +26,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Of several processes (pytest -n) each has loopback, and its ports, for itself; and no test
     knows how wide the terminal is."""
     os.environ.pop("COLUMNS", None)
+    # Hundreds of nodes are started: not each shall compile what it imports.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if not hasattr(config, "workerinput"):
         return
     libc = ctypes.CDLL(None, use_errno=True)

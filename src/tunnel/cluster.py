@@ -47,6 +47,7 @@ from tunnel.errors import (
     StoreRefused,
     TunnelError,
 )
+from tunnel.events import StoreFound, StoreLost, SubnetsChanged, SubnetsLost
 from tunnel.linux.interface import find_addresses
 from tunnel.linux.netlink import Netlink
 from tunnel.linux.underlay import OVERHEAD
@@ -54,17 +55,7 @@ from tunnel.registry import config_key, open_store, subnets_directory
 from tunnel.state import Identity, State
 from tunnel.store import Batch, Snapshot, Store
 from tunnel.tunnel import Tunnel
-from tunnel.types import (
-    Address,
-    Endpoint,
-    Peer,
-    Prefix,
-    StoreFound,
-    StoreLost,
-    StoreStatus,
-    SubnetsChanged,
-    SubnetsLost,
-)
+from tunnel.types import Address, Endpoint, Peer, Prefix, StoreStatus
 
 log = logging.getLogger(__name__)
 

@@ -88,7 +88,7 @@ class Explainer:
             status=self.status,
             inbound=False,
             mode=self._mode,
-            up=self._is_up(),
+            up=self.status.device_up,
             arrival=arrival,
             kernel=kernel,
             neighbour=neighbour,
@@ -114,7 +114,7 @@ class Explainer:
             status=self.status,
             inbound=True,
             mode=self._mode,
-            up=self._is_up(),
+            up=self.status.device_up,
             kernel=kernel,
             neighbour=neighbour,
             forwards=_forwards(flow.version),
@@ -166,9 +166,6 @@ class Explainer:
     @property
     def _mode(self) -> str:
         return self.node.config.mode if isinstance(self.node.device, Device) else ""
-
-    def _is_up(self) -> bool:
-        return not isinstance(self.node.device, Device) or self.node.device.is_up()
 
     async def _bridge(self) -> str:
         if not isinstance(self.node.device, Device):

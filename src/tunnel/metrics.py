@@ -71,6 +71,9 @@ def families(status: Status, stats: Stats) -> Iterator[Metric]:
     """
     peers = [(str(peer.endpoint), peer) for peer in status.peers]
     yield _info(status)
+    if status.device is not None:
+        text = "0 where somebody has set the device down"
+        yield _gauge("tunnel_device_up", text, [((), status.device_up)])
     yield _gauge("tunnel_mtu_bytes", "MTU of the device", [((), status.mtu)])
     yield _gauge("tunnel_workers", "Threads that move packets", [((), status.workers)])
     offloads = [((offload,), offload in status.offloads) for offload in OFFLOADS]

@@ -20,7 +20,7 @@ from tunnel.capture import Capture
 from tunnel.config import AUTO_WORKERS, Config
 from tunnel.containers import Containers, prepare_subnet_file
 from tunnel.errors import ConfigError, DeviceError, UnderlayError
-from tunnel.events import Events
+from tunnel.events import Events, OffloadLost
 from tunnel.kernel import Kernel
 from tunnel.linux.netlink import Netlink
 from tunnel.linux.pair import Pair
@@ -28,7 +28,7 @@ from tunnel.linux.privileges import drop_privileges
 from tunnel.linux.tun import Device, open_device
 from tunnel.linux.underlay import Underlay
 from tunnel.peers import Peers
-from tunnel.types import OffloadLost, StoreStatus
+from tunnel.types import StoreStatus
 from tunnel.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,8 @@ class Node:
 
         endpoints = [peer.endpoint for peer in self.config.peers]
         found = await asyncio.gather(*(self.underlay.resolve(end) for end in endpoints))
-        await self.underlay.choose_locals(address for address in found if address is not None)
+        there = [one for one in found if not isinstance(one, UnderlayError)]
+        await self.underlay.choose_locals(there)
         self.workers = self._make_workers()
         self.kernel = None
         if isinstance(self.device, Device):
@@ -238,16 +239,26 @@ class Node:
     @property
     def ready(self) -> bool:
         """Whether packets can pass: it is open, and nobody has set its device down."""
-        return self.is_open and (not isinstance(self.device, Device) or self.device.is_up())
+        return self.is_open and self.device_up
+
+    @property
+    def device_up(self) -> bool:
+        """Whether nobody has set its device down; so without one."""
+        return not isinstance(self.device, Device) or self.device.is_up()
 
     def check_open(self) -> None:
         """Raises DeviceError unless it is open."""
-        if self._closing is not None:
+        if not self.is_open:
             raise self._refusal()
+
+    def check_opened(self) -> None:
+        """Raises DeviceError unless it is open, or was: then its parts are there."""
         if not self._started:
-            raise DeviceError(f"{self.config.name} is not open (enter it with async with)")
+            raise self._refusal()
 
     def _refusal(self) -> DeviceError:
+        if self._closing is None:
+            return DeviceError(f"{self.config.name} is not open (enter it with async with)")
         return DeviceError(f"{self.config.name} is closed (open another Tunnel)")
 
     @property

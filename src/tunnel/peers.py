@@ -42,27 +42,22 @@ from tunnel.control.membership import (
 from tunnel.control.neighbours import Known
 from tunnel.control.path import Measured
 from tunnel.errors import DeviceError, TunnelError, UnderlayError
-from tunnel.events import Events
+from tunnel.events import (
+    Events,
+    MacChanged,
+    PathChanged,
+    PeerAdded,
+    PeerChanged,
+    PeerRemoved,
+    PeerSilent,
+    PeerUp,
+)
 from tunnel.kernel import Kernel
 from tunnel.linux.netlink import Netlink
 from tunnel.linux.pair import Pair
 from tunnel.linux.tun import Device
 from tunnel.linux.underlay import Underlay
-from tunnel.types import (
-    ANY_VTEP_MAC,
-    Address,
-    Endpoint,
-    MacChanged,
-    PathChanged,
-    Peer,
-    PeerAdded,
-    PeerChanged,
-    PeerRemoved,
-    PeerSilent,
-    PeerState,
-    PeerUp,
-    Prefix,
-)
+from tunnel.types import ANY_VTEP_MAC, Address, Endpoint, Peer, PeerState, Prefix
 from tunnel.vteps import Vteps
 from tunnel.workers import Workers
 
@@ -152,14 +147,16 @@ class Peers:
         """Where a peer is now, None as long as its name is not resolved."""
         return self._membership.address(endpoint)
 
-    async def open(self, peers: Sequence[Peer], *, found: Sequence[Address | None]) -> None:
-        """Takes in the first ones, which were `found` at these addresses."""
+    async def open(
+        self, peers: Sequence[Peer], *, found: Sequence[Address | UnderlayError]
+    ) -> None:
+        """Takes in the first ones, which were `found` at these addresses, or why not."""
         now = self._loop.time()
         first = self._membership.add(peers, now=now)
         actions: list[Action] = [action for action in first if not isinstance(action, Resolve)]
-        for peer, address in zip(peers, found, strict=True):
+        for peer, answer in zip(peers, found, strict=True):
             if peer.endpoint.address is None:
-                actions += self._membership.resolved(peer.endpoint, address, now=now)
+                actions += self._membership.resolved(peer.endpoint, answer, now=now)
         for error in (await self._apply(actions)).values():
             raise error
         self._schedule()
@@ -389,14 +386,12 @@ class Peers:
 
     async def resolve(self, endpoint: Endpoint) -> None:
         """Looks up where a peer's name leads now."""
-        address = await self._underlay.resolve(endpoint)
+        answer = await self._underlay.resolve(endpoint)
         async with self._changing:
-            actions = self._membership.resolved(endpoint, address, now=self._loop.time())
+            actions = self._membership.resolved(endpoint, answer, now=self._loop.time())
             with self._logged(endpoint):
                 for error in (await self._apply(actions)).values():
                     raise error
-        if actions:
-            log.info("%s: peer %s is at %s", self._name, endpoint, address)
         self._schedule()
 
     def _schedule(self) -> None:

@@ -98,6 +98,7 @@ def look(node: Node) -> Status:
         drops=stats.drops,
         subnets=node.config.subnets,
         mode=node.config.mode,
+        device_up=node.device_up,
         store=node.origin.status() if node.origin else None,
     )
 

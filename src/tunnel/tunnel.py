@@ -20,6 +20,7 @@ from tunnel.config import Config, differences
 from tunnel.control.walk import Walk, walk
 from tunnel.doctor import Finding
 from tunnel.errors import ConfigError, DeviceError, TunnelError
+from tunnel.events import Event
 from tunnel.explain import Explainer
 from tunnel.linux.pair import Pair
 from tunnel.node import Node, Origin
@@ -28,7 +29,6 @@ from tunnel.types import (
     Address,
     Drop,
     Endpoint,
-    Event,
     FdbEntry,
     Interface,
     Mac,
@@ -58,7 +58,8 @@ class Tunnel:
     never raises: it is counted in :attr:`stats` under a drop reason.
 
     Closed, it still tells what it counted and knew (:attr:`stats`, :meth:`status`,
-    :meth:`drops`). All that would ask or change anything raises DeviceError then.
+    :meth:`drops`). All that would ask or change anything raises DeviceError then, and before it
+    is entered all does, but for :attr:`config`, :attr:`ready` and :meth:`events`.
 
     Takes what :class:`Config` takes but ``loop``: it runs on the running one.
 
@@ -253,7 +254,7 @@ class Tunnel:
         Raises:
             ConfigError: In TUN mode.
         """
-        return fdb.entries(self._node)
+        return fdb.entries(self._opened)
 
     def add_fdb(self, mac: str | Mac, *, peer: str | Endpoint, vlan: int | None = None) -> None:
         """
@@ -317,14 +318,21 @@ class Tunnel:
         return packet
 
     def _pair(self) -> Pair:
-        if not isinstance(self._node.device, Pair):
+        device = self._opened.device
+        if not isinstance(device, Pair):
             raise ConfigError(
                 f"{self.config.name} has a device: packets go through it "
                 "(open it with device=None to send and receive them here)"
             )
-        return self._node.device
+        return device
 
     # What is known. Nothing of it waits, but for the kernel.
+
+    @property
+    def _opened(self) -> Node:
+        """What it has open, or had. Raises DeviceError where it never was."""
+        self._node.check_opened()
+        return self._node
 
     @property
     def config(self) -> Config:
@@ -334,22 +342,22 @@ class Tunnel:
     @property
     def mtu(self) -> int:
         """Largest inner packet, in bytes: as configured, or what every known path carries."""
-        return self._node.underlay.mtu
+        return self._opened.underlay.mtu
 
     @property
     def peers(self) -> tuple[Endpoint, ...]:
         """Who is a peer now; :meth:`status` says more of each."""
-        return tuple(self._node.peers.indices)
+        return tuple(self._opened.peers.indices)
 
     @property
     def offloads(self) -> frozenset[str]:
         """Those in use now; ``trains`` as long as any peer gets them."""
-        return self._node.offloads
+        return self._opened.offloads
 
     @property
     def stats(self) -> Stats:
         """Counters since it opened; still there when it is closed."""
-        return status.count(self._node)
+        return status.count(self._opened)
 
     @property
     def ready(self) -> bool:
@@ -363,27 +371,27 @@ class Tunnel:
         out every second for a while; without `look` nothing is made of it.
         """
         if look:
-            self._node.peers.contact.look()
-        return status.look(self._node)
+            self._opened.peers.contact.look()
+        return status.look(self._opened)
 
     def describe(self) -> str:
         """``tunnel1: vni 1, 192.0.2.1:8472, mtu 1450, 2 peers, device tso+uso, trains 127,
         gro, 2 workers``: one line for people."""
-        return status.describe(self._node)
+        return status.describe(self._opened)
 
     def drops(self) -> tuple[Drop, ...]:
         """Why packets were not forwarded, how many, and what to do: every reason there is, also
         those that never occurred. Still there when it is closed."""
-        return status.drops(self._node)
+        return status.drops(self._opened)
 
     def neighbours(self) -> dict[Endpoint, Neighbour]:
         """Which MAC each peer's VTEP has, and who said so."""
-        vteps = self._node.peers.vteps
-        return {endpoint: vteps.get(endpoint) for endpoint in self._node.peers.indices}
+        vteps = self._opened.peers.vteps
+        return {endpoint: vteps.get(endpoint) for endpoint in self.peers}
 
     def gateway(self, prefix: Prefix) -> Address | None:
         """By which VTEP's address the kernel routes a peer's prefix; None in TUN mode."""
-        return self._node.peers.vteps.via(prefix)
+        return self._opened.peers.vteps.via(prefix)
 
     async def routes(self) -> tuple[Route, ...]:
         """

@@ -427,6 +427,7 @@ class Status:
         drops: Reason -> packets, over everything.
         subnets: What lives behind this node.
         mode: ``tun`` or ``tap``.
+        device_up: False where somebody has set the device down: no packet passes.
         store: Where it finds its peers, None where it was told.
     """
 
@@ -443,114 +444,5 @@ class Status:
     drops: Mapping[str, int]
     subnets: tuple[Prefix, ...] = ()
     mode: str = "tun"
+    device_up: bool = True
     store: StoreStatus | None = None
-
-
-@dataclass(frozen=True)
-class PeerAdded:
-    endpoint: Endpoint
-
-
-@dataclass(frozen=True)
-class PeerRemoved:
-    endpoint: Endpoint
-
-
-@dataclass(frozen=True)
-class PeerChanged:
-    """It owns other prefixes than before, or another MAC was configured for it."""
-
-    endpoint: Endpoint
-
-
-@dataclass(frozen=True)
-class PeerUp:
-    """It answered, for the first time or again."""
-
-    endpoint: Endpoint
-
-
-@dataclass(frozen=True)
-class PeerSilent:
-    """It answered before, and does not now."""
-
-    endpoint: Endpoint
-
-
-@dataclass(frozen=True)
-class PathChanged:
-    """`mtu` is the largest inner packet that reaches the peer, in bytes."""
-
-    endpoint: Endpoint
-    mtu: int | None
-
-
-@dataclass(frozen=True)
-class MacChanged:
-    """A peer's VTEP has another MAC than before: it was restarted, or replaced."""
-
-    endpoint: Endpoint
-    mac: Mac
-    before: Mac
-
-
-@dataclass(frozen=True)
-class OffloadLost:
-    """Turned off at run time, for it did not work."""
-
-    offload: str
-
-
-@dataclass(frozen=True)
-class SubnetsChanged:
-    """This node has got these; `before` is what it had, empty the first time."""
-
-    subnets: tuple[Prefix, ...]
-    before: tuple[Prefix, ...]
-
-
-@dataclass(frozen=True)
-class SubnetsLost:
-    """Somebody took our key away, or has it now. Packets go on while others are acquired."""
-
-    subnets: tuple[Prefix, ...]
-    why: str
-
-
-@dataclass(frozen=True)
-class StoreLost:
-    """The store does not answer any more; who was a peer stays one."""
-
-    address: str
-    why: str
-
-
-@dataclass(frozen=True)
-class StoreFound:
-    """The store answers, for the first time or again."""
-
-    address: str
-
-
-@dataclass(frozen=True)
-class EventsLost:
-    """Who listens did not keep up, and missed so many before the next one."""
-
-    count: int
-
-
-Event = (
-    PeerAdded
-    | PeerRemoved
-    | PeerChanged
-    | PeerUp
-    | PeerSilent
-    | PathChanged
-    | MacChanged
-    | OffloadLost
-    | SubnetsChanged
-    | SubnetsLost
-    | StoreLost
-    | StoreFound
-    | EventsLost
-)

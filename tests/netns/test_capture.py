@@ -119,7 +119,9 @@ def test_outside_takes_a_filter_and_text(nodes: tuple[Node, Node]) -> None:
     source = f"src host {b.host.ipv4}"
     with capturing(a.host, "--outer", "-c", "1", "--json", *source.split()) as process:
         a.host.ping(b.ipv4, count=5)
-        (line,) = map(json.loads, ended(process)[0].splitlines())
+        out, err = ended(process)
+    assert "1 packet captured, 0 dropped" in err
+    (line,) = map(json.loads, out.splitlines())
     check("capture", line)
     assert line["direction"] == "inbound"
     assert line["interface"] == "eth0"
@@ -175,6 +177,7 @@ def test_decode_knows_the_node(nodes: tuple[Node, Node], tmp_path: Path) -> None
         ended(process)
     a.host.run([*PYTHON, "peer", "remove", f"{b.host.ipv4}:8472"])
     said = a.host.run([*PYTHON, "decode", "--name", "tunnel1", str(file)]).stdout
+    assert said.startswith("judged as by tunnel1 and its peers\n")
     assert "dropped as unknown_source" in said
 
 

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from tunnel import (
     Packet,
     Route,
     Tunnel,
+    UnderlayError,
 )
 from tunnel.cli import verbs
 from tunnel.lab import Host, Lab
@@ -163,6 +165,44 @@ async def test_closed_or_not_open_yet_it_says_so(method: str) -> None:
         pass
     with pytest.raises(DeviceError, match="tunnel1 is closed"):
         await ASKING[method](one)
+
+
+TELLING: dict[str, Callable[[Tunnel], object]] = {
+    "stats": lambda one: one.stats,
+    "status": lambda one: one.status(),
+    "drops": lambda one: one.drops(),
+    "describe": lambda one: one.describe(),
+    "peers": lambda one: one.peers,
+    "neighbours": lambda one: one.neighbours(),
+    "gateway": lambda one: one.gateway(ip_network("10.2.0.0/16")),
+    "mtu": lambda one: one.mtu,
+    "offloads": lambda one: one.offloads,
+    "fdb": lambda one: one.fdb(),
+}
+
+
+@pytest.mark.parametrize("what", TELLING)
+def test_never_open_it_says_so(what: str) -> None:
+    one = Tunnel(peers=[f"{TWO}=10.2.0.0/16"])
+    assert not one.ready
+    with pytest.raises(DeviceError, match="tunnel1 is not open"):
+        TELLING[what](one)
+
+
+async def test_never_open_it_is_no_device() -> None:
+    one = Tunnel(device=None)
+    for packets in (one.send(b""), one.receive(), anext(one)):
+        with pytest.raises(DeviceError, match="tunnel1 is not open"):
+            await packets
+
+
+async def test_that_could_not_be_opened_it_says_so() -> None:
+    async with pair():
+        one = Tunnel(device=None, local=TWO.host, port=PORT)
+        with pytest.raises(UnderlayError):
+            await one.__aenter__()
+    with pytest.raises(DeviceError, match="tunnel1 is closed"):
+        one.status()
 
 
 async def test_closed_it_tells_what_it_knew() -> None:

@@ -84,6 +84,9 @@ def test_health(lab: Lab) -> None:
     assert code == 503
     assert said.startswith("not ready")
     assert get(b.host, f"{place}/healthz")[0] == 200
+    assert scrape(b.host, "192.0.2.1:9472")["tunnel_device_up", ()] == 0
+    said = a.host.run([*PYTHON, "status"]).stdout
+    assert "\ndevice    tunnel1 (down), mac " in said
     a.host.run("ip link set tunnel1 up")
     assert get(b.host, f"{place}/readyz")[0] == 200
     assert get(b.host, f"{place}/")[0] == 404

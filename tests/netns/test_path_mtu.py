@@ -11,7 +11,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -145,7 +145,7 @@ def streaming(a: Host, b: Host, address: str) -> Iterator[list[float]]:
             end.settimeout(PATIENCE)
 
         def send() -> None:
-            chunk = bytes(1 << 16)
+            chunk = bytes(1 << 15)
             while not stop.is_set():
                 sender.sendall(chunk)
                 time.sleep(0.002)  # packets all the time, and CPUs to spare
@@ -168,32 +168,28 @@ def longest_stall(arrivals: list[float]) -> float:
     return max(after - before for before, after in itertools.pairwise(arrivals))
 
 
-CASES = {
-    # outer family, how it becomes narrow, family inside
-    "IPv4 over IPv4": (4, narrow, 4),
-    "IPv6 over IPv4": (4, narrow, 6),
-    "IPv4 over IPv6": (6, narrow, 4),
-    "IPv6 over IPv6": (6, narrow, 6),
-    "IPv4 over IPv4, silently": (4, narrow_silently, 4),
-    "IPv4 over IPv6, silently": (6, narrow_silently, 4),
-}
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_tcp_goes_on_while_the_path_changes(lab: Lab, case: str) -> None:
-    outer, change, inner = CASES[case]
+@pytest.mark.parametrize("change", [narrow, narrow_silently])
+@pytest.mark.parametrize("outer", [4, 6])
+def test_tcp_goes_on_while_the_path_changes(
+    lab: Lab, outer: int, change: Callable[[Host, Host, int], None]
+) -> None:
+    """Over IPv4 and IPv6 inside, at once."""
     a, b = Node(lab.host("a"), 1), Node(lab.host("b"), 2)
     router = route_between(lab, a.host, b.host, offloads=change is narrow)
     here, there = Teller(a, b.at(outer)), Teller(b, a.at(outer))
     for node in (here, there):
         node.wait_for(1500 - OVERHEAD[outer])
-    with streaming(a.host, b.host, b.ipv4 if inner == 4 else b.ipv6) as arrivals:
+    with (
+        streaming(a.host, b.host, b.ipv4) as arrivals4,
+        streaming(a.host, b.host, b.ipv6) as arrivals6,
+    ):
         time.sleep(1.5)
         for mtu in (1400, 1300, 1500):
             change(router, b.host, mtu)
             here.wait_for(mtu - OVERHEAD[outer])
             time.sleep(0.5)
-    assert longest_stall(arrivals) < LONGEST_STALL
+    assert longest_stall(arrivals4) < LONGEST_STALL
+    assert longest_stall(arrivals6) < LONGEST_STALL
     for address in (b.ipv4, b.ipv6):
         exchange(a.host, b.host, address, size=1 << 20)
     for node in (here, there):

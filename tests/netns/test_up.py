@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Self
 
 import pytest
 
+from tests.netns.member import until
 from tunnel.lab import Host, Lab
 
 TUNNEL = str(Path(sys.executable).with_name("tunnel"))
@@ -233,7 +233,7 @@ def test_signals_during_start_up(hosts: tuple[Host, Host]) -> None:
     a, _ = hosts
     before = left(a)
     process = a.popen([TUNNEL, *f"{UP_A} --peer no-such-host.invalid=10.9.0.0/24".split()])
-    time.sleep(0.6)
+    until(lambda: "tunnel1" in a.run("ip link").stdout)  # the device comes first
     process.terminate()
     _, errors = process.communicate(timeout=10)
     assert process.returncode == 0, errors

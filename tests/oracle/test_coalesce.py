@@ -538,7 +538,7 @@ def by_flow(packets: Iterable[bytes], *, acks: bool) -> dict[bytes, list[bytes]]
     return flows
 
 
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=120)
 @given(batch=BATCH, data=st.data())
 def test_what_is_split_again_is_what_came(batch: list[tuple[int, int, str]], data: Any) -> None:
     """Whatever flows are mixed, whatever is lost, doubled or out of order: the device gets each
@@ -562,7 +562,7 @@ def test_what_is_split_again_is_what_came(batch: list[tuple[int, int, str]], dat
             assert all(verifies(single) for single in unsplit(vnet, packet))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     flow=st.integers(0, 3),
     items=st.lists(st.tuples(st.sampled_from([100, 100, 100, 40]), ODDITIES), max_size=40),
@@ -575,7 +575,7 @@ def test_one_flow_is_joined_as_the_naive_twin_does(flow: int, items: list[tuple[
     assert written == [list(map(same_but_id, run)) for run in coalesce_twin(packets)]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     kind=st.sampled_from(["TSO4", "TSO6", "USO4", "USO6"]),
     length=st.integers(2, 60000),

@@ -147,7 +147,7 @@ def test_a_stranger_beside_a_peer() -> None:
         assert rig.drops(-1) == {"unknown_source": 5}
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_random_datagrams_break_nothing(data: Any) -> None:
     """Noise, and good datagrams with some bytes changed or cut off: each is either forwarded

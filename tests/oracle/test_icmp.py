@@ -4,7 +4,12 @@ import time
 
 import pytest
 from scapy.layers.inet import ICMP, IP
-from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6EchoRequest, ICMPv6PacketTooBig
+from scapy.layers.inet6 import (
+    ICMPv6DestUnreach,
+    ICMPv6EchoRequest,
+    ICMPv6PacketTooBig,
+    IPv6ExtHdrFragment,
+)
 from scapy.packet import Packet, Raw
 
 from .rig import Rig
@@ -92,6 +97,13 @@ def test_the_first_fragment_is_answered() -> None:
     assert dissect(answer(packet))[ICMP].type == 3
 
 
+@pytest.mark.parametrize("inner", [udp(bytes(64)), tcp(bytes(64)), ICMPv6EchoRequest()])
+def test_the_first_fragment_of_ipv6_is_answered(inner: Packet) -> None:
+    """Nobody else would have its sender make smaller ones."""
+    packet = lost(6) / IPv6ExtHdrFragment(m=1) / inner
+    assert ICMPv6DestUnreach in dissect(answer(packet))
+
+
 SILENT: list[tuple[str, Packet]] = [
     ("destination unreachable", lost(4) / ICMP(type=3) / Raw(bytes(28))),
     ("source quench", lost(4) / ICMP(type=4) / Raw(bytes(28))),
@@ -107,6 +119,13 @@ SILENT: list[tuple[str, Packet]] = [
     ("class E source", lost(4, src="255.255.255.255") / udp(b"x")),
     ("ICMPv6 unreachable", lost(6) / ICMPv6DestUnreach() / Raw(bytes(48))),
     ("ICMPv6 too big", lost(6) / ICMPv6PacketTooBig() / Raw(bytes(48))),
+    ("a later fragment of IPv6", lost(6) / IPv6ExtHdrFragment(offset=1, nh=17) / Raw(bytes(64))),
+    ("a fragment of ICMPv6 too big", lost(6) / IPv6ExtHdrFragment(m=1) / ICMPv6PacketTooBig()),
+    ("a fragment of who knows what", lost(6) / IPv6ExtHdrFragment(m=1, nh=60) / Raw(bytes(64))),
+    (
+        "half a fragment header",
+        lost(6).__class__(src=OURS[6], dst=NOWHERE[6], nh=44) / Raw(b"\x11"),
+    ),
     ("ICMPv6 without a type", lost(6).__class__(src=OURS[6], dst=NOWHERE[6], nh=58)),
     ("source ::", lost(6, src="::") / udp(b"x")),
     ("IPv6 multicast source", lost(6, src="ff02::1") / udp(b"x")),

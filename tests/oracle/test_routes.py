@@ -76,7 +76,7 @@ TABLES = st.dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(routes=TABLES, seed=st.integers(0, 2**32))
 def test_lookup_is_that_of_the_naive_twin(
     forwarder: Forwarder, routes: dict[Prefix, int], seed: int
@@ -239,7 +239,7 @@ def test_counters_of_a_removed_peer_are_kept_apart() -> None:
         assert rig.drops(0) == {}
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     steps=st.lists(
         st.tuples(st.sampled_from(["out", "in", "remove", "put", "spoof"]), st.integers(0, 3)),

@@ -103,7 +103,7 @@ def test_every_combination_of_flags(kind: str) -> None:
             assert peer.packets(3) == split_twin(packet, 10), flags
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     kind=st.sampled_from(list(KINDS)),
     size=st.integers(1, 9000),
@@ -337,7 +337,7 @@ def test_what_is_no_whole_packet_is_dropped(message: bytes) -> None:
         assert rig.take() == []
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     vnet=st.builds(
         Vnet,

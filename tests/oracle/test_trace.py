@@ -23,7 +23,7 @@ def test_peer_port_and_headers_are_those_that_are_sent(inner: int, family: int) 
         peers = [rig.add_peer(mac=bytes([2, 0, 0, 0, 1, number])) for number in range(3)]
         prefix = "10.0." if inner == 4 else "fd00:"
 
-        @settings(max_examples=60, deadline=None)
+        @settings(max_examples=60)
         @given(st.integers(0, 2), st.integers(1, 65535), st.integers(1, 65535), st.booleans())
         def same(number: int, sport: int, dport: int, streams: bool) -> None:
             host = f"{number + 1}.9" if inner == 4 else f"{number + 1}::9"

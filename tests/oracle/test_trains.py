@@ -110,7 +110,7 @@ def test_fragments_of_one_datagram_keep_one_port() -> None:
             assert len(set(peer.ports(2))) == 1
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     packets=st.lists(
         st.tuples(st.integers(0, 3), st.integers(0, 3), st.sampled_from([5, 5, 5, 100, 1400])),

@@ -3,8 +3,8 @@
 import asyncio
 import gc
 
-from tunnel.events import MOST, Events
-from tunnel.types import Endpoint, Event, EventsLost, PeerAdded
+from tunnel.events import MOST, Event, Events, EventsLost, PeerAdded
+from tunnel.types import Endpoint
 
 ONES = [PeerAdded(Endpoint("192.0.2.1", port)) for port in range(1, MOST + 11)]
 

@@ -177,11 +177,13 @@ async def test_a_peer_that_turns_out_to_be_us() -> None:
         assert "is this node itself" in str(refused[us])
 
 
-async def test_names_that_do_not_resolve_are_none() -> None:
+async def test_a_name_that_does_not_resolve() -> None:
     async with Netlink() as netlink:
         underlay = Underlay(Config(), netlink=netlink)
-        assert await underlay.resolve(Endpoint("localhost")) is not None
-        assert await underlay.resolve(Endpoint("no-such-host.invalid")) is None
+        assert await underlay.resolve(Endpoint("localhost")) in (LOCAL, ipaddress.ip_address("::1"))
+        why = await underlay.resolve(Endpoint("no-such-host.invalid"))
+        assert isinstance(why, UnderlayError)
+        assert "its name has no address: " in str(why)
 
 
 async def test_the_mac_is_the_same_after_a_restart() -> None:

@@ -1,6 +1,7 @@
 """Every rule of Membership, with a clock that the test moves."""
 
 import ipaddress
+import logging
 import time
 
 import pytest
@@ -16,7 +17,7 @@ from tunnel.control.membership import (
     RemoveKernelRoute,
     Resolve,
 )
-from tunnel.errors import ConfigError
+from tunnel.errors import ConfigError, UnderlayError
 from tunnel.types import Address, Endpoint, Peer, Prefix
 
 OURS = [ipaddress.ip_network("10.244.1.0/24")]
@@ -25,6 +26,7 @@ TWO = Peer("192.0.2.2", ["10.244.2.0/24", "fd00:2::/64"])
 THREE = Peer("192.0.2.3", ["10.244.3.0/24"])
 NAMED = Peer("node4.example", ["10.244.4.0/24"])
 OTHER_NAMED = Peer("node5.example", ["10.244.5.0/24"])
+NOWHERE = UnderlayError("its name has no address: unknown")
 
 
 def ip(text: str) -> Address:
@@ -187,7 +189,7 @@ def test_a_name_that_is_not_found_is_tried_again_ever_more_rarely() -> None:
     membership = made(NAMED)
     now, waited = 0.0, []
     for _ in range(9):
-        assert membership.resolved(NAMED.endpoint, None, now=now) == []
+        assert membership.resolved(NAMED.endpoint, NOWHERE, now=now) == []
         due = membership.next_tick(now)
         assert due is not None
         waited.append(due - now)
@@ -196,7 +198,7 @@ def test_a_name_that_is_not_found_is_tried_again_ever_more_rarely() -> None:
     assert waited == [1, 2, 4, 8, 16, 32, 60, 60, 60]
     membership.resolved(NAMED.endpoint, ip("192.0.2.4"), now=now)
     membership.tick({}, now=now + 30)
-    membership.resolved(NAMED.endpoint, None, now=now + 30)
+    membership.resolved(NAMED.endpoint, NOWHERE, now=now + 30)
     assert membership.next_tick(now + 30) == now + 31  # it begins at 1 s again
 
 
@@ -204,7 +206,7 @@ def test_a_failure_keeps_the_old_address() -> None:
     membership = made(NAMED)
     membership.resolved(NAMED.endpoint, ip("192.0.2.4"), now=0)
     membership.tick({}, now=30)
-    assert membership.resolved(NAMED.endpoint, None, now=30) == []
+    assert membership.resolved(NAMED.endpoint, NOWHERE, now=30) == []
     assert membership.tick({0: 1}, now=31) == []  # it is back, at the address it had
     assert membership.next_tick(31) == 61
 
@@ -226,6 +228,29 @@ def test_a_name_that_leads_nowhere_useful_is_tried_again(
     assert membership.next_tick(0) == 1
     (record,) = caplog.records
     assert says in record.getMessage()
+
+
+def test_the_log_has_each_trouble_with_a_name_once_and_its_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, logger="tunnel")
+    membership = made(TWO, NAMED)
+    late = UnderlayError("its name has no address: no answer")
+    here = ip("192.0.2.4")
+    for answer in [NOWHERE, NOWHERE, late, late, TWO.endpoint.address, here, here, NOWHERE, here]:
+        assert answer is not None
+        membership.resolved(NAMED.endpoint, answer, now=0)
+    assert [(one.levelname, one.getMessage()) for one in caplog.records] == [
+        ("WARNING", "peer node4.example:8472: its name has no address: unknown"),
+        ("WARNING", "peer node4.example:8472: its name has no address: no answer"),
+        (
+            "WARNING",
+            "peer node4.example:8472: its name leads to 192.0.2.2:8472, where 192.0.2.2:8472 is",
+        ),
+        ("INFO", "peer node4.example:8472: its name leads to 192.0.2.4"),
+        ("WARNING", "peer node4.example:8472: its name has no address: unknown"),
+        ("INFO", "peer node4.example:8472: its name leads to 192.0.2.4"),
+    ]
 
 
 def test_nobody_is_added_where_a_name_leads() -> None:

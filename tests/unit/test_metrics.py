@@ -113,6 +113,7 @@ def scraped(*peers: PeerStatus, strays: dict[str, int] | None = None) -> Samples
 def test_everything_there_is() -> None:
     found = scraped(KNOWN, UNKNOWN, strays={"no_route": 5})
     known, unknown = ("peer", "192.0.2.2:8472"), ("peer", "kernel.example:4789")
+    assert found["tunnel_device_up", ()] == 1
     assert found["tunnel_mtu_bytes", ()] == 1450
     assert found["tunnel_workers", ()] == 2
     assert found["tunnel_offload", (("offload", "tso"),)] == 1

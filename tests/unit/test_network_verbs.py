@@ -130,6 +130,7 @@ def test_the_store_of_a_file(
 STATUS: dict[str, Any] = {
     "name": "tunnel1",
     "device": "tunnel1",
+    "device_up": True,
     "vni": 1,
     "endpoints": ["192.0.2.1:8472"],
     "mac": "02:00:00:00:00:01",

@@ -300,6 +300,7 @@ NOW: dict[str, Any] = {
     "seconds": 11520.0,
     "drops": {"no_route": 12, "spoofed": 1},
     "subnets": ["10.244.1.0/24"],
+    "device_up": True,
     "store": None,
     "peers": [
         peer("192.0.2.2:8472"),
@@ -333,6 +334,12 @@ def test_pictures(kind: str, width: int) -> None:
     """Drawn by hand: what a person should see."""
     said = picture(NOW, width=width, before=BEFORE if kind == "watch" else None)
     assert said + "\n" == (PICTURES / f"{kind}-{width}.txt").read_text()
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_a_device_that_was_set_down(width: int) -> None:
+    said = picture(NOW | {"device_up": False}, width=width)
+    assert "\ndevice    tunnel1 (down), mac 02:" in said
 
 
 @pytest.mark.parametrize("width", range(20, 200, 9))

@@ -439,7 +439,7 @@ RECORDS = st.one_of(
 STATIC = [peer("203.0.113.9", "10.5.3.128/25"), peer("198.18.0.2", "192.168.7.0/24")]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_however_it_came_about_it_is_the_same(data: st.DataObject) -> None:
     one = roster(OURS, *STATIC)

@@ -15,8 +15,9 @@ import msgpack
 import pytest
 
 from tunnel import Client, Config, ConfigError, Peer, Service, Tunnel, TunnelError, client
+from tunnel.events import PeerAdded, PeerRemoved
 from tunnel.service import LARGEST_REQUEST, MOST_CLIENTS
-from tunnel.types import Endpoint, PeerAdded, PeerRemoved
+from tunnel.types import Endpoint
 
 
 def free_port() -> int:

@@ -102,7 +102,8 @@ async def _run(
         except DeviceError as error:
             raise click.ClickException(str(error)) from error
         dropped = sum(dropped for _, dropped in packets.counts)
-    click.echo(f"{shown} packets captured, {dropped} dropped by the kernel", err=True)
+    counted = f"{shown} packet{'' if shown == 1 else 's'}"
+    click.echo(f"{counted} captured, {dropped} dropped by the kernel", err=True)
 
 
 def _open(target: str | None) -> AbstractContextManager[BinaryIO | None]:

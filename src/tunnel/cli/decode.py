@@ -6,6 +6,7 @@ import errno
 import ipaddress
 import json
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from tunnel.decode import Explanation, Receiver
 
 _MOST = 64 << 20  # bytes of input
+_HEX = re.compile(r"[0-9a-fA-FxX:\s]*")
 
 
 @click.command()
@@ -53,8 +55,8 @@ def decode(  # noqa: PLR0917 - click names them
 
     Reads pcap, pcapng or hex, at most 64 MiB, from a file, the word itself or standard input.
     With --name or --control, checks as that running node does, who its peers are and what they
-    own included. With --json, one object a line for each packet. Needs scapy, the extra
-    "inspect".
+    own included; without, as a node that takes every VNI and every source. With --json, one object
+    a line for each packet. Needs scapy, the extra "inspect".
 
     \b
       tunnel capture --outer -w - -c 10 | tunnel decode
@@ -62,8 +64,12 @@ def decode(  # noqa: PLR0917 - click names them
     """
     inspector = _load()
     receiver = inspector.Receiver(vni=vni)
+    judge = f"a node that takes {'every VNI' if vni is None else f'VNI {vni}'} and every source"
     if name or control:
-        receiver = _receiver_from(node.ask("status", name=name, control=control), vni=vni)
+        status = node.ask("status", name=name, control=control)
+        receiver, judge = _receiver_from(status, vni=vni), f"{status['name']} and its peers"
+    if not as_json:
+        node.console().print(Text(f"judged as by {judge}"))
     for number, frame in enumerate(inspector.read(_read(source), kind=kind), start=1):
         found = inspector.explain(frame, receiver=receiver)
         if as_json:
@@ -112,7 +118,11 @@ def _read(source: str) -> bytes:
         try:
             with open(source, "rb") as file:
                 content = file.read(_MOST + 1)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if not _HEX.fullmatch(source):
+                raise ConfigError(
+                    f"cannot read {source}: no such file, and it is no hex"
+                ) from error
             content = source.encode()
         except OSError as error:
             # A hex dump may be longer than a file's name.

@@ -91,10 +91,11 @@ def view(now: Status, *, before: Status | None = None) -> RenderableType:
 def _head(now: Status) -> Table:
     mtu, workers = now["mtu"], now["workers"]
     lasted = node.duration(now["seconds"])
+    device = f"{now['device']}{'' if now['device_up'] else ' (down)'}" if now["device"] else "none"
     facts = {
         now["name"]: f"vni {now['vni']}, mtu {mtu}, workers {workers}, up for {lasted}",
         "endpoint": ", ".join(now["endpoints"]),
-        "device": f"{now['device'] or 'none'}, mac {now['mac']}",
+        "device": f"{device}, mac {now['mac']}",
         "offloads": " ".join(now["offloads"]) or "none",
         "drops": ", ".join(f"{why} {n}" for why, n in now["drops"].items()) or "none",
     }

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tunnel.config import conflicts
-from tunnel.errors import ConfigError
+from tunnel.errors import ConfigError, UnderlayError
 from tunnel.types import Address, Endpoint, Peer, Prefix
 
 log = logging.getLogger(__name__)
@@ -79,6 +79,8 @@ class _Member:
     """When to resolve unless it was heard; None for an address and while an answer is awaited."""
     heard: int = 0
     retry: float = 1.0
+    trouble: str = ""
+    """Why its name is of no use, as far as that was said."""
 
 
 class Membership:
@@ -232,24 +234,31 @@ class Membership:
             *(Resolve(one.peer.endpoint) for one in members if one.address is None),
         ]
 
-    def resolved(self, endpoint: Endpoint, address: Address | None, *, now: float) -> list[Action]:
-        """The answer to Resolve; None where there is none. A peer keeps its old address until
-        a usable new one is found."""
+    def resolved(
+        self, endpoint: Endpoint, answer: Address | UnderlayError, *, now: float
+    ) -> list[Action]:
+        """The answer to Resolve, or why there is none. A peer keeps its old address until a usable
+        new one is found. The log has each trouble once, and its end."""
         member = self._members.get(endpoint)
         if member is None:  # removed in the meantime
             return []
-        if address is None or not self._is_usable(endpoint, address):
+        before, member.trouble = member.trouble, self._trouble(endpoint, answer)
+        if isinstance(answer, UnderlayError) or member.trouble:
+            level = logging.DEBUG if member.trouble == before else logging.WARNING
+            log.log(level, "peer %s: %s", endpoint, member.trouble)
             member.due = now + member.retry
             member.retry = min(2 * member.retry, LONGEST_RETRY)
             return []
+        if before or answer != member.address:
+            log.info("peer %s: its name leads to %s", endpoint, answer)
         member.retry = 1.0
         member.due = now + SILENCE
-        if address == member.address:
+        if answer == member.address:
             return []
         self._leave(member)
-        member.address = address
+        member.address = answer
         self._settle(member)
-        return [PutPeer(member.index, member.peer, address)]
+        return [PutPeer(member.index, member.peer, answer)]
 
     def tick(self, inbound: Mapping[int, int], *, now: float) -> list[Action]:
         """
@@ -314,16 +323,17 @@ class Membership:
             )
         )
 
-    def _is_usable(self, endpoint: Endpoint, address: Address) -> bool:
-        """Whether packets for the name can go there: not back to us, and not to where another
-        peer is, for then theirs could not be told apart. What a name says may get better."""
+    def _trouble(self, endpoint: Endpoint, answer: Address | UnderlayError) -> str:
+        """Why packets for the name cannot go there, empty where they can: not back to us, and not
+        to where another peer is, for then theirs could not be told apart. What a name says may
+        get better."""
+        if isinstance(answer, UnderlayError):
+            return str(answer)
         try:
-            place = Endpoint(str(address), endpoint.port)
+            place = Endpoint(str(answer), endpoint.port)
         except ConfigError as error:
-            log.warning("peer %s: %s", endpoint, error)
-            return False
-        holder = "this node" if place in self._local else self._holder(address, place.port)
+            return str(error)
+        holder = "this node" if place in self._local else self._holder(answer, place.port)
         if holder in (None, endpoint):
-            return True
-        log.warning("peer %s: its name leads to %s, where %s is", endpoint, place, holder)
-        return False
+            return ""
+        return f"its name leads to {place}, where {holder} is"

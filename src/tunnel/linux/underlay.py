@@ -114,9 +114,8 @@ class Underlay:
             for local in self.locals.values()
         ]
 
-    async def resolve(self, endpoint: Endpoint) -> Address | None:
-        """The address of a peer; None, and a line in the log, for a name that has none in
-        time."""
+    async def resolve(self, endpoint: Endpoint) -> Address | UnderlayError:
+        """The address of a peer; returns why not for a name that has none in time."""
         if endpoint.address is not None:
             return endpoint.address
         try:
@@ -125,10 +124,7 @@ class Underlay:
                     endpoint.host, endpoint.port, type=socket.SOCK_DGRAM
                 )
         except OSError as error:  # socket.gaierror and TimeoutError are OSErrors
-            log.warning(
-                "peer %s: its name has no address: %s", endpoint, error.strerror or "no answer"
-            )
-            return None
+            return UnderlayError(f"its name has no address: {error.strerror or 'no answer'}")
         return ipaddress.ip_address(found[0][4][0])
 
     async def choose_locals(self, peers: Iterable[Address]) -> None:

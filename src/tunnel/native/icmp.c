@@ -8,6 +8,7 @@
 enum { QUOTE4 = 548 /* in 576 bytes, RFC 1812 4.3.2.3 */, QUOTE6 = 1280 - 48 };
 enum { TYPE4_UNREACHABLE = 3, CODE4_HOST = 1, CODE4_FRAGMENTATION = 4 };
 enum { TYPE6_UNREACHABLE = 1, CODE6_ADDRESS = 3, TYPE6_TOO_BIG = 2, TYPE6_REDIRECT = 137 };
+enum { FRAGMENT6 = 44, FRAGMENT6_SIZE = 8 }; /* RFC 8200 4.5 */
 enum { INTERVAL_NS = 10 * 1000 * 1000, BURST = 50 };
 
 static int is_error4(const struct ip_packet *packet)
@@ -28,14 +29,25 @@ static int is_error4(const struct ip_packet *packet)
 }
 
 /* An ICMPv6 error, or a redirect, may hide behind an extension header: rather say nothing than
- * answer it. */
-static int is_error6(const struct ip_packet *packet)
+ * answer it. But the first of several fragments is answered, for its sender makes no smaller ones
+ * otherwise; only there is the type. */
+static int is_error6(const struct ip_packet *packet, size_t quote)
 {
-    if (!packet->plain)
-        return 1;
-    if (packet->protocol != IP_ICMP6)
+    size_t header = packet->header;
+    uint8_t protocol = packet->protocol;
+    if (!packet->plain) {
+        const uint8_t *fragment = packet->data + header;
+        if (protocol != FRAGMENT6 || quote < header + FRAGMENT6_SIZE ||
+            get16(fragment + 2) & 0xfff8)
+            return 1;
+        protocol = fragment[0];
+        header += FRAGMENT6_SIZE;
+        if (protocol != IP_ICMP6)
+            return protocol != IP_TCP && protocol != IP_UDP;
+    }
+    if (protocol != IP_ICMP6)
         return 0;
-    uint8_t type = packet->length > packet->header ? packet->data[packet->header] : 0;
+    uint8_t type = quote > header ? packet->data[header] : 0;
     return type < 128 || type == TYPE6_REDIRECT;
 }
 
@@ -71,7 +83,7 @@ static size_t error6(uint8_t *out, const struct ip_packet *packet, size_t quote,
                      enum icmp_reason reason, uint32_t mtu)
 {
     static const uint8_t unspecified[16];
-    if (is_error6(packet) || packet->source[0] == 0xff ||
+    if (is_error6(packet, quote) || packet->source[0] == 0xff ||
         memcmp(packet->source, unspecified, 16) == 0)
         return 0;
     quote = quote < QUOTE6 ? quote : QUOTE6;

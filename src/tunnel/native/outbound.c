@@ -97,7 +97,7 @@ static void count_sent(struct forwarder *forwarder, const struct train *train)
     struct counters *counters = &forwarder->peers.at[train->peer].counters;
     if (train->error)
         count_drops(counters, drop_reason(train->error), train->segments);
-    else
+    else if (!train->own)
         count_traffic(&counters->outbound, train->segments, inner_bytes(train));
 }
 
@@ -124,7 +124,8 @@ static uint32_t packet_of(const struct forwarder *forwarder, const struct train 
 static bool send_singly(struct forwarder *forwarder, int fd, const struct train *train,
                         uint32_t limit)
 {
-    struct train single = {.segments = 1, .peer = train->peer, .ecn = train->ecn};
+    struct train single = {
+        .segments = 1, .peer = train->peer, .ecn = train->ecn, .own = train->own};
     struct train *const list[1] = {&single};
     struct ip_packet packet, told = {0};
     bool went = false;
@@ -545,6 +546,7 @@ void forwarder_say(struct forwarder *forwarder, uint16_t index, const uint8_t *f
         .peer = index,
         .socket = (uint8_t)(family * SOCKETS_MAX),
         .alone = !peer->trains,
+        .own = true,
     };
     uint8_t *start = take_header(forwarder, VXLAN_HEADER + length);
     vxlan_put_header(start, forwarder->vtep.vni);

@@ -6,8 +6,9 @@ static bool fits(const struct trains *trains, const struct train *train, struct 
                  size_t bytes)
 {
     return !train->full && !ticket.alone && train->peer == ticket.peer &&
-           train->socket == ticket.socket && train->ecn == ticket.ecn && bytes <= train->size &&
-           train->segments < trains->segments && train->bytes + bytes <= TRAIN_BYTES_MAX;
+           train->socket == ticket.socket && train->ecn == ticket.ecn && train->own == ticket.own &&
+           bytes <= train->size && train->segments < trains->segments &&
+           train->bytes + bytes <= TRAIN_BYTES_MAX;
 }
 
 static struct train *begin(struct trains *trains, struct ticket ticket, size_t bytes)
@@ -21,6 +22,7 @@ static struct train *begin(struct trains *trains, struct ticket ticket, size_t b
     train->peer = ticket.peer;
     train->socket = ticket.socket;
     train->ecn = ticket.ecn;
+    train->own = ticket.own;
     train->full = false;
     train->error = 0;
     return train;

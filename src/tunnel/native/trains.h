@@ -30,6 +30,7 @@ struct train {
     uint16_t peer;
     uint8_t socket;
     uint8_t ecn;
+    bool own;  /* frames of the node's, which are nobody's traffic */
     bool full; /* nothing more may join: its last datagram is a shorter one */
     int error; /* after the send: 0 or the errno */
 };
@@ -47,6 +48,7 @@ struct ticket {
     uint8_t socket;
     uint8_t ecn;
     bool alone; /* this peer takes no trains */
+    bool own;   /* a frame of the node's, not of the device's */
 };
 
 /*
