@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -179,17 +179,17 @@ def test_tcp_goes_on_while_the_path_changes(
     here, there = Teller(a, b.at(outer)), Teller(b, a.at(outer))
     for node in (here, there):
         node.wait_for(1500 - OVERHEAD[outer])
-    with (
-        streaming(a.host, b.host, b.ipv4) as arrivals4,
-        streaming(a.host, b.host, b.ipv6) as arrivals6,
-    ):
+    # 1280 bytes of IPv6 do not fit into 1300: they leave as fragments, if the kernel is told.
+    inner = [b.ipv4, b.ipv6] if change is narrow else [b.ipv4]
+    with ExitStack() as stack:
+        streams = [stack.enter_context(streaming(a.host, b.host, one)) for one in inner]
         time.sleep(1.5)
         for mtu in (1400, 1300, 1500):
             change(router, b.host, mtu)
             here.wait_for(mtu - OVERHEAD[outer])
             time.sleep(0.5)
-    assert longest_stall(arrivals4) < LONGEST_STALL
-    assert longest_stall(arrivals6) < LONGEST_STALL
+    for arrivals in streams:
+        assert longest_stall(arrivals) < LONGEST_STALL
     for address in (b.ipv4, b.ipv6):
         exchange(a.host, b.host, address, size=1 << 20)
     for node in (here, there):
