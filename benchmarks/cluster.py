@@ -24,16 +24,17 @@ import click
 from benchmarks import rounds
 from benchmarks.passport import iperf3_version, make_passport
 from examples.cluster.__main__ import Node, cluster
-from tunnel import Peer, Tunnel, bench
-from tunnel.control import cache
-from tunnel.control.lease import Claim
-from tunnel.control.network import Network, Pool
-from tunnel.control.record import Record
-from tunnel.control.roster import Roster
+from tunnel import Peer, Tunnel
+from tunnel.cluster import cache
+from tunnel.cluster.lease import Claim
+from tunnel.cluster.network import Network, Pool
+from tunnel.cluster.record import Record
+from tunnel.cluster.roster import Roster
+from tunnel.cluster.stores.base import Batch, Change, Entry, Snapshot
+from tunnel.cluster.stores.etcd import EtcdStore
 from tunnel.errors import TunnelError
-from tunnel.lab import Host, Lab, need_privilege
-from tunnel.store import Batch, Change, Entry, Snapshot
-from tunnel.stores.etcd import EtcdStore
+from tunnel.testing import bench
+from tunnel.testing.lab import Host, Lab, need_privilege
 from tunnel.types import Mac, parse_prefix
 
 DIRECTORY = "/coreos.com/network/subnets/"

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tunnel import bench
-from tunnel.lab import Host, LabError
+from tunnel.testing import bench
+from tunnel.testing.lab import Host, LabError
 
 OVERHEAD = 70
 """What everybody's MTU is less than the link's: the most that one of them needs, so that all

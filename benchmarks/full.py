@@ -23,7 +23,7 @@ from benchmarks.quick import Words
 from benchmarks.report import print_rows
 from benchmarks.tables import RESULTS
 from tunnel.errors import TunnelError
-from tunnel.lab import need_privilege
+from tunnel.testing.lab import need_privilege
 
 
 @click.command()

@@ -20,8 +20,8 @@ import click
 
 from benchmarks import tables
 from tunnel import vxlan
-from tunnel.bench import BenchError
 from tunnel.errors import TunnelError
+from tunnel.testing.bench import BenchError
 from tunnel.vxlan import ANY_VTEP_MAC, FRAME, OVERHEAD
 
 FRAMES, SIZE = 64, 1400

@@ -19,9 +19,9 @@ from benchmarks import rounds
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.passport import iperf3_version, make_passport
 from benchmarks.rounds import Results, median
-from tunnel import bench
 from tunnel.errors import TunnelError
-from tunnel.lab import need_privilege
+from tunnel.testing import bench
+from tunnel.testing.lab import need_privilege
 
 QUICK = ("veth", "kernel", "tunnel", "loop", "none", "socat", "openvpn")
 QUICK_MEASURES = ("tcp1", "tcp4", "udp64", "ping")

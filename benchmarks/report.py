@@ -18,7 +18,7 @@ from rich.table import Table
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.rounds import BASELINE, Results, median, ratio
 from benchmarks.tables import Cell, Rows, short, text
-from tunnel import bench
+from tunnel.testing import bench
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"

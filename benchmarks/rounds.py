@@ -19,9 +19,9 @@ from rich.table import Table
 from benchmarks.contestant import OVERHEAD, Contestant, Site
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.tables import short
-from tunnel import bench
 from tunnel.errors import TunnelError
-from tunnel.lab import Host, Lab, LabError
+from tunnel.testing import bench
+from tunnel.testing.lab import Host, Lab, LabError
 
 Samples = dict[str, list[float]]
 """What was measured (a key of ``bench.UNITS``) -> one number a round."""

@@ -23,9 +23,10 @@ from benchmarks.contestant import OVERHEAD, Contestant
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.contestants.tunnel import TUNNEL_LOOP, TUNNEL_WORKERS, contestant
 from benchmarks.micro import nanoseconds
-from tunnel import Peer, Tunnel, TunnelError, bench
+from tunnel import Peer, Tunnel, TunnelError
 from tunnel._native import Forwarder
-from tunnel.lab import Host, Lab, LabError, need_privilege
+from tunnel.testing import bench
+from tunnel.testing.lab import Host, Lab, LabError, need_privilege
 
 BESIDE = {name: CONTESTANTS[name] for name in ("kernel", "tunnel", "loop")}
 WORKERS = {"1": TUNNEL_LOOP, "2": TUNNEL_WORKERS, "4": contestant("tunnel, 4 workers", workers="4")}

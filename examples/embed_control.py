@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 from tunnel import Client, Service, Tunnel, TunnelError
-from tunnel.client import find
+from tunnel.rpc.client import find
 
 
 async def greet(_: Mapping[str, Any]) -> str:

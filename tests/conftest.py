@@ -11,7 +11,7 @@ import pytest
 import uvloop
 from hypothesis import settings
 
-from tunnel.lab import Lab
+from tunnel.testing.lab import Lab
 
 _CLONE_NEWNET = 0x40000000
 

@@ -14,44 +14,27 @@ LAYERS = [
     {"tunnel.__main__"},
     {"tunnel.cli"},
     {"tunnel"},
-    {"tunnel.decode"},
-    {"tunnel.metrics", "tunnel.service"},
-    {"tunnel.calls"},
+    {"tunnel.metrics", "tunnel.rpc"},
     {"tunnel.cluster"},
     {"tunnel.tunnel"},
-    {"tunnel.explain", "tunnel.fdb", "tunnel.status", "tunnel.trial"},
+    {"tunnel.diagnostics"},
     {"tunnel.node"},
-    {"tunnel.doctor", "tunnel.peers"},
-    {"tunnel.vteps"},
-    {
-        "tunnel.bench",
-        "tunnel.capture",
-        "tunnel.client",
-        "tunnel.contact",
-        "tunnel.containers",
-        "tunnel.events",
-        "tunnel.facts",
-        "tunnel.kernel",
-        "tunnel.registry",
-        "tunnel.state",
-        "tunnel.workers",
-    },
-    {"tunnel.control", "tunnel.linux", "tunnel.stores", "tunnel.vxlan", "tunnel.lab"},
-    {"tunnel._native", "tunnel.pcapng", "tunnel.store"},
+    {"tunnel.linux", "tunnel.protocol", "tunnel.vxlan"},
+    {"tunnel._native"},
     {"tunnel.config"},
-    {"tunnel.words"},
+    {"tunnel.events", "tunnel.status", "tunnel.supervise", "tunnel.testing"},
     {"tunnel.types"},
     {"tunnel.errors"},
 ]
 """From the top; a module imports from layers below its own, or from its own package."""
 
 AT_HOME = {
-    "aiohttp": "tunnel.stores.gateway",
+    "aiohttp": "tunnel.cluster.stores.etcd_gateway",
     "click": "tunnel.cli",
     "prometheus_client": "tunnel.metrics",
     "pyroute2": "tunnel.linux.netlink",
     "pytun": "tunnel.linux.tun",
-    "scapy": "tunnel.decode",
+    "scapy": "tunnel.diagnostics.decode",
 }
 """Libraries that one part of ours stands for."""
 
@@ -111,15 +94,13 @@ def test_imports_go_down(module: Path) -> None:
             assert below > number or other == part, f"{name} imports {imported}"
 
 
-def test_every_file_is_in_the_paper() -> None:
-    paper = (PACKAGE.parent.parent / "docs" / "design.md").read_text().partition("## Files\n")[2]
-    there = {module.name for module in PACKAGE.glob("*.py") if not module.name.startswith("__")}
-    there |= {
-        f"{module.parent.name}/{module.name}" for module in MODULES if module.parent != PACKAGE
-    }
-    told = set(re.findall(r"(?<!\w)(?:control/)?\w+\.py", paper))
-    assert told <= there, "no such file"
-    assert {name for name in there if "/" not in name} <= told, "what is it for?"
+def test_every_room_has_a_sign() -> None:
+    """A package says what is inside and what it may import, and the paper names each."""
+    paper = (PACKAGE.parent.parent / "docs" / "design.md").read_text()
+    for sign in PACKAGE.rglob("__init__.py"):
+        text = ast.get_docstring(ast.parse(sign.read_text())) or ""
+        assert len(text.splitlines()) >= 2, f"{sign}: what is inside?"
+        assert sign.parent == PACKAGE or f"{sign.parent.name}/" in paper, f"{sign.parent}: not told"
 
 
 @pytest.mark.parametrize("module", MODULES, ids=name_of)
@@ -130,15 +111,26 @@ def test_libraries_stay_at_home(module: Path) -> None:
         assert home is None or within(name, home), f"{name} imports {imported}"
 
 
-@pytest.mark.parametrize("module", sorted((PACKAGE / "control").glob("*.py")), ids=name_of)
-def test_control_is_pure(module: Path) -> None:
+PURE = [
+    *sorted((PACKAGE / "protocol").glob("*.py")),
+    *(
+        PACKAGE / "cluster" / f"{name}.py"
+        for name in ("cache", "lease", "network", "record", "roster")
+    ),
+    *(PACKAGE / "diagnostics" / f"{name}.py" for name in ("firewall", "flow", "path_trace")),
+]
+"""Rules, which know no clock, socket or loop."""
+
+
+@pytest.mark.parametrize("module", PURE, ids=name_of)
+def test_rules_are_pure(module: Path) -> None:
     impure = [one for one in imports_of(module) if any(within(one, part) for part in IMPURE)]
     assert not impure
 
 
 @pytest.mark.parametrize("module", sorted((PACKAGE / "cli").glob("*.py")), ids=name_of)
 def test_cli_uses_no_inner_parts(module: Path) -> None:
-    parts = ("tunnel.linux", "tunnel.control", "tunnel._native")
+    parts = ("tunnel.linux", "tunnel.protocol", "tunnel._native")
     assert not [one for one in imports_of(module) if any(within(one, part) for part in parts)]
 
 

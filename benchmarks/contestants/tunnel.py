@@ -6,7 +6,7 @@ from ipaddress import IPv4Address
 from typing import Any
 
 from benchmarks.contestant import Contestant, Running, Site
-from tunnel.lab import LabError
+from tunnel.testing.lab import LabError
 
 Crowd = tuple[int, int, int]
 """Peers that a node has beside the one that is measured, prefixes of all of them together, and

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tunnel.errors import TunnelError
-from tunnel.lab import Host, Lab, LabError, need_privilege
+from tunnel.testing.lab import Host, Lab, LabError, need_privilege
 
 TUNNEL = [sys.executable, "-m", "tunnel"]
 NETWORK = "10.42.0.0/16"

@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from examples.pods.cluster import Cluster, Walk, cluster
+from examples.pods.cluster import Cluster, PathTrace, cluster
 from tunnel.errors import TunnelError
-from tunnel.lab import LabError, need_privilege
+from tunnel.testing.lab import LabError, need_privilege
 
 
 def main(mode: str = "tun") -> int:
@@ -62,7 +62,7 @@ def _walks(made: Cluster) -> tuple[Table, list[str]]:
     return table, failures
 
 
-def _go(walk: Walk) -> tuple[str, str]:
+def _go(walk: PathTrace) -> tuple[str, str]:
     """As whom he is seen, and what is wrong with that."""
     try:
         seen = walk.go()

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from examples.pods.cni import Pod, Runtime
-from tunnel.lab import Host, Lab, LabError
+from tunnel.testing.lab import Host, Lab, LabError
 
 NETWORKS = ("10.244.0.0/16", "fd00:244::/32")
 SUBNET_FILE = "/run/tunnel/subnet.env"
@@ -64,7 +64,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Walk:
+class PathTrace:
     """A TCP connection, and as whom the one who takes it should see the one who makes it."""
 
     what: str
@@ -85,7 +85,7 @@ class Cluster:
     b: Node
     outside: Host
 
-    def walks(self) -> Iterator[Walk]:
+    def walks(self) -> Iterator[PathTrace]:
         """Every way that there has to be, of both families."""
         (a1, a2), (b1, _) = self.a.pods, self.b.pods
         a, b, outside = self.a.host, self.b.host, self.outside
@@ -95,13 +95,13 @@ class Cluster:
         ):
             six = ":" in pod
             here, there = (a.ipv6, b.ipv6) if six else (a.ipv4, b.ipv4)
-            yield Walk("pod a1 to pod a2, same node", a1.host, other, pod)
-            yield Walk("pod a1 to pod b1, other node", a1.host, far, pod)
-            yield Walk("pod a1 to node b, overlay", a1.host, peer, pod)
-            yield Walk("pod a1 to node b, underlay", a1.host, there, here)
-            yield Walk("node a to pod b1", a, far, node)
-            yield Walk("pod a1 to outside", a1.host, out, here)
-            yield Walk("outside to pod a1, by node a", outside, here, out, MAPPED)
+            yield PathTrace("pod a1 to pod a2, same node", a1.host, other, pod)
+            yield PathTrace("pod a1 to pod b1, other node", a1.host, far, pod)
+            yield PathTrace("pod a1 to node b, overlay", a1.host, peer, pod)
+            yield PathTrace("pod a1 to node b, underlay", a1.host, there, here)
+            yield PathTrace("node a to pod b1", a, far, node)
+            yield PathTrace("pod a1 to outside", a1.host, out, here)
+            yield PathTrace("outside to pod a1, by node a", outside, here, out, MAPPED)
 
     def explained(self) -> Iterator[tuple[str, str]]:
         """A packet from pod a1 to pod b1: the steps that it takes on each node, as they tell them.

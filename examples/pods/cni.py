@@ -15,7 +15,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from tunnel.lab import Host
+from tunnel.testing.lab import Host
 
 PLUGINS = "/usr/lib/cni"  # where Debian's containernetworking-plugins are
 VERSION = "1.0.0"

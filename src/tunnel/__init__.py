@@ -16,17 +16,16 @@ Beside these: ``tunnel.vxlan``, the header codec; ``tunnel.metrics``, for Promet
 
 from importlib.metadata import version
 
-from tunnel.capture import Capture
-from tunnel.client import Client
-from tunnel.cluster import Cluster
-from tunnel.config import ClusterConfig, Config
-from tunnel.control.walk import Layer, Step, Verdict, Walk
-from tunnel.doctor import Finding, Level
+from tunnel.cluster.member import Cluster
+from tunnel.config.node import ClusterConfig, Config
+from tunnel.diagnostics.capture import Capture
+from tunnel.diagnostics.doctor import Finding, Level
+from tunnel.diagnostics.path_trace import Outcome, PathTrace, TraceLayer, TraceStep
 from tunnel.errors import (
     CodecError,
     ConfigError,
     DeviceError,
-    NoAnswer,
+    NoAnswerError,
     StoreError,
     TunnelError,
     UnderlayError,
@@ -47,17 +46,14 @@ from tunnel.events import (
     SubnetsChanged,
     SubnetsLost,
 )
-from tunnel.pcapng import Interface, Packet
-from tunnel.service import Service
-from tunnel.tunnel import Tunnel
-from tunnel.types import (
+from tunnel.linux.packet_socket import CaptureInterface, Packet
+from tunnel.rpc.client import Client
+from tunnel.rpc.server import Service
+from tunnel.status import (
     Drop,
-    Endpoint,
     FdbEntry,
-    Mac,
     MacSource,
     Neighbour,
-    Peer,
     PeerState,
     PeerStats,
     PeerStatus,
@@ -67,11 +63,14 @@ from tunnel.types import (
     StoreStatus,
     Traffic,
 )
+from tunnel.tunnel import Tunnel
+from tunnel.types import Endpoint, Mac, Peer
 
 __version__ = version("tunnel")
 
 __all__ = [
     "Capture",
+    "CaptureInterface",
     "Client",
     "Cluster",
     "ClusterConfig",
@@ -85,17 +84,17 @@ __all__ = [
     "EventsLost",
     "FdbEntry",
     "Finding",
-    "Interface",
-    "Layer",
     "Level",
     "Mac",
     "MacChanged",
     "MacSource",
     "Neighbour",
-    "NoAnswer",
+    "NoAnswerError",
     "OffloadLost",
+    "Outcome",
     "Packet",
     "PathChanged",
+    "PathTrace",
     "Peer",
     "PeerAdded",
     "PeerChanged",
@@ -109,17 +108,16 @@ __all__ = [
     "Service",
     "Stats",
     "Status",
-    "Step",
     "StoreError",
     "StoreFound",
     "StoreLost",
     "StoreStatus",
     "SubnetsChanged",
     "SubnetsLost",
+    "TraceLayer",
+    "TraceStep",
     "Traffic",
     "Tunnel",
     "TunnelError",
     "UnderlayError",
-    "Verdict",
-    "Walk",
 ]

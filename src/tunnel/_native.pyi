@@ -170,7 +170,7 @@ class Forwarder:
         """Replaces the table of ``(overlay address, MAC)`` by which ARP and NDP are answered: in
         TUN mode our own addresses, for peers that ask; with an `fdb` the peers', for the device."""
 
-    def take_letters(self) -> list[tuple[int, bytes, int, bytes, bytes]]:
+    def take_control_messages(self) -> list[tuple[int, bytes, int, bytes, bytes]]:
         """What came since for Python to read: ``(index of a peer at that address, packed outer
         source address, EtherType, inner source MAC, body)``. EtherType 0x88b5 is a control frame,
         0x0806 ARP, 0x86dd an NDP message, the whole IPv6 packet; those two are copies, checked to

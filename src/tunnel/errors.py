@@ -2,17 +2,20 @@
 What can go wrong, one class for each answer a program may want to give.
 
     TunnelError
-    ├── ConfigError      our words: a value that cannot be, before anything was made
-    ├── CodecError       their bytes: not a VXLAN frame, or a packet that cannot be one
-    ├── DeviceError      the world inside: device, addresses, kernel routes, nftables
-    ├── UnderlayError    the world outside: UDP socket, local address, name resolution
-    ├── NoAnswer         a peer that was asked: nothing came in time, and where it may have ended
-    └── StoreError       where a cluster's members find each other
-        ├── StoreAway    cannot be reached, or does not answer: go on, and try again later
-        ├── StoreRefused says no (certificate, user, permission, space): somebody has to act
-        ├── Conflict     a guarded write came too late: read again, and decide again
-        ├── Gap          changes are no longer to be had one by one: read again, and compare
-        └── LeaseGone    a lease has ended, and what was bound to it
+    ├── ConfigError                 a value of the configuration that cannot be used
+    ├── CodecError                  bytes that are no VXLAN frame, or cannot become one
+    ├── PeerNotFoundError           no peer has that endpoint, name or address
+    ├── NoAnswerError               a peer did not answer in time, and at which stage
+    ├── StateError                  a call that does not fit the state of the tunnel
+    │   └── ClosedError             the tunnel is closed
+    ├── DeviceError                 device, addresses, kernel routes, nftables
+    ├── UnderlayError               UDP socket, local address, name resolution
+    └── StoreError                  the store in which nodes of a cluster find each other
+        ├── StoreUnavailableError   does not answer: go on, and try again later
+        ├── StoreRefusedError       says no (certificate, user, permission, space): tell someone
+        ├── ConflictError           a guarded write came too late: read again, decide again
+        ├── WatchGapError           the watch cannot continue: read again, and compare
+        └── LeaseExpiredError       a lease has ended, and its keys are gone
 
 A packet that cannot be forwarded raises nothing: it is counted under its reason.
 """
@@ -59,7 +62,19 @@ class UnderlayError(TunnelError):
     """The UDP socket, the local address or a name; raised ``from`` the OSError."""
 
 
-class NoAnswer(TunnelError, TimeoutError):
+class PeerNotFoundError(TunnelError, LookupError):
+    """No peer has that endpoint, name or address."""
+
+
+class StateError(TunnelError):
+    """A call that does not fit the state of the tunnel: not entered yet, or entered twice."""
+
+
+class ClosedError(StateError):
+    """The tunnel is closed."""
+
+
+class NoAnswerError(TunnelError, TimeoutError):
     """
     A peer that was asked did not answer in time.
 
@@ -77,16 +92,16 @@ class StoreError(TunnelError):
     """The store in which members find each other."""
 
 
-class StoreAway(StoreError):
+class StoreUnavailableError(StoreError):
     """It cannot be reached or does not answer, and why, for each address. Of a write nobody knows
     whether it was done."""
 
 
-class StoreRefused(StoreError):
+class StoreRefusedError(StoreError):
     """It says no, or we do not believe that it is it: certificate, user, permission, space."""
 
 
-class Conflict(StoreError):
+class ConflictError(StoreError):
     """
     A key is not as the writer expected it; nothing was written.
 
@@ -105,11 +120,11 @@ def _at(revision: int) -> str:
     return f"at revision {revision}" if revision else "not there"
 
 
-class Gap(StoreError):
+class WatchGapError(StoreError):
     """A watch cannot go on from where it was: the changes since then are gone."""
 
 
-class LeaseGone(StoreError):
+class LeaseExpiredError(StoreError):
     """A lease that has ended, or never was."""
 
     def __init__(self, lease: int) -> None:

@@ -26,10 +26,10 @@ from prometheus_client.core import (
 from prometheus_client.openmetrics import exposition as openmetrics
 
 from tunnel._native import DROP_REASONS
+from tunnel.config.options import OFFLOADS
 from tunnel.errors import ConfigError, UnderlayError
+from tunnel.status import PeerState, PeerStatus, Stats, Status, StoreStatus
 from tunnel.tunnel import Tunnel
-from tunnel.types import PeerState, PeerStatus, Stats, Status, StoreStatus
-from tunnel.words import OFFLOADS
 
 log = logging.getLogger(__name__)
 

@@ -1,146 +1,228 @@
-"""
-What a node counts and knows now, put together for who asks. Nothing here changes anything.
-
-    counters of the workers, health of the peers, offloads in use  ->  Stats, Status, Drop, Route
-"""
+"""What a node counts and knows, as :meth:`tunnel.Tunnel.status` and its like return it."""
 
 from __future__ import annotations
 
-import time
-from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
 
-from tunnel._native import DROP_REASONS
-from tunnel.linux.tun import Device
-from tunnel.node import Node
-from tunnel.types import (
-    Drop,
-    Endpoint,
-    PeerState,
-    PeerStats,
-    PeerStatus,
-    Route,
-    Stats,
-    Status,
-    Traffic,
-)
-from tunnel.workers import GONE, NOBODY
+from tunnel.types import Address, Endpoint, Mac, Prefix
 
 
-def count(node: Node) -> Stats:
-    """Counters since it opened."""
-    peers = {endpoint: node.workers.stats(index) for endpoint, index in node.peers.indices.items()}
-    nobody, gone = node.workers.stats(NOBODY), node.workers.stats(GONE)
-    everyone = [*peers.values(), nobody, gone]
-    drops: Counter[str] = Counter()
-    for one in everyone:
-        drops.update(one.drops)
-    frames = node.fdb.counters() if node.fdb is not None else {}
-    return Stats(
-        outbound=sum((one.outbound for one in everyone), Traffic()),
-        inbound=sum((one.inbound for one in everyone), Traffic()),
-        drops=dict(drops),
-        peers=peers,
-        work={
-            **node.workers.work(),
-            **{f"fdb_{name}": number for name, number in frames.items()},
-            "device_overflows": node.device.overflows(),
-        },
-        offloads=node.offloads,
-        strays=nobody.drops,
-    )
+class PeerState(Enum):
+    """What echoes say of a peer; one that never answered is unknown."""
+
+    UNKNOWN = "unknown"
+    UP = "up"
+    SILENT = "silent"
 
 
-def drops(node: Node) -> tuple[Drop, ...]:
-    """Every reason there is, also those that never occurred."""
-    stats = count(node)
-    return tuple(
-        Drop(
-            reason=reason,
-            direction=direction,
-            count=stats.drops.get(reason, 0),
-            meaning=meaning,
-            peers={
-                endpoint: peer.drops[reason]
-                for endpoint, peer in stats.peers.items()
-                if reason in peer.drops
-            },
-        )
-        for reason, direction, meaning in DROP_REASONS
-    )
+@dataclass(frozen=True)
+class Traffic:
+    """Inner packets that went through, and their bytes (IP header and all)."""
+
+    packets: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(self.packets + other.packets, self.bytes + other.bytes)
 
 
-async def routes(node: Node) -> tuple[Route, ...]:
-    """Which peer owns what, and whether the kernel knows. Raises DeviceError."""
-    kernel = None
-    if isinstance(node.device, Device):
-        kernel = set(await node.netlink.routes(node.device.index))
-    return tuple(
-        Route(prefix, endpoint, None if kernel is None else prefix in kernel)
-        for endpoint in node.peers.indices
-        for prefix in node.peers.peer(endpoint).prefixes
-    )
+@dataclass(frozen=True)
+class PeerStats:
+    """Counters of one peer. `drops` holds only reasons that occurred."""
+
+    outbound: Traffic = Traffic()
+    inbound: Traffic = Traffic()
+    drops: Mapping[str, int] = field(default_factory=dict)
 
 
-def look(node: Node) -> Status:
-    """All that is known."""
-    stats = count(node)
-    return Status(
-        name=node.config.name,
-        device=node.device.name if isinstance(node.device, Device) else None,
-        vni=node.config.vni,
-        endpoints=tuple(node.underlay.describe()),
-        mac=node.underlay.mac,
-        mtu=node.underlay.mtu,
-        offloads=stats.offloads,
-        workers=len(node.workers),
-        seconds=time.monotonic() - node.opened,
-        peers=tuple(look_at(node, endpoint, stats.peers[endpoint]) for endpoint in stats.peers),
-        drops=stats.drops,
-        subnets=node.config.subnets,
-        mode=node.config.mode,
-        device_up=node.device_up,
-        store=node.origin.status() if node.origin else None,
-    )
+@dataclass(frozen=True)
+class Stats:
+    """
+    Counters of one tunnel since it opened; none of them ever goes back.
+
+    Attributes:
+        outbound, inbound: Sums over all peers, removed ones included.
+        drops: Reason -> packets, over everything; only reasons that occurred.
+        peers: Counters by peer.
+        work: How packets were moved (system calls, trains, super-packets), by name.
+        offloads: Those in use now.
+        strays: Drops of packets that belong to no peer that is known, by reason.
+    """
+
+    outbound: Traffic
+    inbound: Traffic
+    drops: Mapping[str, int]
+    peers: Mapping[Endpoint, PeerStats]
+    work: Mapping[str, int]
+    offloads: frozenset[str]
+    strays: Mapping[str, int] = field(default_factory=dict)
 
 
-def look_at(node: Node, endpoint: Endpoint, counted: PeerStats) -> PeerStatus:
-    """All that is known of a peer."""
-    peer, index = node.peers.peer(endpoint), node.peers.indices[endpoint]
-    # One whose name is not resolved yet was never asked.
-    health = node.peers.contact.health(endpoint)
-    return PeerStatus(
-        endpoint=endpoint,
-        address=node.peers.address(endpoint),
-        mac=node.peers.vteps.used(peer),
-        prefixes=peer.prefixes,
-        state=health.state if health else PeerState.UNKNOWN,
-        seconds=time.monotonic() - (health.since if health else node.opened),
-        rtt=health.rtt if health else None,
-        loss=health.loss if health else None,
-        path_mtu=node.peers.contact.path_mtu(endpoint),
-        trains=node.workers.trains(index),
-        outbound=counted.outbound,
-        inbound=counted.inbound,
-        drops=counted.drops,
-        last_drop=node.workers.last_drop(index),
-    )
+@dataclass(frozen=True)
+class Drop:
+    """
+    One reason for which packets are not forwarded, since the tunnel opened.
+
+    Attributes:
+        direction: ``outbound`` or ``inbound``.
+        count: Packets, 0 where it never occurred.
+        meaning: What that means, and what to do.
+        peers: How many were whose; what belongs to no peer that is there is in `count` alone.
+    """
+
+    reason: str
+    direction: str
+    count: int
+    meaning: str
+    peers: Mapping[Endpoint, int]
 
 
-def describe(node: Node) -> str:
-    """One line for people."""
-    used = node.offloads
-    peers, workers = len(node.peers.indices), len(node.workers)
-    device = "+".join(word for word in ("tso", "uso") if word in used) or "plain"
-    return ", ".join(
-        [
-            f"{node.config.name}: vni {node.config.vni}",
-            *node.underlay.describe(),
-            f"mtu {node.underlay.mtu}",
-            f"{peers} peer{'' if peers == 1 else 's'}",
-            *(["mode tap"] if node.fdb is not None else []),
-            f"device {device}" if node.with_device else "no device",
-            f"trains {node.underlay.abilities.segments}" if "trains" in used else "no trains",
-            "gro" if "gro" in used else "no gro",
-            f"{workers} worker{'' if workers == 1 else 's'}",
-        ]
-    )
+@dataclass(frozen=True)
+class Route:
+    """
+    An overlay prefix and the peer that owns it.
+
+    Attributes:
+        kernel: Whether the kernel routes it into the device, None without one.
+    """
+
+    prefix: Prefix
+    peer: Endpoint
+    kernel: bool | None
+
+
+@dataclass(frozen=True)
+class FdbEntry:
+    """
+    Behind which peer a MAC is.
+
+    Attributes:
+        vlan: 1 to 4094, None for frames without a tag.
+        static: Put by somebody, not learned from frames.
+        seconds: Since a frame from it was last seen; 0 for a static one.
+    """
+
+    mac: Mac
+    vlan: int | None
+    peer: Endpoint
+    static: bool
+    seconds: int
+
+
+class MacSource(Enum):
+    """Who said which MAC a peer's VTEP has: its configuration, its control frames, it when asked
+    by ARP or NDP, or nobody."""
+
+    CONFIGURED = "configured"
+    CONTROL = "control"
+    RESOLVED = "resolved"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """
+    A peer's VTEP.
+
+    Attributes:
+        mac: None where nobody has told it.
+        seconds: Since that was last said; 0 where it is configured.
+    """
+
+    mac: Mac | None
+    source: MacSource
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PeerStatus:
+    """
+    What is known of a peer now.
+
+    Attributes:
+        address: Where it is, None as long as its name is not resolved.
+        mac: Its VTEP's, None where any node's is used.
+        seconds: How long it has been in `state`.
+        rtt: Smoothed round trip of echoes in seconds, None before the first answer.
+        loss: Share of the last echoes that got no answer, 0 to 1; None before the first.
+        path_mtu: Largest inner packet that reaches it, in bytes, None where it tells nothing.
+        trains: Whether it gets them.
+        last_drop: Reason of the last packet of its that was dropped.
+    """
+
+    endpoint: Endpoint
+    address: Address | None
+    mac: Mac | None
+    prefixes: tuple[Prefix, ...]
+    state: PeerState
+    seconds: float
+    rtt: float | None
+    loss: float | None
+    path_mtu: int | None
+    trains: bool
+    outbound: Traffic
+    inbound: Traffic
+    drops: Mapping[str, int]
+    last_drop: str | None
+
+
+@dataclass(frozen=True)
+class StoreStatus:
+    """
+    What a node that finds its peers in a store knows of that.
+
+    Attributes:
+        address: Which endpoint or directory answered last.
+        connected: Whether it answers now.
+        seconds: For how long that has been so.
+        why: Why it does not, empty where it does.
+        revision: As of which revision the peers are known.
+        key: Under which this node is known, None while it looks for a subnet.
+        lease: Seconds until the key ends unless it is renewed, None for a reservation and without
+            a key.
+        troubles: What is wrong with the network or with others' records, a line each.
+    """
+
+    address: str
+    connected: bool
+    seconds: float
+    why: str
+    revision: int
+    key: str | None
+    lease: float | None
+    troubles: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Status:
+    """
+    A running tunnel.
+
+    Attributes:
+        device: None for one without.
+        endpoints: Where it listens.
+        seconds: Since it opened.
+        drops: Reason -> packets, over everything.
+        subnets: What lives behind this node.
+        mode: ``tun`` or ``tap``.
+        device_up: False where somebody has set the device down: no packet passes.
+        store: Where it finds its peers, None where it was told.
+    """
+
+    name: str
+    device: str | None
+    vni: int
+    endpoints: tuple[str, ...]
+    mac: Mac
+    mtu: int
+    offloads: frozenset[str]
+    workers: int
+    seconds: float
+    peers: tuple[PeerStatus, ...]
+    drops: Mapping[str, int]
+    subnets: tuple[Prefix, ...] = ()
+    mode: str = "tun"
+    device_up: bool = True
+    store: StoreStatus | None = None

@@ -1,8 +1,8 @@
 """
 The overlay as a program has it: :class:`Tunnel`, and all that can be asked of it.
 
-    what is open  ->  node.py    what is known  ->  status.py, fdb.py
-    what is tried  ->  trial.py, doctor.py    what passes, or would  ->  capture.py, explain.py
+    what is open  ->  node.py    what is known  ->  snapshot.py, fdb.py
+    what is tried  ->  probes.py, doctor.py    what passes, or would  ->  capture.py, explain.py
 """
 
 from __future__ import annotations
@@ -14,30 +14,26 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from tunnel import capture, doctor, fdb, status, trial
-from tunnel.capture import Capture
-from tunnel.config import Config, differences
-from tunnel.control.walk import Walk, walk
-from tunnel.doctor import Finding
+from tunnel.config.node import Config, differences
+from tunnel.diagnostics import capture, doctor
+from tunnel.diagnostics.capture import Capture
+from tunnel.diagnostics.doctor import Finding
+from tunnel.diagnostics.path_inputs import Explainer
+from tunnel.diagnostics.path_trace import PathTrace, walk
 from tunnel.errors import ConfigError, DeviceError, TunnelError
 from tunnel.events import Event
-from tunnel.explain import Explainer
-from tunnel.linux.pair import Pair
-from tunnel.node import Node, Origin
+from tunnel.linux.socketpair import SocketPair
+from tunnel.node import fdb, probes, snapshot
+from tunnel.node.node import ConfigSource, Node
+from tunnel.status import Drop, FdbEntry, Neighbour, Route, Stats, Status
 from tunnel.types import (
     DEFAULT_PORT,
     Address,
-    Drop,
     Endpoint,
-    FdbEntry,
-    Interface,
+    InterfaceAddress,
     Mac,
-    Neighbour,
     Peer,
     Prefix,
-    Route,
-    Stats,
-    Status,
     parse_address,
 )
 
@@ -78,7 +74,7 @@ class Tunnel:
         local: str | Address | None = None,
         port: int = DEFAULT_PORT,
         subnets: Iterable[str | Prefix] = (),
-        addresses: Iterable[str | Interface] = (),
+        addresses: Iterable[str | InterfaceAddress] = (),
         mtu: int | None = None,
         mac: str | Mac | None = None,
         peers: Iterable[str | Peer] = (),
@@ -126,7 +122,7 @@ class Tunnel:
         device: Literal["tun"] | None = "tun",
         confined: bool = False,
         user: str | None = None,
-        origin: Origin | None = None,
+        origin: ConfigSource | None = None,
     ) -> Self:
         """
         One that is what `config` says.
@@ -317,9 +313,9 @@ class Tunnel:
             raise self._node.failure or StopAsyncIteration
         return packet
 
-    def _pair(self) -> Pair:
+    def _pair(self) -> SocketPair:
         device = self._opened.device
-        if not isinstance(device, Pair):
+        if not isinstance(device, SocketPair):
             raise ConfigError(
                 f"{self.config.name} has a device: packets go through it "
                 "(open it with device=None to send and receive them here)"
@@ -357,7 +353,7 @@ class Tunnel:
     @property
     def stats(self) -> Stats:
         """Counters since it opened; still there when it is closed."""
-        return status.count(self._opened)
+        return snapshot.count(self._opened)
 
     @property
     def ready(self) -> bool:
@@ -372,17 +368,17 @@ class Tunnel:
         """
         if look:
             self._opened.peers.contact.look()
-        return status.look(self._opened)
+        return snapshot.look(self._opened)
 
     def describe(self) -> str:
         """``tunnel1: vni 1, 192.0.2.1:8472, mtu 1450, 2 peers, device tso+uso, trains 127,
         gro, 2 workers``: one line for people."""
-        return status.describe(self._opened)
+        return snapshot.describe(self._opened)
 
     def drops(self) -> tuple[Drop, ...]:
         """Why packets were not forwarded, how many, and what to do: every reason there is, also
         those that never occurred. Still there when it is closed."""
-        return status.drops(self._opened)
+        return snapshot.drops(self._opened)
 
     def neighbours(self) -> dict[Endpoint, Neighbour]:
         """Which MAC each peer's VTEP has, and who said so."""
@@ -403,7 +399,7 @@ class Tunnel:
             DeviceError: The tunnel is closed, or its device has gone.
         """
         self._node.check_open()
-        return await status.routes(self._node)
+        return await snapshot.routes(self._node)
 
     def events(self) -> AsyncIterator[Event]:
         """What happens from now on, for ``async for``; ends when the tunnel is closed."""
@@ -426,7 +422,7 @@ class Tunnel:
                 ended. A kernel vxlan device answers nothing. It is a TimeoutError, too.
         """
         self._node.check_open()
-        return await trial.ping(self._node, peer, size=size)
+        return await probes.ping(self._node, peer, size=size)
 
     async def try_trains(self, peer: str | Endpoint) -> bool:
         """
@@ -438,7 +434,7 @@ class Tunnel:
             NoAnswer: Single datagrams get no answer either.
         """
         self._node.check_open()
-        return await trial.try_trains(self._node, peer)
+        return await probes.try_trains(self._node, peer)
 
     async def doctor(self) -> tuple[Finding, ...]:
         """
@@ -501,7 +497,7 @@ class Tunnel:
         protocol: str = "icmp",
         sport: int = 40_000,
         dport: int = 80,
-    ) -> Walk:
+    ) -> PathTrace:
         """
         The way of a packet to `address`, step by step: what decides at each, and where it ends.
 

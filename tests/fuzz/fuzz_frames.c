@@ -195,7 +195,7 @@ static void drain_device(struct world *world, bool from_peer)
     RULE(errno == EAGAIN);
 }
 
-static void take_letters(struct world *world)
+static void take_control_messages(struct world *world)
 {
     static uint8_t body[ROOM];
     struct inbox *inbox = &world->forwarder.inbox;
@@ -271,7 +271,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         else
             inbound(world, &input);
     }
-    take_letters(world);
+    take_control_messages(world);
     fdb_flush(world->forwarder.bridge.fdb, FDB_NONE, true); /* every input begins alike */
     return 0;
 }

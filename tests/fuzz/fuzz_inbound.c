@@ -125,7 +125,7 @@ static void send_one(struct world *world, struct input *input)
 }
 
 /* Takes the letters as Python does. */
-static void take_letters(struct world *world)
+static void take_control_messages(struct world *world)
 {
     static uint8_t body[65536];
     struct inbox *inbox = &world->forwarder.inbox;
@@ -180,7 +180,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         send_one(world, &input);
     while (forwarder_inbound(forwarder, &forwarder->underlays[0]) > 0)
         ;
-    take_letters(world);
+    take_control_messages(world);
     RULE(accounted(world) == forwarder->work.datagrams_received);
     ssize_t length;
     while ((length = read(world->device, bytes, sizeof bytes)) > 0)

@@ -22,7 +22,7 @@ from typing import Self
 
 from tests.netns.member import Keys, Member, keys_on, until
 from tests.netns.traffic import inside
-from tunnel.lab import Lab
+from tunnel.testing.lab import Lab
 
 _PORT = 9999
 _PAUSE = 0.02  # seconds between packets of a pair

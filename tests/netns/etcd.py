@@ -36,7 +36,7 @@ class Etcd:
         directory: Empty; for data and logs.
         scheme: With ``https`` words of etcd's own name the certificates.
         words: More of etcd's command line, for every member.
-        popen: How a process is started: :meth:`tunnel.lab.Host.popen` has it run on a host.
+        popen: How a process is started: :meth:`tunnel.testing.lab.Host.popen` has it run on a host.
 
     Attributes:
         endpoints: Where clients find it, one for each member.

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 from tests.netns.etcd import Etcd
 from tests.netns.traffic import inside
-from tunnel.client import Client
-from tunnel.lab import Host
+from tunnel.rpc.client import Client
+from tunnel.testing.lab import Host
 
 T = TypeVar("T")
 

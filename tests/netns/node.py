@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 
-from tunnel.lab import Host
+from tunnel.testing.lab import Host
 
 _PATIENCE = 10.0  # seconds for what takes a fraction of one
 

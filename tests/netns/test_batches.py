@@ -13,8 +13,8 @@ import pytest
 from tests.netns.traffic import inside
 from tunnel import Config, Peer, PeerAdded, PeerChanged, PeerRemoved, Tunnel
 from tunnel.errors import ConfigError, TunnelError
-from tunnel.lab import Host, Lab
 from tunnel.linux.netlink import Netlink
+from tunnel.testing.lab import Host, Lab
 from tunnel.types import Endpoint
 
 SUBNET = "10.255.0.0/24"

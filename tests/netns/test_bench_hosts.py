@@ -9,8 +9,8 @@ import time
 import pytest
 
 from tests.netns.test_demo import alive, children_of
-from tunnel import bench
-from tunnel.lab import Lab
+from tunnel.testing import bench
+from tunnel.testing.lab import Lab
 
 TUNNEL = f"{sys.executable} -m tunnel"
 

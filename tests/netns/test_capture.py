@@ -21,11 +21,10 @@ from scapy.utils import RawPcapReader
 from tests.netns.node import Node
 from tests.netns.test_overlay import pair, up_all
 from tests.netns.traffic import exchange, inside
-from tests.unit.test_node_verbs import check
-from tunnel import pcapng
-from tunnel.lab import Host, Lab
-from tunnel.linux.packets import Tap, find_interface, port_filter
-from tunnel.pcapng import ETHERNET, RAW
+from tests.unit.cli.test_node_verbs import check
+from tunnel.linux import packet_socket
+from tunnel.linux.packet_socket import ETHERNET, RAW, PacketSocket, find_interface, port_filter
+from tunnel.testing.lab import Host, Lab
 
 PYTHON = [sys.executable, "-m", "tunnel"]
 NO_RAW = ["setpriv", "--bounding-set=-net_raw", "--inh-caps=-all", "--no-new-privs", "--"]
@@ -263,7 +262,7 @@ def test_the_kernel_selects_ports(lab: Lab, port: int) -> None:
         sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
     with inside(a):
         eth0 = find_interface("eth0")
-        tap = Tap(eth0, program=port_filter({8472, 4789}, link=ETHERNET))
+        tap = PacketSocket(eth0, program=port_filter({8472, 4789}, link=ETHERNET))
     assert (eth0.link, eth0.loopback) == (ETHERNET, False)
     wanted = []
     with sender:
@@ -282,7 +281,7 @@ def test_the_kernel_selects_ports(lab: Lab, port: int) -> None:
     assert tap.counts() == (len(wanted) + 1, 0)
 
 
-def sources(tap: Tap) -> list[int]:
+def sources(tap: PacketSocket) -> list[int]:
     """The last byte of each frame's source, up to the one that says that it is the last."""
     found: list[int] = []
     while 0xFF not in found:
@@ -303,10 +302,10 @@ def test_where_there_is_no_ethernet(lab: Lab) -> None:
     holder.stdout.readline()
     with inside(host):
         none0 = find_interface("none0")
-        tap = Tap(none0, program=port_filter({8472}, link=none0.link))
+        tap = PacketSocket(none0, program=port_filter({8472}, link=none0.link))
         sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     assert none0.link == RAW
-    found: list[pcapng.Packet] = []
+    found: list[packet_socket.Packet] = []
     with sender:
         for _ in range(500):  # a device that just got its carrier may still throw them away
             for port in (8471, 8472, 8473):
@@ -330,7 +329,7 @@ time.sleep(60)
 def test_loopback_shows_a_packet_once(lab: Lab) -> None:
     host = lab.host("a")
     with inside(host):
-        tap = Tap(find_interface("lo"), program=port_filter({8472}, link=ETHERNET))
+        tap = PacketSocket(find_interface("lo"), program=port_filter({8472}, link=ETHERNET))
         sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with sender:
         sender.sendto(b"x", ("127.0.0.1", 8472))

@@ -19,9 +19,9 @@ from tests.netns import chaos
 from tests.netns.etcd import Authority, Etcd
 from tests.netns.member import PREFIX, Keys, Member, keys_on, reach, until
 from tests.netns.traffic import inside
-from tunnel.cluster import Cluster
-from tunnel.config import ClusterConfig, read_config
-from tunnel.lab import Host, Lab
+from tunnel.cluster.member import Cluster
+from tunnel.config.node import ClusterConfig, read_config
+from tunnel.testing.lab import Host, Lab
 
 OUR_TTL = ("--subnet-lease-ttl", "3")
 NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]

@@ -24,11 +24,12 @@ from tunnel import (
     PeerUp,
     Tunnel,
 )
-from tunnel.control import frames
-from tunnel.control.frames import Echo, Message, Reply
-from tunnel.lab import Lab
 from tunnel.linux.underlay import Underlay
-from tunnel.types import ANY_VTEP_MAC, Address, Mac, PeerStatus
+from tunnel.protocol import control_frames
+from tunnel.protocol.control_frames import EchoReply, EchoRequest, Message
+from tunnel.status import PeerStatus
+from tunnel.testing.lab import Lab
+from tunnel.types import ANY_VTEP_MAC, Address, Mac
 
 PORT = 18472
 LOOPBACK_MTU = 64950
@@ -77,13 +78,13 @@ class Stranger:
         self.socket.bind((local, port))
 
     def send(self, body: bytes, *, to: str = ONE) -> None:
-        headers = frames.HEADERS.pack(
-            0x08, 1 << 8, ANY_VTEP_MAC.packed, THEIRS.packed, frames.ETHERTYPE
+        headers = control_frames.HEADERS.pack(
+            0x08, 1 << 8, ANY_VTEP_MAC.packed, THEIRS.packed, control_frames.ETHERTYPE
         )
         self.socket.sendto(headers + body, (to, PORT))
 
     def say(self, message: Message, *, to: str = ONE) -> None:
-        frame = frames.encode(message, vni=1, source=THEIRS, destination=ANY_VTEP_MAC)
+        frame = control_frames.encode(message, vni=1, source=THEIRS, destination=ANY_VTEP_MAC)
         self.socket.sendto(frame, (to, PORT))
 
     def heard(self) -> list[tuple[Message | None, int]]:
@@ -95,10 +96,10 @@ class Stranger:
                 datagram = self.socket.recv(1 << 16)
             except BlockingIOError:
                 return messages
-            *_, ethertype = frames.HEADERS.unpack_from(datagram)
-            body = datagram[frames.HEADERS.size :]
-            if ethertype == frames.ETHERTYPE:
-                messages.append((frames.decode(body), len(body)))
+            *_, ethertype = control_frames.HEADERS.unpack_from(datagram)
+            body = datagram[control_frames.HEADERS.size :]
+            if ethertype == control_frames.ETHERTYPE:
+                messages.append((control_frames.decode(body), len(body)))
 
     async def next(self) -> Message:
         while True:
@@ -297,8 +298,8 @@ async def test_a_name_that_moves_leads_to_another_node(monkeypatch: pytest.Monke
 
 async def test_an_answer_is_never_larger_than_its_question() -> None:
     async with with_stranger() as (_, stranger):
-        stranger.say(Echo(5, PORT))
-        answer = Reply(5, PORT, frames.LEAST), frames.LEAST
+        stranger.say(EchoRequest(5, PORT))
+        answer = EchoReply(5, PORT, control_frames.LEAST), control_frames.LEAST
         await until(lambda: answer in stranger.heard())
 
 
@@ -310,14 +311,14 @@ async def test_what_cannot_be_read_is_counted_and_not_answered() -> None:
         stranger.send(os.urandom(1000))
         await until(lambda: one.stats.drops.get("bad_control", 0) == 4)
         assert peer_of(one).drops == {"bad_control": 4}
-        assert not [one for one, _ in stranger.heard() if not isinstance(one, Echo)]
+        assert not [one for one, _ in stranger.heard() if not isinstance(one, EchoRequest)]
 
 
 async def test_strangers_are_not_answered() -> None:
     stranger = Stranger("127.0.0.9")
     with stranger.socket:
         async with asyncio.timeout(10), tunnel(ONE, f"{TWO}:{PORT}=10.2.0.0/16") as one:
-            stranger.say(Echo(5, PORT))
+            stranger.say(EchoRequest(5, PORT))
             await until(lambda: one.stats.drops == {"unknown_source": 1})
             assert stranger.heard() == []
 
@@ -326,15 +327,15 @@ async def test_forged_answers_change_nothing() -> None:
     """Who can send from a peer's address but has not seen the question."""
     async with with_stranger() as (one, stranger):
         echo = await stranger.next()
-        assert isinstance(echo, Echo)
+        assert isinstance(echo, EchoRequest)
         for number in (*range(300), echo.id ^ 1, echo.id + 2**32, 2**64 - 1):
-            stranger.say(Reply(number, PORT, 64))
-        stranger.say(Echo(5, PORT))
-        while not isinstance(await stranger.next(), Reply):  # all before it were read
+            stranger.say(EchoReply(number, PORT, 64))
+        stranger.say(EchoRequest(5, PORT))
+        while not isinstance(await stranger.next(), EchoReply):  # all before it were read
             pass
         assert state(one) is PeerState.UNKNOWN
         assert one.stats.drops == {}
-        stranger.say(Reply(echo.id, PORT, 64))
+        stranger.say(EchoReply(echo.id, PORT, 64))
         await until(lambda: state(one) is PeerState.UP)
 
 
@@ -343,7 +344,7 @@ async def test_questions_begin_anywhere() -> None:
     for _ in range(3):
         async with with_stranger() as (_, stranger):
             echo = await stranger.next()
-            assert isinstance(echo, Echo)
+            assert isinstance(echo, EchoRequest)
             seen.add(echo.id >> 16)
     assert len(seen) == 3
 
@@ -352,8 +353,12 @@ async def test_a_flood_of_letters_starves_nobody() -> None:
     """Packets and timers go on, most of the letters are turned away, and little time is spent."""
     async with with_stranger() as (one, stranger):
         payload = bytes.fromhex("45000014000000004011000a0a0200010a010001")
-        headers = frames.HEADERS.pack(0x08, 1 << 8, ANY_VTEP_MAC.packed, THEIRS.packed, 0x0800)
-        frame = frames.encode(Echo(5, PORT), vni=1, source=THEIRS, destination=ANY_VTEP_MAC)
+        headers = control_frames.HEADERS.pack(
+            0x08, 1 << 8, ANY_VTEP_MAC.packed, THEIRS.packed, 0x0800
+        )
+        frame = control_frames.encode(
+            EchoRequest(5, PORT), vni=1, source=THEIRS, destination=ANY_VTEP_MAC
+        )
         letters, latest, spent = 0, 0.0, cpu()
         end = time.monotonic() + 2
         while time.monotonic() < end:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.netns.node import Node
 from tests.netns.traffic import inside
-from tunnel.lab import Host, Lab
+from tunnel.testing.lab import Host, Lab
 
 NETWORKS = ("--network", "10.244.0.0/16", "--network", "fd00:244::/32")
 PEER = "192.0.2.2=10.244.2.0/24,fd00:244:2::/64"

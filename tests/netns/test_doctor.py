@@ -18,9 +18,9 @@ import pytest
 from tests.netns.node import Node
 from tests.netns.traffic import exchange
 from tunnel import Endpoint, OffloadLost, Tunnel
-from tunnel.doctor import Finding, Level, examine
-from tunnel.facts import config_of
-from tunnel.lab import Host, Lab, LabError
+from tunnel.diagnostics.doctor import Finding, Level, examine
+from tunnel.diagnostics.host_report import config_of
+from tunnel.testing.lab import Host, Lab, LabError
 
 RELAY = Path(__file__).with_name("relay.py")
 NO_PRIVILEGE = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", "--"]

@@ -11,10 +11,16 @@ from pathlib import Path
 import pytest
 
 from tests.netns.etcd import Authority, Etcd
-from tunnel.errors import ConfigError, Conflict, Gap, StoreAway, StoreRefused
-from tunnel.store import Batch, Entry
-from tunnel.stores import etcd as client
-from tunnel.stores.etcd import EtcdStore
+from tunnel.cluster.stores import etcd as client
+from tunnel.cluster.stores.base import Batch, Entry
+from tunnel.cluster.stores.etcd import EtcdStore
+from tunnel.errors import (
+    ConfigError,
+    ConflictError,
+    StoreRefusedError,
+    StoreUnavailableError,
+    WatchGapError,
+)
 
 PATIENCE = 5.0  # seconds for what takes a fraction of one
 
@@ -105,9 +111,9 @@ async def test_a_minority_is_away(three: Etcd, key: str, monkeypatch: pytest.Mon
         await asyncio.sleep(0.2)
         three.kill(0)
         three.kill(1)
-        with pytest.raises(StoreAway, match="connection refused"):
+        with pytest.raises(StoreUnavailableError, match="connection refused"):
             await store.put(key, b"", expect=0)
-        with pytest.raises(StoreAway, match=r"no leader|no answer within"):
+        with pytest.raises(StoreUnavailableError, match=r"no leader|no answer within"):
             await asyncio.wait_for(waiting, PATIENCE)
         three.heal()
         await store.read(key)
@@ -127,7 +133,7 @@ async def test_no_write_is_lost_or_done_twice(three: Etcd, key: str) -> None:
                 value = " ".join([*words, word]).encode()
                 await store.put(key, value, expect=there.revision if there else 0)
                 return
-            except (Conflict, StoreAway):
+            except (ConflictError, StoreUnavailableError):
                 await asyncio.sleep(random_.uniform(0, 0.05))
 
     async def writer(name: str) -> None:
@@ -159,7 +165,7 @@ async def test_connections_of_a_restarted_etcd_are_opened_again(one: Etcd) -> No
     async with EtcdStore(one.endpoints) as store:
         await store.put("/a", b"", expect=0)
         one.kill(0)
-        with pytest.raises(StoreAway, match="connection refused"):
+        with pytest.raises(StoreUnavailableError, match="connection refused"):
             await store.read("/a")
         one.start(0)
         one.wait(0)
@@ -201,12 +207,12 @@ async def test_an_answer_that_was_lost(one: Etcd) -> None:
 
     # Without a lease it may be another's, who wrote the same.
     async with deaf(one) as lost, EtcdStore([lost, *one.endpoints]) as store:
-        with pytest.raises(StoreAway, match="whether /a was written"):
+        with pytest.raises(StoreUnavailableError, match="whether /a was written"):
             await store.put("/a", b"1", expect=0)
         assert (await store.read("/a")).revision == revision + 2
 
     async with deaf(one) as lost, EtcdStore([lost], timeout=1) as store:
-        with pytest.raises(StoreAway, match="closed the connection"):
+        with pytest.raises(StoreUnavailableError, match="closed the connection"):
             await store.put("/b", b"1", expect=0)
 
 
@@ -230,7 +236,7 @@ async def test_silence_is_not_waited_for(one: Etcd) -> None:
         ]
         for call in calls:
             began = clock()
-            with pytest.raises(StoreAway, match=r"no answer within 0\.3 s"):
+            with pytest.raises(StoreUnavailableError, match=r"no answer within 0\.3 s"):
                 await call()  # type: ignore[misc]
             assert clock() - began < 0.6
         one.thaw(0)
@@ -280,7 +286,7 @@ async def test_compaction_while_nobody_watched(one: Etcd) -> None:
             assert await keys_of(watch) == ["/a"]
         one.compact()
         async with aclosing(store.watch("/a", after=start)) as watch:
-            with pytest.raises(Gap, match=f"before revision {revision}"):
+            with pytest.raises(WatchGapError, match=f"before revision {revision}"):
                 await anext(watch)
         again = await store.read("/a")
         await store.put("/a", b"3", expect=revision)
@@ -302,7 +308,7 @@ async def test_another_etcd_in_its_place(tmp_path: Path) -> None:
                 for name in "bcd":
                     await other.put(f"/{name}", b"", expect=0)
             async with aclosing(store.watch("/", after=revision)) as watch:
-                with pytest.raises(Gap):
+                with pytest.raises(WatchGapError):
                     await anext(watch)
             assert set((await store.read("/")).entries) == {"/b", "/c", "/d"}
 
@@ -378,17 +384,17 @@ async def test_a_ca_alone_is_enough(
                 assert await keys_of(watch) == ["/a"]
         for cafile in (stranger.ca, ""):
             async with EtcdStore(etcd.endpoints, cafile=cafile) as store:
-                with pytest.raises(StoreRefused, match="certificate not trusted: "):
+                with pytest.raises(StoreRefusedError, match="certificate not trusted: "):
                     await store.read("/a")
         async with EtcdStore([etcd.endpoints[0].replace("https", "http")], timeout=1) as store:
-            with pytest.raises(StoreAway):
+            with pytest.raises(StoreUnavailableError):
                 await store.read("/a")
 
 
 async def test_a_certificate_of_another_host(tmp_path: Path, authority: Authority) -> None:
     with secured(tmp_path, authority, address="192.0.2.1") as etcd:
         async with EtcdStore(etcd.endpoints, cafile=authority.ca) as store:
-            with pytest.raises(StoreRefused, match=r"not valid for '127\.0\.0\.1'"):
+            with pytest.raises(StoreRefusedError, match=r"not valid for '127\.0\.0\.1'"):
                 await store.read("/a")
 
 
@@ -401,14 +407,14 @@ async def test_a_client_certificate(
             await store.put("/a", b"", expect=0)
         for certificate in (("", ""), stranger.certificate("node")):
             async with trusting(etcd, authority.ca, certificate) as store:
-                with pytest.raises(StoreRefused, match="does not accept our certificate"):
+                with pytest.raises(StoreRefusedError, match="does not accept our certificate"):
                     await store.read("/a")
 
 
 async def test_tls_where_there_is_none(one: Etcd, authority: Authority) -> None:
     endpoint = one.endpoints[0].replace("http", "https")
     async with EtcdStore([endpoint], cafile=authority.ca) as store:
-        with pytest.raises(StoreAway, match=r"does it speak TLS\?"):
+        with pytest.raises(StoreUnavailableError, match=r"does it speak TLS\?"):
             await store.read("/a")
 
 
@@ -422,7 +428,7 @@ async def test_one_wrong_certificate_of_two(
             await store.read("/a")
             assert store.address == one.endpoints[0]
             one.kill(0)
-            with pytest.raises(StoreAway, match=r"connection refused.*not trusted"):
+            with pytest.raises(StoreUnavailableError, match=r"connection refused.*not trusted"):
                 await store.read("/a")
 
 
@@ -452,17 +458,17 @@ async def test_users_and_passwords(one: Etcd) -> None:
         async with aclosing(store.watch("/a/", after=revision - 1)) as watch:
             assert await keys_of(watch) == ["/a/b"]
         for call in (store.read("/b/"), anext(store.watch("/b/", after=revision))):
-            with pytest.raises(StoreRefused, match="permission denied"):
+            with pytest.raises(StoreRefusedError, match="permission denied"):
                 await call
     async with EtcdStore(one.endpoints, username="node", password="wrong") as store:
         with pytest.raises(
-            StoreRefused, match="authentication failed, invalid user ID or password"
+            StoreRefusedError, match="authentication failed, invalid user ID or password"
         ):
             await store.read("/a/")
     async with EtcdStore(one.endpoints) as store:
-        with pytest.raises(StoreRefused, match="wants a user and a password"):
+        with pytest.raises(StoreRefusedError, match="wants a user and a password"):
             await store.read("/a/")
-        with pytest.raises(StoreRefused, match="wants a user and a password"):
+        with pytest.raises(StoreRefusedError, match="wants a user and a password"):
             await anext(store.watch("/a/", after=revision))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.netns.node import Node
 from tests.netns.traffic import exchange, inside
-from tunnel.lab import Host, Lab
+from tunnel.testing.lab import Host, Lab
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NO_PRIVILEGE = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", "--"]

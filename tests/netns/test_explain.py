@@ -19,9 +19,9 @@ from examples.pods.cluster import cluster
 from tests.netns.test_overlay import pair
 from tests.netns.test_service import until_up
 from tests.netns.traffic import inside
-from tests.unit.test_node_verbs import check
+from tests.unit.cli.test_node_verbs import check
 from tunnel import Client
-from tunnel.lab import Host, Lab
+from tunnel.testing.lab import Host, Lab
 
 PAPER = Path(__file__).parents[2] / "docs" / "life-of-a-packet.md"
 

@@ -16,7 +16,7 @@ from scapy.utils import PcapReader
 
 from tests.netns.node import Node
 from tests.netns.traffic import exchange, numbered
-from tunnel.lab import Host, Lab
+from tunnel.testing.lab import Host, Lab
 
 OUR_MAC = "02:00:5e:00:53:01"
 KERNEL_MAC = "02:00:5e:00:53:02"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tunnel.lab import Lab, LabError
+from tunnel.testing.lab import Lab, LabError
 
 MAKE_AND_WAIT = """
 import time
-from tunnel.lab import Lab
+from tunnel.testing.lab import Lab
 with Lab() as lab:
     host = lab.host("a")
     print(host.pid, host.popen("sleep 100").pid, flush=True)

@@ -19,14 +19,14 @@ from tunnel import (
     Endpoint,
     Finding,
     Level,
-    NoAnswer,
+    NoAnswerError,
     Packet,
     Route,
     Tunnel,
     UnderlayError,
 )
 from tunnel.cli import verbs
-from tunnel.lab import Host, Lab
+from tunnel.testing.lab import Host, Lab
 from tunnel.types import parse_prefix
 
 PORT = 18474
@@ -99,7 +99,7 @@ async def test_a_ping_says_where_it_ended() -> None:
         ("70000 bytes do not reach it", "it has never answered", "check DNS"),
         strict=True,
     ):
-        assert isinstance(error, NoAnswer)
+        assert isinstance(error, NoAnswerError)
         assert isinstance(error, TimeoutError)
         assert (error.stage, text in str(error)) == (stage, True)
 

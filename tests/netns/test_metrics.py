@@ -8,7 +8,7 @@ import pytest
 from tests.netns.node import Node
 from tests.netns.test_overlay import pair
 from tests.unit.test_metrics import Samples, samples
-from tunnel.lab import Host, Lab
+from tunnel.testing.lab import Host, Lab
 
 PYTHON = [sys.executable, "-m", "tunnel"]
 GET = """

@@ -16,7 +16,7 @@ import pytest
 
 from tests.netns.node import Node
 from tests.netns.traffic import exchange, inside, numbered
-from tunnel.lab import Host, Lab, LabError
+from tunnel.testing.lab import Host, Lab, LabError
 from tunnel.types import ANY_VTEP_MAC, DEFAULT_PORT
 
 OVERHEAD = {4: 50, 6: 70}

@@ -11,7 +11,7 @@ import pytest
 from tests.netns.node import Node
 from tests.netns.test_kernel_vxlan import KERNEL_MAC, OUR_MAC, flannel_up
 from tests.netns.traffic import exchange
-from tunnel.lab import Host, Lab, LabError
+from tunnel.testing.lab import Host, Lab, LabError
 
 SMALL = 4 << 20
 PATIENCE = 3.0  # seconds

@@ -20,7 +20,7 @@ import pytest
 from tests.netns.node import Node
 from tests.netns.test_kernel_vxlan import KERNEL_MAC, OUR_MAC, flannel_up
 from tests.netns.traffic import connected, exchange
-from tunnel.lab import Host, Lab, LabError
+from tunnel.testing.lab import Host, Lab, LabError
 
 OVERHEAD = {4: 50, 6: 70}
 LONGEST_STALL = 2.0  # seconds

@@ -8,8 +8,8 @@ from contextlib import nullcontext
 import pytest
 
 from examples.pods import __main__ as demo
-from examples.pods.cluster import Cluster, Walk, cluster
-from tunnel.lab import Host, LabError
+from examples.pods.cluster import Cluster, PathTrace, cluster
+from tunnel.testing.lab import Host, LabError
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +60,13 @@ def test_the_demo_shows_every_way(
 def test_the_demo_says_what_does_not_work(
     made: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def go(walk: Walk) -> str:
+    def go(walk: PathTrace) -> str:
         if walk.what == "node a to pod b1":
             raise LabError("node a: python: TimeoutError: timed out")
         return "192.0.2.9" if walk.what == "pod a1 to outside" else walk.seen_as
 
     monkeypatch.setattr(demo, "cluster", lambda *, mode: nullcontext(made))
-    monkeypatch.setattr(Walk, "go", go)
+    monkeypatch.setattr(PathTrace, "go", go)
     assert demo.main() == 1
     out, errors = capsys.readouterr()
     assert "nobody: no way" in out

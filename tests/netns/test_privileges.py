@@ -14,8 +14,8 @@ import pytest
 from tests.netns.node import Node
 from tests.netns.traffic import exchange, inside
 from tunnel.errors import ConfigError
-from tunnel.lab import Host, Lab
-from tunnel.linux.privileges import choose_user
+from tunnel.linux.capabilities import choose_user
+from tunnel.testing.lab import Host, Lab
 
 NET_ADMIN, NET_BIND_SERVICE = 1 << 12, 1 << 10
 NOBODY = pwd.getpwnam("nobody").pw_uid
@@ -24,7 +24,7 @@ NO_OTHER_USER = ["setpriv", "--bounding-set=-setuid,-setgid", "--inh-caps=-all",
 # Drops all it can, then says what happens when it tries.
 TRIES = """
 import ctypes, json, os, socket, subprocess, sys
-from tunnel.linux.privileges import drop_privileges
+from tunnel.linux.capabilities import drop_privileges
 
 def attempt(what):
     try:

@@ -21,8 +21,8 @@ import pytest
 from tests.netns.node import Node
 from tests.netns.test_overlay import mesh, pair
 from tests.netns.traffic import exchange, numbered
-from tests.unit.test_node_verbs import check
-from tunnel.lab import Host, Lab, LabError
+from tests.unit.cli.test_node_verbs import check
+from tunnel.testing.lab import Host, Lab, LabError
 
 PYTHON = [sys.executable, "-m", "tunnel"]
 # Somebody else only when Python is loaded: who may not be able to read it.

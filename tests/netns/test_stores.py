@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.netns.etcd import Etcd
-from tunnel.errors import Conflict, Gap, LeaseGone
-from tunnel.store import Batch, Change, Entry, Snapshot, Store
-from tunnel.stores.directory import DirectoryStore
-from tunnel.stores.etcd import EtcdStore
+from tunnel.cluster.stores.base import Batch, Change, Entry, Snapshot, Store
+from tunnel.cluster.stores.directory import DirectoryStore
+from tunnel.cluster.stores.etcd import EtcdStore
+from tunnel.errors import ConflictError, LeaseExpiredError, WatchGapError
 
 PATIENCE = 5.0  # seconds for what takes a fraction of one
 
@@ -83,12 +83,12 @@ async def test_a_write_too_late_changes_nothing(store: Store, prefix: str) -> No
     key = prefix + "a"
     revision = await store.put(key, b"first", expect=0)
     for late in (0, revision - 1, revision + 1):
-        with pytest.raises(Conflict) as conflict:
+        with pytest.raises(ConflictError) as conflict:
             await store.put(key, b"late", expect=late)
         assert conflict.value.revision == revision
-    with pytest.raises(Conflict):
+    with pytest.raises(ConflictError):
         await store.delete(key, expect=revision + 1)
-    with pytest.raises(Conflict) as conflict:
+    with pytest.raises(ConflictError) as conflict:
         await store.put(prefix + "b", b"", expect=revision)
     assert conflict.value.revision == 0
     assert (await store.read(prefix)).entries == {key: Entry(b"first", revision, None, revision)}
@@ -99,16 +99,16 @@ async def test_a_write_is_done_twice_as_well(store: Store, prefix: str) -> None:
     key, lease = prefix + "a", await store.grant(60)
     revision = await store.put(key, b"ours", expect=0, lease=lease)
     assert await store.put(key, b"ours", expect=0, lease=lease) == revision
-    with pytest.raises(Conflict):
+    with pytest.raises(ConflictError):
         await store.put(key, b"ours", expect=0, lease=await store.grant(60))
-    with pytest.raises(Conflict):
+    with pytest.raises(ConflictError):
         await store.put(key, b"ours", expect=0)
     await store.delete(key, expect=revision)
     await store.delete(key, expect=revision)
     assert not (await store.read(prefix)).entries
 
     await store.put(key, b"", expect=0)
-    with pytest.raises(Conflict):
+    with pytest.raises(ConflictError):
         await store.put(key, b"", expect=0)
 
 
@@ -121,7 +121,7 @@ async def test_one_of_many_wins(store: Store, another: Callable[[], Store], pref
         results = await asyncio.gather(*writes, return_exceptions=True)
     won = [number for number, result in enumerate(results) if isinstance(result, int)]
     assert len(won) == 1
-    assert sum(isinstance(result, Conflict) for result in results) == 9
+    assert sum(isinstance(result, ConflictError) for result in results) == 9
     assert (await store.read(prefix)).entries[prefix + "a"].value == str(won[0]).encode()
 
 
@@ -170,7 +170,7 @@ async def test_a_watch_of_the_future_is_a_gap(store: Store, prefix: str) -> None
     """The store was restored from a backup: what we know never was."""
     revision = (await store.read(prefix)).revision
     async with aclosing(store.watch(prefix, after=revision + 1000)) as watch:
-        with pytest.raises(Gap):
+        with pytest.raises(WatchGapError):
             await first(watch)
 
 
@@ -184,11 +184,11 @@ async def test_what_is_bound_to_a_lease_ends_with_it(store: Store, prefix: str) 
     assert set((await store.read(prefix)).entries) == {prefix + "stays"}
 
     for call in (store.keep_alive(lease), store.time_left(lease)):
-        with pytest.raises(LeaseGone):
+        with pytest.raises(LeaseExpiredError):
             await call
-    with pytest.raises(LeaseGone):
+    with pytest.raises(LeaseExpiredError):
         await store.put(prefix + "a", b"", expect=0, lease=lease)
-    with pytest.raises(Conflict):
+    with pytest.raises(ConflictError):
         await store.put(prefix + "a", b"", expect=revision)
     await store.revoke(lease)
 

@@ -15,7 +15,7 @@ import pytest
 from tests.netns.node import Node
 from tests.netns.test_pairs import check_traffic, linked, reaches, tell, until
 from tests.netns.traffic import exchange, inside, numbered
-from tunnel.lab import Host, Lab
+from tunnel.testing.lab import Host, Lab
 
 SMALL = 4 << 20
 EXPERIMENTAL = 0x88B6  # EtherType that nobody speaks

@@ -22,8 +22,8 @@ from tunnel import (
     TunnelError,
     UnderlayError,
 )
-from tunnel.lab import Host, Lab
 from tunnel.linux.netlink import PROTOCOL
+from tunnel.testing.lab import Host, Lab
 
 _CLONE_NEWNET = 0x40000000
 

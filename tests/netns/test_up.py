@@ -13,7 +13,7 @@ from typing import Self
 import pytest
 
 from tests.netns.member import until
-from tunnel.lab import Host, Lab
+from tunnel.testing.lab import Host, Lab
 
 TUNNEL = str(Path(sys.executable).with_name("tunnel"))
 NO_PRIVILEGE = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", "--"]

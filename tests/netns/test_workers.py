@@ -21,8 +21,8 @@ from tests.netns.node import Node
 from tests.netns.test_kernel_vxlan import KERNEL_MAC, OUR_MAC, flannel_up
 from tests.netns.traffic import exchange, inside, numbered
 from tunnel import ConfigError, DeviceError, Endpoint, Tunnel, UnderlayError
-from tunnel.config import AUTO_WORKERS
-from tunnel.lab import Host, Lab
+from tunnel.config.node import AUTO_WORKERS
+from tunnel.testing.lab import Host, Lab
 
 FLOWS = 12
 SMALL = 4 << 20

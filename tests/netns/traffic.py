@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from tunnel.lab import Host
+from tunnel.testing.lab import Host
 
 _CLONE_NEWNET = 0x40000000
 _SO_RCVBUFFORCE = 33

@@ -21,7 +21,7 @@ from types import TracebackType
 from scapy.packet import Packet
 
 from tunnel._native import DROP_REASONS, WORK, Fdb, Forwarder
-from tunnel.lab import Host
+from tunnel.testing.lab import Host
 
 from .wire import NO_OFFLOAD, OUR_MAC, PEER_MAC, Vnet
 

@@ -22,7 +22,7 @@ from scapy.layers.inet6 import ICMPv6PacketTooBig
 from scapy.packet import Packet
 
 from tunnel._native import Fdb
-from tunnel.lab import Host, Lab
+from tunnel.testing.lab import Host, Lab
 
 from .rig import Rig, inside, packed, send_all
 from .wire import (

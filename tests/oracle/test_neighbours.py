@@ -147,7 +147,7 @@ def test_who_has_which_mac_is_kept_for_python(tun: Rig, case: str) -> None:
     frame = SIGHTINGS[case]
     tun.peers[0].send(wrapped(frame) + bytes(18))
     assert tun.forwarder.move()
-    assert tun.forwarder.take_letters() == [letter(frame)]
+    assert tun.forwarder.take_control_messages() == [letter(frame)]
 
 
 @pytest.mark.parametrize("case", ["arp probe", "dad"])
@@ -163,7 +163,7 @@ def test_copies_leave_room_for_control_frames(tun: Rig) -> None:
         tun.inbound()
     tun.peers[0].send(wrapped(control))
     tun.inbound()
-    kinds = [kind for _, _, kind, _, _ in tun.forwarder.take_letters()]
+    kinds = [kind for _, _, kind, _, _ in tun.forwarder.take_control_messages()]
     assert kinds == [0x0806] * 128 + [0x88B5]
     assert tun.drops(0) == {}
 
@@ -176,7 +176,7 @@ def test_a_flood_from_one_leaves_room_for_the_others(tun: Rig) -> None:
         tun.inbound()
     other.send(control)
     tun.inbound()
-    assert [sender for sender, *_ in tun.forwarder.take_letters()] == [0] * 256 + [1]
+    assert [sender for sender, *_ in tun.forwarder.take_control_messages()] == [0] * 256 + [1]
     assert tun.drops(0) == {"control_full": 44}
     assert tun.drops(1) == {}
 
@@ -284,7 +284,7 @@ def test_what_is_not_right_is_dropped(tun: Rig, case: str) -> None:
     assert tun.inbound() == []
     assert tun.peers[0].take(0) == []
     assert tun.drops(0) == {reason: 1}
-    assert tun.forwarder.take_letters() == []
+    assert tun.forwarder.take_control_messages() == []
 
 
 def test_routed_icmp_is_a_packet(tun: Rig) -> None:
@@ -311,7 +311,7 @@ def test_of_several_at_one_address_the_asker_is_answered() -> None:
             peers[0].send(wrapped(question))
             rig.inbound()
             assert len(peers[number].take()) == 1
-            assert [one[0] for one in rig.forwarder.take_letters()] == [number]
+            assert [one[0] for one in rig.forwarder.take_control_messages()] == [number]
         assert peers[0].take(0) == []
 
 
@@ -389,7 +389,7 @@ def test_what_peers_say_passes_and_is_kept(tap: Rig, case: str) -> None:
     frame = SIGHTINGS[case]
     tap.peers[0].send(wrapped(frame))
     assert tap.inbound() == [(NO_OFFLOAD, bytes(frame))]
-    assert tap.forwarder.take_letters() == [letter(frame)]
+    assert tap.forwarder.take_control_messages() == [letter(frame)]
     assert tap.peers[0].take(0) == []
 
 

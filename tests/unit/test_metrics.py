@@ -20,17 +20,9 @@ from tunnel import metrics
 from tunnel._native import DROP_REASONS, WORK
 from tunnel.errors import ConfigError, UnderlayError
 from tunnel.metrics import MetricsServer, Place, TunnelCollector
+from tunnel.status import PeerState, PeerStats, PeerStatus, Stats, Status, Traffic
 from tunnel.tunnel import Tunnel
-from tunnel.types import (
-    Endpoint,
-    Mac,
-    PeerState,
-    PeerStats,
-    PeerStatus,
-    Stats,
-    Status,
-    Traffic,
-)
+from tunnel.types import Endpoint, Mac
 
 DASHBOARD = Path(__file__).parents[2] / "examples" / "grafana-dashboard.json"
 

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from tunnel import _native
 from tunnel.errors import ConfigError
+from tunnel.status import Traffic
 from tunnel.types import (
     ANY_VTEP_MAC,
     Endpoint,
     Mac,
     Peer,
-    Traffic,
     parse_address,
     parse_interface,
     parse_prefix,

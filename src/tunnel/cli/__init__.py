@@ -1,4 +1,8 @@
-"""The command ``tunnel``: one file a verb, and one way to say that something went wrong."""
+"""
+The command ``tunnel``: one file a verb, and one way to report a failure.
+
+Imports the facade, rpc, diagnostics, cluster and config; nothing of the operating system.
+"""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from tunnel import bench as measures
-from tunnel.lab import Host, Lab, LabError, need_privilege
+from tunnel.testing import bench as measures
+from tunnel.testing.lab import Host, Lab, LabError, need_privilege
 
 Results = Mapping[str, dict[str, float]]
 """Path -> numbers by their key in ``UNITS``."""

@@ -16,14 +16,14 @@ from typing import BinaryIO
 
 import click
 
-from tunnel import capture as captures
-from tunnel import pcapng
-from tunnel.capture import Capture
+from tunnel import Packet
 from tunnel.cli import node
-from tunnel.client import read_status
+from tunnel.diagnostics import capture as captures
+from tunnel.diagnostics import pcapng
+from tunnel.diagnostics.capture import Capture
 from tunnel.errors import ConfigError, DeviceError
-from tunnel.pcapng import Packet
-from tunnel.types import Status
+from tunnel.rpc.client import read_status
+from tunnel.status import Status
 
 Show = Callable[[Packet], None]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from tunnel.config import ClusterConfig, faults, read_config
+from tunnel.config.node import ClusterConfig, faults, read_config
 from tunnel.errors import ConfigError
 
 _Key = tuple[str | int, ...]

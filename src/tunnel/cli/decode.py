@@ -20,7 +20,7 @@ from tunnel.errors import CodecError, ConfigError
 from tunnel.types import Mac, Prefix, parse_prefix
 
 if TYPE_CHECKING:
-    from tunnel.decode import Explanation, Receiver
+    from tunnel.diagnostics.decode import Explanation, Receiver
 
 _MOST = 64 << 20  # bytes of input
 _HEX = re.compile(r"[0-9a-fA-FxX:\s]*")
@@ -83,7 +83,7 @@ def _load() -> Any:
     # What it warns about is this machine's interfaces, not the packets.
     logging.getLogger("scapy").setLevel(logging.ERROR)
     try:
-        from tunnel import decode as inspector  # noqa: PLC0415
+        from tunnel.diagnostics import decode as inspector  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise ConfigError(
             f'decode needs {error.name} (install it with: pip install "tunnel[inspect]")'

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from tunnel.lab import Host, Lab, LabError, need_privilege
+from tunnel.testing.lab import Host, Lab, LabError, need_privilege
 
 _ROUNDS = 2
 _PINGS = 25

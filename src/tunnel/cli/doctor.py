@@ -10,11 +10,12 @@ import click
 
 from tunnel.cli import node
 from tunnel.cli.up import Words, up
-from tunnel.client import Client, find, is_served, nodes
-from tunnel.config import ClusterConfig, Config
-from tunnel.doctor import Finding, Level, examine, try_peers
-from tunnel.types import Endpoint, Status
-from tunnel.words import WORDS
+from tunnel.config.node import ClusterConfig, Config
+from tunnel.config.options import OPTIONS
+from tunnel.diagnostics.doctor import Finding, Level, examine, try_peers
+from tunnel.rpc.client import Client, find, is_served, nodes
+from tunnel.status import Status
+from tunnel.types import Endpoint
 
 _COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.FAILED: "red"}
 
@@ -23,7 +24,7 @@ _COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.FAILED: "red"}
     params=[
         param
         for param in up.params
-        if param.name == "config" or (param.name or "").replace("_", "-") in WORDS
+        if param.name == "config" or (param.name or "").replace("_", "-") in OPTIONS
     ],
     context_settings={"auto_envvar_prefix": "TUNNEL"},
 )

@@ -14,9 +14,9 @@ from rich.text import Text
 from tunnel.cli import node
 from tunnel.cli.cluster import STORE_WORDS, store_options
 from tunnel.cli.config import ConfigFile
-from tunnel.config import ClusterConfig
+from tunnel.cluster.registry import Registry, SubnetHolder, make_network, make_owner, open_store
+from tunnel.config.node import ClusterConfig
 from tunnel.errors import ConfigError
-from tunnel.registry import Claimed, Registry, make_network, make_owner, open_store
 from tunnel.types import parse_address, parse_prefix
 
 T = TypeVar("T")
@@ -49,7 +49,7 @@ def _ask(
     """What the store answers. Raises TunnelError."""
     given = ConfigFile.read(config).words if config else {}
     given |= {name.replace("_", "-"): value for name, value in words.items() if value}
-    made = ClusterConfig.from_words({name: given[name] for name in STORE_WORDS if name in given})
+    made = ClusterConfig.from_options({name: given[name] for name in STORE_WORDS if name in given})
 
     async def conversation() -> T:
         async with open_store(made) as store:
@@ -181,7 +181,7 @@ def leases(config: Path | None, as_json: bool, **words: Any) -> None:
     node.console().print(table)
 
 
-def _plain(one: Claimed) -> dict[str, Any]:
+def _plain(one: SubnetHolder) -> dict[str, Any]:
     return {
         "subnets": [str(subnet) for subnet in one.subnets],
         "node": one.node,

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 
-from tunnel.client import TIMEOUT, Client, find
+from tunnel.rpc.client import TIMEOUT, Client, find
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from tunnel.cli import node
-from tunnel.client import Client, find
+from tunnel.rpc.client import Client, find
 
 _PAUSE = 0.2  # seconds between two
 _HOPELESS = ("unresolved", "no_route")  # nothing was sent, and the next one would not be

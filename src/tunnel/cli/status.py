@@ -26,8 +26,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tunnel.cli import node
-from tunnel.client import Client, find
 from tunnel.errors import TunnelError
+from tunnel.rpc.client import Client, find
 
 Status = Mapping[str, Any]
 """As the node tells it: the fields of :class:`tunnel.Status` by their names."""

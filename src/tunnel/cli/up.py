@@ -25,10 +25,10 @@ import uvloop
 from tunnel import Tunnel
 from tunnel.cli.cluster import cluster_options
 from tunnel.cli.config import ConfigFile
-from tunnel.cluster import Cluster
-from tunnel.config import ClusterConfig, Config, read_config
+from tunnel.cluster.member import Cluster
+from tunnel.config.node import ClusterConfig, Config, read_config
 from tunnel.errors import ConfigError, TunnelError
-from tunnel.service import Service
+from tunnel.rpc.server import Service
 
 log = logging.getLogger(__name__)
 

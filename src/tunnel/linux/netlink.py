@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path as FilePath
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -21,9 +21,9 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import rt_proto, rt_scope, rt_type
 
 from tunnel.errors import DeviceError
-from tunnel.linux import pipeline
-from tunnel.linux.pipeline import Pipeline
-from tunnel.types import Address, Interface, KernelNeighbour, KernelRoute, Mac, Prefix
+from tunnel.linux import route_batch
+from tunnel.linux.route_batch import RouteBatch
+from tunnel.types import Address, InterfaceAddress, KernelNeighbour, KernelRoute, Mac, Prefix
 
 PROTOCOL = 84
 """Protocol number of our kernel routes and neighbour entries (``ip route show proto 84``), free
@@ -67,7 +67,7 @@ Thing = TypeVar("Thing", Address, Prefix)
 
 
 @dataclass(frozen=True)
-class Path:
+class UnderlayPath:
     """How the kernel would send to an address: from `source`, packets of at most `mtu`
     bytes, outer IP header included, out of the link with index `device`."""
 
@@ -116,7 +116,7 @@ class Netlink:
 
     def __init__(self) -> None:
         self._route = _IPRoute()
-        self._pipeline = Pipeline()
+        self._pipeline = RouteBatch()
 
     async def __aenter__(self) -> Self:
         return self
@@ -172,7 +172,7 @@ class Netlink:
             return False
         return bool(link["flags"] & _IFF_UP)
 
-    async def add_address(self, index: int, address: Interface) -> None:
+    async def add_address(self, index: int, address: InterfaceAddress) -> None:
         """Adds an address; one that is there already is fine. Nobody is asked whether he has it:
         who has which is configured, and an answer would take a second to stay away."""
         with _explained(f"add address {address} to device {name_of(index)}"):
@@ -184,7 +184,7 @@ class Netlink:
                 **({"IFA_FLAGS": _NO_DAD} if address.version == 6 else {}),
             )
 
-    async def remove_address(self, index: int, address: Interface) -> None:
+    async def remove_address(self, index: int, address: InterfaceAddress) -> None:
         """Removes an address; one that is gone already is fine."""
         with _explained(f"remove address {address} from device {name_of(index)}"):
             try:
@@ -195,7 +195,7 @@ class Netlink:
                 if error.code not in (errno.EADDRNOTAVAIL, errno.ENODEV):
                     raise
 
-    async def addresses(self, index: int) -> list[Interface]:
+    async def addresses(self, index: int) -> list[InterfaceAddress]:
         """Those of a device."""
         with _explained(f"read the addresses of device {name_of(index)}"):
             return [
@@ -207,7 +207,7 @@ class Netlink:
 
     async def put_neighbours(self, index: int, macs: Mapping[Address, Mac]) -> None:
         """Tells the kernel for ever behind which MACs addresses on the link are."""
-        flags = pipeline.ACK | _CREATE | _REPLACE
+        flags = route_batch.ACK | _CREATE | _REPLACE
         requests = [_neighbour(index, one, mac=mac) for one, mac in macs.items()]
         refused = await self._tell(_NEWNEIGH, macs, requests, flags=flags)
         for address, number in refused.items():
@@ -238,7 +238,7 @@ class Netlink:
         route, there already, is fine; another's stays as it is. Returns what was refused.
         """
         requests = [_route(index, prefix, via=via) for prefix, via in routes.items()]
-        flags = pipeline.ACK | _CREATE | _EXCL
+        flags = route_batch.ACK | _CREATE | _EXCL
         refused = await self._tell(_NEWROUTE, routes, requests, flags=flags)
         taken = {prefix for prefix, number in refused.items() if number == errno.EEXIST}
         return await self._others(index, taken) | {
@@ -261,7 +261,7 @@ class Netlink:
         things: Iterable[Thing],
         requests: Sequence[bytes],
         *,
-        flags: int = pipeline.ACK,
+        flags: int = route_batch.ACK,
     ) -> dict[Thing, int]:
         """Those of `things` that the kernel refused, with why. A request is about one each."""
         answers = await self._pipeline.ask(kind, requests, flags=flags)
@@ -290,12 +290,12 @@ class Netlink:
                         "del", index=index, address=str(address), prefixlen=message["prefixlen"]
                     )
 
-    async def path_to(self, address: Address) -> Path | None:
+    async def path_to(self, address: Address) -> UnderlayPath | None:
         """The way to an underlay address, None where no route leads there or no address of
         ours could be the source."""
         return (await self.paths_to([address]))[0]
 
-    async def paths_to(self, addresses: Sequence[Address]) -> list[Path | None]:
+    async def paths_to(self, addresses: Sequence[Address]) -> list[UnderlayPath | None]:
         """The way to each of these."""
         requests = [_destined(address) for address in addresses]
         answers = await self._pipeline.ask(_GETROUTE, requests, flags=0)
@@ -308,7 +308,7 @@ class Netlink:
         (answer,) = await self._pipeline.ask(_GETLINK, [_LINK.pack(0, 0, index, 0, 0)], flags=0)
         if isinstance(answer, int):
             raise _refusal(f"read the mtu of device {name_of(index)}", answer)
-        return int.from_bytes(pipeline.parse(answer[_LINK.size :])[_IFLA_MTU], sys.byteorder)
+        return int.from_bytes(route_batch.parse(answer[_LINK.size :])[_IFLA_MTU], sys.byteorder)
 
     async def decide(
         self, destination: Address, *, source: Address | None = None, arrival: str = ""
@@ -502,7 +502,7 @@ def _refuse_routers(device: str) -> None:
     """No default route or address by router advertisement: a peer could give us one, as any host
     of a LAN could. Where sysctls are not to be written, that is how this host wants it."""
     with suppress(OSError):
-        FilePath("/proc/sys/net/ipv6/conf", device, "accept_ra").write_text("0")
+        Path("/proc/sys/net/ipv6/conf", device, "accept_ra").write_text("0")
 
 
 def _family(inner: Address | Prefix) -> int:
@@ -522,7 +522,7 @@ def _route(
     elif via is not None:  # Linux 5.2
         attributes[_RTA_VIA] = _FAMILY.pack(_family(via)) + via.packed
     words = (_family(prefix), prefix.prefixlen, 0, 0, _MAIN_TABLE, PROTOCOL, scope, _UNICAST)
-    return _ROUTE.pack(*words, _ONLINK if via else 0) + pipeline.put(attributes)
+    return _ROUTE.pack(*words, _ONLINK if via else 0) + route_batch.put(attributes)
 
 
 def _neighbour(index: int, address: Address, *, mac: Mac | None = None) -> bytes:
@@ -530,24 +530,24 @@ def _neighbour(index: int, address: Address, *, mac: Mac | None = None) -> bytes
     attributes = {_NDA_DST: address.packed}
     if mac is not None:
         attributes |= {_NDA_LLADDR: mac.packed, _NDA_PROTOCOL: bytes([PROTOCOL])}
-    return _NEIGHBOUR.pack(_family(address), index, _PERMANENT, 0, 0) + pipeline.put(attributes)
+    return _NEIGHBOUR.pack(_family(address), index, _PERMANENT, 0, 0) + route_batch.put(attributes)
 
 
 def _destined(address: Address) -> bytes:
     """A request for the way to an address."""
     length = address.max_prefixlen
     words = (_family(address), length, 0, 0, 0, 0, 0, 0, 0)
-    return _ROUTE.pack(*words) + pipeline.put({_RTA_DST: address.packed})
+    return _ROUTE.pack(*words) + route_batch.put({_RTA_DST: address.packed})
 
 
-def _read_way(message: bytes) -> Path | None:
+def _read_way(message: bytes) -> UnderlayPath | None:
     """Its MTU is 0 where it is the device's; None where no address of ours could be the source."""
-    words = pipeline.parse(message[_ROUTE.size :])
+    words = route_batch.parse(message[_ROUTE.size :])
     if _RTA_PREFSRC not in words or _RTA_OIF not in words:
         return None
     (device,) = _LINK_INDEX.unpack(words[_RTA_OIF])
-    mtu = pipeline.parse(words.get(_RTA_METRICS, b"")).get(_RTAX_MTU, bytes(4))
-    return Path(
+    mtu = route_batch.parse(words.get(_RTA_METRICS, b"")).get(_RTAX_MTU, bytes(4))
+    return UnderlayPath(
         ipaddress.ip_address(words[_RTA_PREFSRC]), int.from_bytes(mtu, sys.byteorder), device
     )
 

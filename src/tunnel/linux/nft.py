@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from tunnel.errors import DeviceError
-from tunnel.linux.privileges import NET_ADMIN, lend
+from tunnel.linux.capabilities import NET_ADMIN, lend
 
 _PATH = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"  # Debian's for users lacks these
 _TIMEOUT = 10.0  # seconds

@@ -11,12 +11,12 @@ import os
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path as FilePath
+from pathlib import Path
 
-from tunnel.config import Config
+from tunnel.config.node import Config
 from tunnel.errors import ConfigError, UnderlayError
 from tunnel.linux import udp
-from tunnel.linux.netlink import Netlink, Path
+from tunnel.linux.netlink import Netlink, UnderlayPath
 from tunnel.types import ANY_VTEP_MAC, Address, Endpoint, Mac, Prefix
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Underlay:
         self._netlink = netlink
         self._sockets: dict[int, list[list[socket.socket]]] = {}
         self._probes: dict[int, socket.socket] = {}
-        self._paths: dict[int, Path] = {}  # by peer index
+        self._paths: dict[int, UnderlayPath] = {}  # by peer index
         self._addresses: dict[int, Address] = {}  # by peer index
 
     @property
@@ -158,7 +158,9 @@ class Underlay:
             self._addresses[index] = address
         return refused
 
-    def _check(self, endpoint: Endpoint, address: Address, path: Path) -> ConfigError | None:
+    def _check(
+        self, endpoint: Endpoint, address: Address, path: UnderlayPath
+    ) -> ConfigError | None:
         local = self.locals.setdefault(address.version, path.source)
         if (address, endpoint.port) == (local, self._config.port):
             return ConfigError(f"peer {endpoint} is this node itself (leave it out)")
@@ -267,7 +269,7 @@ class Underlay:
         return error
 
 
-def _carried_by(path: Path) -> int:
+def _carried_by(path: UnderlayPath) -> int:
     return min(path.mtu, _TRAIN_BYTES) - OVERHEAD[path.source.version]
 
 
@@ -288,7 +290,7 @@ def _held(addresses: Iterable[Address], prefixes: Iterable[Prefix]) -> dict[Addr
 def _forwards() -> bool:
     """Whether this host, in our network namespace, routes others' packets."""
     switches = ("ipv4/ip_forward", "ipv6/conf/all/forwarding")
-    paths = [FilePath("/proc/sys/net", switch) for switch in switches]
+    paths = [Path("/proc/sys/net", switch) for switch in switches]
     return any(path.exists() and path.read_text().strip() != "0" for path in paths)
 
 

@@ -508,7 +508,7 @@ static PyObject *letter(const struct inbox *inbox, unsigned index)
                          (Py_ssize_t)MAC_SIZE, body);
 }
 
-static PyObject *take_letters(struct forwarder *forwarder, PyObject *Py_UNUSED(none))
+static PyObject *take_control_messages(struct forwarder *forwarder, PyObject *Py_UNUSED(none))
 {
     struct inbox *inbox = &forwarder->inbox;
     PyObject *list = PyList_New(inbox->count);
@@ -567,7 +567,7 @@ static struct forwarder *enter(ForwarderObject *self)
     X(counters, METH_VARARGS)                                                                      \
     X(sent, METH_NOARGS)                                                                           \
     X(work, METH_NOARGS)                                                                           \
-    X(take_letters, METH_NOARGS)                                                                   \
+    X(take_control_messages, METH_NOARGS)                                                                   \
     X(count_bad_control, METH_VARARGS)
 
 #define THROUGH_GATE(name, flags)                                                                  \

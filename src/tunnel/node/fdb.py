@@ -1,0 +1,71 @@
+"""
+The FDB of a node that carries frames, as people see and change it: by MACs, VLANs and endpoints.
+
+The packet path has the same table by indices (``native/fdb.c``), learns in it and looks up there.
+The entries of the peers' VTEPs come and go with the peers (``vteps.py``), and nobody else may
+touch them.
+"""
+
+from __future__ import annotations
+
+from tunnel._native import Fdb
+from tunnel.errors import ConfigError
+from tunnel.node.node import Node
+from tunnel.status import FdbEntry
+from tunnel.types import Endpoint, Mac
+
+
+def entries(node: Node) -> tuple[FdbEntry, ...]:
+    """Raises ConfigError in TUN mode, as all of these do."""
+    peers = {index: endpoint for endpoint, index in node.peers.indices.items()}
+    return tuple(
+        FdbEntry(Mac(mac), vlan, peers[index], static=static, seconds=seconds)
+        for mac, vlan, index, static, seconds in _table(node).entries()
+        if index in peers
+    )
+
+
+def add(node: Node, mac: Mac, *, vlan: int | None, peer: str | Endpoint) -> None:
+    """Raises ConfigError: no such peer or VLAN, or the MAC is that of a VTEP."""
+    table = _table(node)
+    index = node.peers.indices[node.peers.known(peer)]
+    _check(node, mac, vlan=vlan)
+    table.put(mac.packed, vlan, index)
+
+
+def remove(node: Node, mac: Mac, *, vlan: int | None) -> None:
+    """Raises ConfigError: there is none, or it is that of a VTEP."""
+    table = _table(node)
+    _check(node, mac, vlan=vlan)
+    if not table.remove(mac.packed, vlan):
+        where = "" if vlan is None else f" vlan {vlan}"
+        raise ConfigError(f"FDB entry {mac}{where} is not there (see tunnel fdb list)")
+
+
+def flush(node: Node, *, learned: bool) -> tuple[FdbEntry, ...]:
+    """Removes all but those of VTEPs, or only the `learned` ones. Returns which."""
+    table, owner = _table(node), node.peers.vteps.owner
+    if learned:
+        gone = [entry for entry in entries(node) if not entry.static]
+    else:
+        gone = [entry for entry in entries(node) if entry.vlan or not owner(entry.mac)]
+    return tuple(entry for entry in gone if table.remove(entry.mac.packed, entry.vlan))
+
+
+def _table(node: Node) -> Fdb:
+    if node.fdb is None:
+        raise ConfigError(
+            f"{node.config.name} has no FDB: packets go by their routes (see --mode tap)"
+        )
+    return node.fdb
+
+
+def _check(node: Node, mac: Mac, *, vlan: int | None) -> None:
+    """That this is an entry which people may change."""
+    if vlan is not None and not 1 <= vlan <= 4094:
+        raise ConfigError(f"VLAN {vlan} is out of range (1 to 4094)")
+    owner = node.peers.vteps.owner(mac) if vlan is None else None
+    if owner is not None:
+        raise ConfigError(f"FDB entry {mac} is that of peer {owner} itself (it goes with it)")
+    if mac == node.underlay.mac:
+        raise ConfigError(f"MAC {mac} is this node's own (no peer can have it)")

@@ -1,0 +1,154 @@
+"""
+All workers of one tunnel as one: changes go to each of them, counters are their sum.
+
+A worker is one queue of the device, one socket that receives, a forwarder between them, and
+what waits for both: the event loop if it is the only one, else a thread of its own. The kernel
+gives each flow to one worker, on the way out by the device's queue and on the way in by the
+sockets' common port.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from tunnel._native import DROP_REASONS, WORK, Forwarder
+from tunnel.linux.epoll import Poller, ThreadedPoller
+from tunnel.protocol.control_frames import ControlMessage
+from tunnel.status import PeerStats, Traffic
+from tunnel.types import Mac
+
+RouteRow = tuple[bytes, int, int]
+"""Packed network address, prefix length, peer index."""
+
+NOBODY, GONE = -1, -2
+"""Stand for a peer's index: what belongs to no peer that is known, and to those removed."""
+
+
+class Workers:
+    """
+    Args:
+        forwarders: At least one.
+        attend: Called in the loop when an offload was turned off or letters came.
+        failed: Called in the loop when a descriptor, its error's `filename`, is of no use.
+    """
+
+    def __init__(
+        self,
+        forwarders: Sequence[Forwarder],
+        *,
+        attend: Callable[[], None],
+        failed: Callable[[OSError], None],
+    ) -> None:
+        kind = Poller if len(forwarders) == 1 else ThreadedPoller
+        self._forwarders = forwarders
+        self._watches = [kind(one, attend=attend, failed=failed) for one in forwarders]
+
+    def __len__(self) -> int:
+        return len(self._forwarders)
+
+    def start(self, queues: Iterable[int]) -> None:
+        """Packets begin to move: what the sockets have and what the device's `queues` give."""
+        for watch, queue in zip(self._watches, queues, strict=True):
+            watch.add(queue)
+            watch.start()
+
+    def close(self) -> None:
+        """No packet moves any more. Tables and counters can still be read."""
+        for watch in self._watches:
+            watch.close()
+
+    def listen(self, family: int, sockets: Iterable[Sequence[int]]) -> None:
+        """Takes each worker's sockets of an underlay family (4 or 6), the one that receives
+        first."""
+        for forwarder, watch, own in zip(self._forwarders, self._watches, sockets, strict=True):
+            forwarder.set_sockets(family, own)
+            watch.add(own[0])
+
+    def set_peer(self, index: int, address: bytes | None, *, port: int, mac: Mac) -> None:
+        for forwarder in self._forwarders:
+            forwarder.set_peer(index, address, port, mac.packed)
+
+    def remove_peer(self, index: int) -> None:
+        for forwarder in self._forwarders:
+            forwarder.remove_peer(index)
+
+    def set_mtu(self, index: int, mtu: int) -> None:
+        """Largest inner packet that the path to a peer takes, in bytes; 0 where not known."""
+        for forwarder in self._forwarders:
+            forwarder.set_mtu(index, mtu)
+
+    def set_trains(self, index: int, on: bool) -> None:
+        for forwarder in self._forwarders:
+            forwarder.set_trains(index, on)
+
+    def take_control_messages(self) -> list[ControlMessage]:
+        """Control frames, and copies of ARP and NDP messages, that came."""
+        return [
+            letter for forwarder in self._forwarders for letter in forwarder.take_control_messages()
+        ]
+
+    def set_neighbours(self, neighbours: Sequence[tuple[bytes, bytes]]) -> None:
+        """Packed overlay addresses and MACs by which ARP and NDP are answered: ours for peers in
+        TUN mode, those of peers for the device in TAP mode."""
+        for forwarder in self._forwarders:
+            forwarder.set_neighbours(neighbours)
+
+    def count_bad_control(self, index: int) -> None:
+        """Counts a letter that could not be read."""
+        self._forwarders[0].count_bad_control(index)
+
+    def set_routes(self, routes: Sequence[RouteRow]) -> None:
+        for forwarder in self._forwarders:
+            forwarder.set_routes(routes)
+
+    def owner(self, address: bytes) -> int:
+        """Index of the peer that owns a packed overlay address, -1 if none does."""
+        return self._forwarders[0].lookup(address)
+
+    def trace(self, packet: bytes) -> list[tuple[int, bool, int, int, bytes]]:
+        """What each worker would do with a packet or frame: see ``Forwarder.trace``."""
+        return [forwarder.trace(packet) for forwarder in self._forwarders]
+
+    def stats(self, index: int) -> PeerStats:
+        """Of one peer, of nobody, or of all that have gone."""
+        every = [forwarder.counters(index) for forwarder in self._forwarders]
+        out_packets, out_bytes, in_packets, in_bytes = _sums([one[:4] for one in every])
+        drops = _sums([one[4] for one in every])
+        names = (name for name, _, _ in DROP_REASONS)
+        return PeerStats(
+            outbound=Traffic(out_packets, out_bytes),
+            inbound=Traffic(in_packets, in_bytes),
+            drops={name: count for name, count in zip(names, drops, strict=True) if count},
+        )
+
+    def sent(self) -> list[int]:
+        """Packets sent to each peer, by index; 0 where there is none."""
+        return _sums([forwarder.sent() for forwarder in self._forwarders])
+
+    def last_drop(self, index: int) -> str | None:
+        """Reason of a peer's last drop, by the first worker that had one."""
+        for forwarder in self._forwarders:
+            reason = forwarder.counters(index)[5]
+            if reason >= 0:
+                return DROP_REASONS[reason][0]
+        return None
+
+    def work(self) -> dict[str, int]:
+        """How packets were moved, by name."""
+        sums = _sums([forwarder.work() for forwarder in self._forwarders])
+        return dict(zip(WORK, sums, strict=True))
+
+    def trains(self, index: int) -> bool:
+        """Whether the peer gets trains from every worker."""
+        return all(forwarder.trains(index) for forwarder in self._forwarders)
+
+    @property
+    def coalescing(self) -> tuple[bool, bool]:
+        """(TCP, UDP): whether the device still takes super-packets from every worker."""
+        both = [forwarder.coalescing for forwarder in self._forwarders]
+        return all(tcp for tcp, _ in both), all(udp for _, udp in both)
+
+
+def _sums(rows: Sequence[tuple[int, ...]]) -> list[int]:
+    """Of each column."""
+    return [sum(column) for column in zip(*rows, strict=True)]

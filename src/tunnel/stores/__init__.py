@@ -1,1 +1,0 @@
-"""Stores of a cluster, one file a kind: nothing else knows how one works."""

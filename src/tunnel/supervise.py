@@ -1,0 +1,123 @@
+"""
+Long-lived tasks that survive their own faults.
+
+    a task fails unexpectedly  ->  logged, restarted with backoff, unhealthy meanwhile
+
+A task is a coroutine function that runs until it is cancelled. What it expects to go wrong it
+handles itself; what reaches the supervisor is a bug or a surprise of the operating system, and one
+of those must not end another task, or stay unseen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+
+log = logging.getLogger(__name__)
+
+SHORTEST, LONGEST = 0.5, 30.0
+"""Seconds before a restart: doubled with each failure in a row, up to the latter."""
+
+
+@dataclass(frozen=True)
+class TaskHealth:
+    """
+    One supervised task.
+
+    Attributes:
+        healthy: False from a failure until the restarted task has run for as long as it waited.
+        failures: How often it has failed since the node opened.
+        why: The last failure in one line, empty if there was none.
+    """
+
+    name: str
+    healthy: bool = True
+    failures: int = 0
+    why: str = ""
+
+
+class Supervisor:
+    """
+    The long-lived tasks of one node.
+
+    Args:
+        owner: Name of the node, for the log.
+        changed: Called when the health of a task has changed.
+    """
+
+    def __init__(self, owner: str, *, changed: Callable[[], None] = lambda: None) -> None:
+        self._owner, self._changed = owner, changed
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._health: dict[str, TaskHealth] = {}
+
+    @property
+    def tasks(self) -> tuple[TaskHealth, ...]:
+        """The health of each task, in the order of their start."""
+        return tuple(self._health.values())
+
+    @property
+    def healthy(self) -> bool:
+        """Whether every task is."""
+        return all(task.healthy for task in self._health.values())
+
+    def start(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Runs `work` until :meth:`stop` or :meth:`close`; a return ends it for good."""
+        assert name not in self._tasks, f"{name} runs already"
+        self._health[name] = TaskHealth(name)
+        self._tasks[name] = asyncio.create_task(self._keep(name, work), name=name)
+
+    async def stop(self, names: Iterable[str]) -> None:
+        """Cancels these tasks and waits for their end; a task that does not run is fine."""
+        ending = [task for name in names if (task := self._tasks.pop(name, None)) is not None]
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Cancels every task and waits for their end."""
+        await self.stop(tuple(self._tasks))
+
+    def failed(self, name: str, error: BaseException) -> None:
+        """Records that `name` failed: for what is no task, like a thread."""
+        before = self._health.get(name, TaskHealth(name))
+        why = f"{type(error).__name__}: {error}"
+        # The traceback once: a fault that repeats would fill the log with it.
+        repeated = why == before.why
+        log.error(
+            "%s: %s failed: %s (restarts it)",
+            self._owner,
+            name,
+            why,
+            exc_info=None if repeated else error,
+        )
+        self._set(TaskHealth(name, healthy=False, failures=before.failures + 1, why=why))
+
+    def recovered(self, name: str) -> None:
+        """Records that `name` runs again."""
+        before = self._health.get(name, TaskHealth(name))
+        if not before.healthy:
+            log.info("%s: %s runs again", self._owner, name)
+            self._set(TaskHealth(name, failures=before.failures, why=before.why))
+
+    def _set(self, health: TaskHealth) -> None:
+        self._health[health.name] = health
+        self._changed()
+
+    async def _keep(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        loop, pause = asyncio.get_running_loop(), SHORTEST
+        while True:
+            begun = loop.time()
+            proven = loop.call_later(pause, self.recovered, name)
+            try:
+                await work()
+                return
+            except Exception as error:
+                self.failed(name, error)
+            finally:
+                proven.cancel()
+            # A task that ran for long fails anew, not again.
+            pause = SHORTEST if loop.time() - begun > LONGEST else pause
+            await asyncio.sleep(pause)
+            pause = min(LONGEST, 2 * pause)

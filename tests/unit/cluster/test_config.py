@@ -1,0 +1,137 @@
+"""What a node of a cluster is told: words that go together, and those that do not."""
+
+import ipaddress
+from pathlib import Path
+
+import pytest
+
+from tunnel.cli.up import up
+from tunnel.config.node import ClusterConfig, Config, faults, read_config
+from tunnel.errors import ConfigError
+from tunnel.types import DEFAULT_PORT
+
+STORE = {"etcd-endpoints": "http://192.0.2.9:2379"}
+
+
+def made(**words: object) -> ClusterConfig:
+    config = read_config({**STORE, **{name.replace("_", "-"): one for name, one in words.items()}})
+    assert isinstance(config, ClusterConfig)
+    return config
+
+
+def test_without_a_store_it_is_a_config() -> None:
+    assert isinstance(read_config({"subnet": "10.1.0.0/24"}), Config)
+
+
+def test_defaults_are_flannels() -> None:
+    config = made()
+    assert config.etcd_endpoints == ("http://192.0.2.9:2379",)
+    assert config.etcd_prefix == "/coreos.com/network"
+    assert (config.margin, config.ttl) == (60, 86400)
+    assert config.state_dir == Path("/var/lib/tunnel")
+    assert config.node == Config()
+
+
+def test_many_endpoints_in_one_word_or_in_many() -> None:
+    endpoints = ("http://192.0.2.9:2379", "http://192.0.2.8:2379")
+    assert made(etcd_endpoints=", ".join(endpoints)).etcd_endpoints == endpoints
+    assert made(etcd_endpoints=list(endpoints)).etcd_endpoints == endpoints
+    assert made(etcd_endpoints=endpoints).etcd_endpoints == endpoints
+
+
+def test_a_prefix_has_no_slash_at_its_end() -> None:
+    assert made(etcd_prefix="/a/b/").etcd_prefix == "/a/b"
+
+
+def test_numbers_of_the_environment_are_text() -> None:
+    assert made(subnet_lease_renew_margin="90", subnet_lease_ttl="600").margin == 90
+
+
+def test_a_subnet_is_what_it_would_like_to_have() -> None:
+    config = made(subnet=["10.42.7.0/24"], address=["10.42.7.1/24"])
+    assert config.prefer == (ipaddress.ip_network("10.42.7.0/24"),)
+    assert config.node.subnets == ()
+    assert [str(one) for one in config.node.addresses] == ["10.42.7.1/24"]
+
+
+def test_what_the_store_says_makes_it_whole() -> None:
+    config = made(subnet_file="/run/subnet.env", ip_masq=True, peer="192.0.2.7=10.7.0.0/16")
+    subnet, network = (ipaddress.ip_network(one) for one in ("10.42.7.0/24", "10.42.0.0/16"))
+    node = config.joined(subnets=(subnet,), networks=(network,), vni=7)
+    assert (node.subnets, node.networks, node.vni) == ((subnet,), (network,), 7)
+    assert (node.port, node.subnet_file, node.ip_masq) == (
+        DEFAULT_PORT,
+        Path("/run/subnet.env"),
+        True,
+    )
+    assert [str(one) for one in node.addresses] == ["10.42.7.0/32"]
+    # The name is that of the device, which is there by then.
+    assert node.name == "tunnel1"
+    with pytest.raises(ConfigError, match="overlaps"):
+        config.joined(subnets=(ipaddress.ip_network("10.7.1.0/24"),), networks=())
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "says"),
+    [
+        ({**STORE, "store": "/srv/x"}, "store", "etcd-endpoints another store"),
+        ({**STORE, "vni": 3}, "vni", "network in the store says"),
+        ({**STORE, "port": 3}, "port", "network in the store says"),
+        ({**STORE, "network": ["10.0.0.0/8"]}, "network", "network in the store says"),
+        ({**STORE, "etcd-prefix": "a"}, "etcd-prefix", "does not begin with /"),
+        ({**STORE, "public-ip": "2001:db8::1"}, "public-ip", "is no IPv4 address"),
+        ({**STORE, "public-ipv6": "192.0.2.1"}, "public-ipv6", "is no IPv6 address"),
+        ({**STORE, "iface-regex": "("}, "iface-regex", "no regular expression"),
+        ({**STORE, "iface-can-reach": "x"}, "iface-can-reach", "no IPv4 or IPv6 address"),
+        ({**STORE, "subnet-lease-renew-margin": 0}, "subnet-lease-renew-margin", "1 to 1440"),
+        ({**STORE, "subnet-lease-ttl": "x"}, "subnet-lease-ttl", "no whole number"),
+        ({**STORE, "state-dir": "here"}, "state-dir", "no absolute path"),
+        ({**STORE, "subnet-file": "/"}, "subnet-file", "is no file"),
+        ({**STORE, "etcd-cafiles": "x"}, "etcd-cafiles", "did you mean 'etcd-cafile'"),
+        ({"store": "here"}, "store", "no absolute path"),
+        ({"iface": ["eth0"]}, "iface", "give etcd-endpoints or store as well"),
+        ({"state-dir": "/x"}, "state-dir", "give etcd-endpoints or store as well"),
+    ],
+)
+def test_what_cannot_be_is_named(words: dict[str, object], key: str, says: str) -> None:
+    wrong = faults(words)
+    assert [one.key[0] for one in wrong] == [key]
+    with pytest.raises(ConfigError, match=says):
+        read_config(words)
+
+
+def test_flannels_variables_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what a flag says goes first, then our own variable."""
+    given = {
+        "FLANNELD_ETCD_ENDPOINTS": "http://192.0.2.9:2379,http://192.0.2.8:2379",
+        "FLANNELD_ETCD_PREFIX": "/here",
+        "FLANNELD_ETCD_CAFILE": "ca.pem",
+        "FLANNELD_ETCD_CERTFILE": "node.pem",
+        "FLANNELD_ETCD_KEYFILE": "node.key",
+        "FLANNELD_ETCD_USERNAME": "me",
+        "FLANNELD_ETCD_PASSWORD": "secret",
+        "FLANNELD_PUBLIC_IP": "192.0.2.1",
+        "FLANNELD_PUBLIC_IPV6": "2001:db8::1",
+        "FLANNELD_IFACE": "eth1",
+        "FLANNELD_IFACE_REGEX": "eth.*",
+        "FLANNELD_IFACE_CAN_REACH": "192.0.2.9",
+        "FLANNELD_SUBNET_FILE": "/run/flannel/subnet.env",
+        "FLANNELD_SUBNET_LEASE_RENEW_MARGIN": "30",
+        "FLANNELD_IP_MASQ": "true",
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TUNNEL_ETCD_USERNAME", "ours")
+    words = up.make_context("up", ["--etcd-prefix", "/there"]).params
+    names = [name.removeprefix("FLANNELD_").lower() for name in given]
+    config = made(**{name: words[name] for name in names})
+    assert config.etcd_endpoints == ("http://192.0.2.9:2379", "http://192.0.2.8:2379")
+    assert (config.etcd_prefix, config.etcd_username) == ("/there", "ours")
+    files = config.etcd_cafile, config.etcd_certfile, config.etcd_keyfile
+    assert files == ("ca.pem", "node.pem", "node.key")
+    assert config.etcd_password == "secret"
+    assert [str(config.public_ip), str(config.public_ipv6)] == ["192.0.2.1", "2001:db8::1"]
+    assert (config.iface, config.iface_regex) == (("eth1",), ("eth.*",))
+    assert str(config.iface_can_reach) == "192.0.2.9"
+    assert config.subnet_file == Path("/run/flannel/subnet.env")
+    assert (config.margin, config.ip_masq) == (30, True)

@@ -1,0 +1,507 @@
+"""What doctor makes of facts, as a table; what a firewall does to a datagram, as another."""
+
+import errno
+import ipaddress
+import json
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.cli.test_node_verbs import check
+from tests.unit.rpc.test_server import served
+from tunnel import Config, Endpoint, Mac, Peer, PeerState, PeerStatus, Status, Traffic, TunnelError
+from tunnel.cli import main
+from tunnel.diagnostics.doctor import Finding, Level, diagnose, examine
+from tunnel.diagnostics.firewall import INBOUND, OUTBOUND, Datagram, Firewall
+from tunnel.diagnostics.host_report import HostReport, Way, config_of
+from tunnel.linux import hostinfo
+from tunnel.rpc.client import read_status
+
+OURS, THEIRS = ipaddress.ip_address("192.0.2.1"), ipaddress.ip_address("192.0.2.2")
+END = Endpoint("192.0.2.2")
+PEER = Peer(END, ["10.244.2.0/24"])
+WAY = Way(END, THEIRS, OURS, "eth0", "eth0", 1500)
+CONFIG = Config(subnets=["10.244.1.0/24"], peers=[PEER])
+STARTING = HostReport(CONFIG, ways=(WAY,), forwards=frozenset({4, 6}))
+HEARD = PeerStatus(
+    endpoint=END,
+    address=THEIRS,
+    mac=None,
+    prefixes=PEER.prefixes,
+    state=PeerState.UP,
+    seconds=9.0,
+    rtt=0.001,
+    loss=0.0,
+    path_mtu=1450,
+    trains=True,
+    outbound=Traffic(7, 700),
+    inbound=Traffic(7, 700),
+    drops={},
+    last_drop=None,
+)
+STATUS = Status(
+    name="tunnel1",
+    device="tunnel1",
+    vni=1,
+    endpoints=("192.0.2.1:8472",),
+    mac=Mac.parse("02:00:5e:00:53:01"),
+    mtu=1450,
+    offloads=frozenset({"tso", "uso", "trains", "gro"}),
+    workers=1,
+    seconds=10.0,
+    peers=(HEARD,),
+    drops={},
+    subnets=CONFIG.subnets,
+)
+RUNNING = replace(
+    STARTING,
+    status=STATUS,
+    device_mtu=1450,
+    trains={END: True},
+    led_to={PEER.prefixes[0]: "tunnel1"},
+)
+QUIET = Traffic()
+
+
+def running(**changes: Any) -> HostReport:
+    return replace(RUNNING, status=replace(STATUS, **changes))
+
+
+def with_peer(**changes: Any) -> HostReport:
+    """The node runs, and of its one peer it knows that."""
+    return replace(running(peers=(replace(HEARD, **changes),)), trains={})
+
+
+RULE = {
+    "nftables": [
+        {
+            "chain": {
+                "family": "ip",
+                "table": "t",
+                "name": "i",
+                "type": "filter",
+                "hook": "input",
+                "policy": "drop",
+            }
+        }
+    ]
+}
+
+FAULTS: dict[str, tuple[HostReport, str, Level, str]] = {
+    "no privilege": (replace(STARTING, net_admin=False), "privileges", Level.FAILED, "NET_ADMIN"),
+    "no file": (replace(STARTING, tun_error=errno.ENOENT), "tun", Level.FAILED, "does not exist"),
+    "no right": (replace(STARTING, tun_error=errno.EACCES), "tun", Level.FAILED, "denied"),
+    "vxlan": (
+        replace(STARTING, port_error="in use", vxlan="vx0"),
+        "port",
+        Level.FAILED,
+        "ip link delete vx0",
+    ),
+    "a process": (
+        replace(STARTING, port_error="in use", holders={7: "socat"}),
+        "port",
+        Level.FAILED,
+        "in use by socat (pid 7) (choose another --port, or stop it: kill 7",
+    ),
+    "another address": (
+        replace(STARTING, port_error="local address 192.0.2.9 is not on this host (choose one)"),
+        "port",
+        Level.FAILED,
+        "local address 192.0.2.9 is not on this host (choose one)",
+    ),
+    "a firewall": (
+        replace(STARTING, ruleset=RULE),
+        "firewall",
+        Level.FAILED,
+        "nft insert rule ip t i udp dport 8472 accept",
+    ),
+    "no peer, a firewall": (
+        replace(STARTING, ruleset=RULE, ways=()),
+        "firewall",
+        Level.FAILED,
+        "from anybody",
+    ),
+    "a secret firewall": (
+        replace(STARTING, ruleset_error="nft is not installed"),
+        "firewall",
+        Level.WARNING,
+        "nft is not installed",
+    ),
+    "another firewall": (
+        replace(STARTING, legacy=True),
+        "firewall",
+        Level.WARNING,
+        "iptables-legacy -S",
+    ),
+    "no name": (
+        replace(STARTING, ways=(Way(Endpoint("b.example")),)),
+        "routes",
+        Level.FAILED,
+        "getent hosts b.example",
+    ),
+    "no route": (
+        replace(STARTING, ways=(Way(END, THEIRS),)),
+        "routes",
+        Level.FAILED,
+        "no route to 192.0.2.2",
+    ),
+    "astray": (
+        replace(RUNNING, led_to={PEER.prefixes[0]: "eth1"}),
+        "routes",
+        Level.FAILED,
+        "10.244.2.0/24 go to eth1",
+    ),
+    "strict, perhaps": (
+        replace(STARTING, ways=(replace(WAY, device="eth1"),), strict=frozenset({"eth0"})),
+        "reverse-path",
+        Level.WARNING,
+        "eth0 filters strictly, and the way back to 192.0.2.2 is eth1",
+    ),
+    "strict, surely": (
+        replace(
+            STARTING, ways=(replace(WAY, device="eth1"),), strict=frozenset({"eth0"}), filtered=3
+        ),
+        "reverse-path",
+        Level.FAILED,
+        "(3 packets so far)",
+    ),
+    "no forwarding": (
+        replace(STARTING, forwards=frozenset({6})),
+        "forwarding",
+        Level.WARNING,
+        "net.ipv4.ip_forward=1",
+    ),
+    "too large": (
+        replace(STARTING, config=Config(mtu=1451, peers=[PEER])),
+        "mtu",
+        Level.FAILED,
+        "1451 is more than the way to 192.0.2.2:8472 carries (1450)",
+    ),
+    "raised": (replace(RUNNING, device_mtu=9000), "mtu", Level.FAILED, "9000 is more"),
+    "a narrow path": (with_peer(path_mtu=1350), "mtu", Level.WARNING, "takes 1350 bytes"),
+    "a bad kernel": (
+        replace(STARTING, lacks=("trains off: kernels 7.0 to 7.1.4 corrupt them",)),
+        "offloads",
+        Level.WARNING,
+        "7.1.4",
+    ),
+    "an offload lost": (
+        running(offloads=frozenset({"tso", "trains", "gro"})),
+        "offloads",
+        Level.WARNING,
+        "not in use: uso",
+    ),
+    "small buffers": (
+        replace(STARTING, buffers=(8 << 20, 212_992)),
+        "buffers",
+        Level.WARNING,
+        "gets 208 of 8192 KiB to receive",
+    ),
+    "a full queue": (
+        replace(RUNNING, overflows=(3, 0)),
+        "overflows",
+        Level.WARNING,
+        "tunnel1 has lost 3 packets",
+    ),
+    "full sockets": (
+        replace(RUNNING, overflows=(0, 1)),
+        "overflows",
+        Level.WARNING,
+        "sockets have lost 1 datagram in",
+    ),
+    "no clock": (replace(STARTING, clock=False), "clock", Level.WARNING, "timesyncd"),
+    "another namespace": (
+        replace(RUNNING, device_mtu=None),
+        "node",
+        Level.FAILED,
+        "not in this network namespace",
+    ),
+    "set down": (
+        replace(RUNNING, device_up=False, led_to={PEER.prefixes[0]: "eth0"}),
+        "node",
+        Level.FAILED,
+        "ip link set tunnel1 up",
+    ),
+    "silent": (
+        with_peer(state=PeerState.SILENT, seconds=30.0),
+        "peers",
+        Level.FAILED,
+        "is silent for 30 s: 7 packets went there, 7 came",
+    ),
+    "never heard": (
+        with_peer(state=PeerState.UNKNOWN, inbound=QUIET),
+        "peers",
+        Level.FAILED,
+        "has never answered: 7 packets went there, none came",
+    ),
+    "a kernel's, never heard": (
+        with_peer(
+            state=PeerState.UNKNOWN, inbound=QUIET, mac=Mac.parse("02:00:5e:00:53:02"), trains=True
+        ),
+        "peers",
+        Level.FAILED,
+        "has never answered",
+    ),
+    "a stranger": (
+        running(drops={"unknown_source": 5, "multicast": 9}),
+        "drops",
+        Level.WARNING,
+        "unknown_source: 5 packets",
+    ),
+    "damaged trains": (
+        replace(RUNNING, trains={END: False}),
+        "trains",
+        Level.FAILED,
+        "trains of datagrams arrive damaged",
+    ),
+    "no answer": (
+        replace(RUNNING, trains={END: None}),
+        "trains",
+        Level.FAILED,
+        "not the self-test",
+    ),
+    "no trains": (
+        with_peer(trains=False),
+        "trains",
+        Level.WARNING,
+        "192.0.2.2:8472 gets none",
+    ),
+}
+
+
+def trouble(facts: HostReport) -> list[Finding]:
+    return [one for one in diagnose(facts) if one.level is not Level.OK]
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_each_fault_is_one_finding(case: str) -> None:
+    facts, name, level, text = FAULTS[case]
+    (finding,) = trouble(facts)
+    assert (finding.check, finding.level) == (name, level)
+    assert text in f"{finding.text} ({finding.advice})"
+    assert finding.advice
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        STARTING,
+        RUNNING,
+        HostReport(Config()),
+        replace(STARTING, clock=None),
+        replace(STARTING, ways=(replace(WAY, home="lo"),), strict=frozenset({"eth0", "lo"})),
+        with_peer(state=PeerState.UNKNOWN, mac=Mac.parse("02:00:5e:00:53:02")),
+        replace(
+            running(device=None, peers=(), offloads=frozenset({"trains"})), led_to={}, trains={}
+        ),
+    ],
+)
+def test_where_nothing_is_wrong_nothing_is_said(facts: HostReport) -> None:
+    assert trouble(facts) == []
+
+
+def test_many_peers_behind_one_rule_are_one_finding() -> None:
+    ends = [Endpoint(f"192.0.2.{n}") for n in range(2, 9)]
+    ways = tuple(Way(end, end.address, OURS, "eth0", "eth0", 1500) for end in ends)
+    (finding,) = trouble(replace(STARTING, ways=ways, ruleset=RULE))
+    assert finding.text.endswith("from 192.0.2.2:8472 and 6 more")
+
+
+# The firewall.
+
+
+def chain(name: str, *, hook: str = "", **words: Any) -> dict[str, Any]:
+    base = {"type": "filter", "hook": hook, "prio": 0, "policy": "accept"} if hook else {}
+    return {"chain": {"family": "inet", "table": "t", "name": name, **base, **words}}
+
+
+def rule(*statements: dict[str, Any], chain: str = "in") -> dict[str, Any]:
+    return {
+        "rule": {
+            "family": "inet",
+            "table": "t",
+            "chain": chain,
+            "handle": 7,
+            "expr": list(statements),
+        }
+    }
+
+
+def match(left: str, right: Any, *, op: str = "==") -> dict[str, Any]:
+    kind, key = left.split()
+    words = {"key": key} if kind in ("meta", "ct") else {"protocol": kind, "field": key}
+    name = kind if kind in ("meta", "ct") else "payload"
+    return {"match": {"op": op, "left": {name: words}, "right": right}}
+
+
+ACCEPT: dict[str, Any] = {"accept": None}
+DROP: dict[str, Any] = {"drop": None}
+PORT = match("udp dport", 8472)
+SET = {"set": {"family": "inet", "table": "t", "name": "s", "elem": [53, {"range": [8000, 9000]}]}}
+LIMIT: dict[str, Any] = {"limit": {"rate": 5, "per": "second"}}
+COMMENT = {"xt": {"type": "match", "name": "comment"}}
+REJECT = {"xt": {"type": "target", "name": "REJECT"}}
+UNKNOWN: dict[str, Any] = {
+    "match": {"op": "==", "left": {"fib": {"result": "type", "flags": ["saddr"]}}, "right": "local"}
+}
+
+PASSES: dict[str, list[dict[str, Any]]] = {
+    "no rule": [],
+    "another port": [rule(match("udp dport", 53), DROP)],
+    "another protocol": [rule(match("tcp dport", 8472), DROP)],
+    "another family": [rule(match("ip6 saddr", "2001:db8::2"), DROP)],
+    "another device": [rule(match("meta iifname", "wlan*"), DROP)],
+    "another source": [
+        rule(match("ip saddr", {"prefix": {"addr": "198.51.100.0", "len": 24}}), DROP)
+    ],
+    "accepted before": [rule(PORT, ACCEPT), rule(DROP)],
+    "in a set": [
+        SET,
+        rule(match("udp dport", "@s"), ACCEPT),
+        rule(DROP),
+    ],
+    "not from there": [rule(match("ip saddr", "192.0.2.2", op="!="), DROP)],
+    "returns": [
+        chain("sub"),
+        rule({"jump": {"target": "sub"}}),
+        rule(PORT, {"return": None}, chain="sub"),
+        rule(DROP, chain="sub"),
+    ],
+    "established alone": [rule(match("ct state", ["established", "invalid"], op="in"), DROP)],
+    "by map": [rule({"vmap": {"key": PORT["match"]["left"], "data": {"set": [[8472, ACCEPT]]}}})],
+    "a drop under a condition": [rule(UNKNOWN, DROP)],
+    "round and round": [rule({"jump": {"target": "in"}})],
+}
+
+EATS: dict[str, tuple[list[dict[str, Any]], bool]] = {
+    "all": ([rule(DROP)], True),
+    "the port": ([rule(PORT, {"counter": {"packets": 0, "bytes": 0}}, DROP)], True),
+    "rejected": ([rule(PORT, {"reject": {"type": "icmp", "expr": "port-unreachable"}})], True),
+    "a larger port": ([rule(match("th dport", 1023, op=">"), DROP)], True),
+    "behind a jump": (
+        [chain("sub"), rule({"jump": {"target": "sub"}}), rule(PORT, DROP, chain="sub")],
+        True,
+    ),
+    "by map": (
+        [rule({"vmap": {"key": {"ct": {"key": "state"}}, "data": {"set": [["new", DROP]]}}})],
+        True,
+    ),
+    "unless accepted": ([rule(UNKNOWN, ACCEPT), rule(DROP)], False),
+    "unless accepted further down": (
+        [
+            chain("sub"),
+            rule(UNKNOWN, {"jump": {"target": "sub"}}),
+            rule(DROP),
+            rule(ACCEPT, chain="sub"),
+        ],
+        False,
+    ),
+    "by iptables": ([rule(COMMENT, REJECT)], True),
+    "above a rate": ([rule(PORT, LIMIT, DROP)], False),
+}
+
+SEEN = Datagram(8472, 4, THEIRS, OURS, "eth0")
+
+
+def losses(entries: list[dict[str, Any]]) -> Iterator[tuple[int | None, bool]]:
+    firewall = Firewall({"nftables": [{"metainfo": {}}, chain("in", hook="input"), *entries]})
+    for loss in firewall.losses(SEEN, hooks=INBOUND):
+        yield loss.handle, loss.sure
+
+
+@pytest.mark.parametrize("case", PASSES)
+def test_rules_that_let_it_pass(case: str) -> None:
+    assert list(losses(PASSES[case])) == []
+
+
+@pytest.mark.parametrize("case", EATS)
+def test_rules_that_eat_it(case: str) -> None:
+    entries, sure = EATS[case]
+    assert list(losses(entries)) == [(7, sure)]
+
+
+@pytest.mark.parametrize(
+    ("words", "hooks", "lost"),
+    [
+        ({"policy": "drop"}, INBOUND, True),
+        ({"policy": "drop"}, OUTBOUND, False),
+        ({"policy": "drop", "hook": "output"}, OUTBOUND, True),
+        ({"policy": "drop", "family": "ip6"}, INBOUND, False),
+        ({"policy": "drop", "family": "bridge"}, INBOUND, False),
+        ({"policy": "drop", "type": "nat"}, INBOUND, False),
+        ({"policy": "drop", "family": "netdev", "hook": "ingress", "dev": "eth0"}, INBOUND, True),
+        ({"policy": "drop", "family": "netdev", "hook": "ingress", "dev": ["x"]}, INBOUND, False),
+    ],
+)
+def test_chains_that_it_meets(words: dict[str, Any], hooks: tuple[str, ...], lost: bool) -> None:
+    firewall = Firewall({"nftables": [chain("in", **{"hook": "input", **words})]})
+    found = firewall.losses(SEEN, hooks=hooks)
+    assert [(loss.handle, loss.sure) for loss in found] == ([(None, True)] if lost else [])
+
+
+# The host.
+
+
+def test_sockets_and_their_owners_are_read() -> None:
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+        sock.bind(("::1", 0))
+        (found,) = hostinfo.udp_sockets(sock.getsockname()[1])
+        assert (str(found.address), found.drops) == ("::1", 0)
+        assert found.inode == os.fstat(sock.fileno()).st_ino
+        assert os.getpid() in hostinfo.owners({found.inode})
+
+
+def test_what_is_not_there_is_not_known() -> None:
+    assert hostinfo.sysctl("no/such/switch") is None
+    assert hostinfo.clock_is_synchronised() in (True, False, None)
+    assert hostinfo.reverse_path_drops() >= 0
+
+
+# A node that runs.
+
+
+async def test_a_status_comes_back_as_it_was(tmp_path: Path) -> None:
+    async with served(tmp_path / "one.sock") as (one, node):
+        await one.ping(one.peers[0])
+        words = json.loads(json.dumps(await node.call("status")))
+        status = read_status(words)
+        now = one.status()
+        for one_told in (status, await node.status()):
+            assert replace(one_told, seconds=0, peers=()) == replace(now, seconds=0, peers=())
+        (told,), (known,) = status.peers, now.peers
+        assert replace(told, seconds=0, rtt=None, loss=None, path_mtu=None) == replace(
+            known, seconds=0, rtt=None, loss=None, path_mtu=None
+        )
+        config = config_of(status)
+        assert (config.port, config.peers) == (one.config.port, one.config.peers)
+        findings = await examine(status=status)
+        assert {one.check for one in findings} >= {"node", "firewall", "routes", "peers"}
+
+
+@pytest.mark.parametrize("words", [{}, {"name": "x"}, {"peers": 7}])
+def test_a_status_of_another_version_is_one_line(words: dict[str, Any]) -> None:
+    with pytest.raises(TunnelError, match="compare tunnel --version"):
+        read_status(words)
+
+
+# The verb.
+
+
+def test_what_is_printed_is_as_the_schema_says(capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["doctor", "--json", "--name", "nobody", "--port", "8479"])
+    report = json.loads(capsys.readouterr().out)
+    check("doctor", report)
+    assert code == (0 if report["healthy"] else 1)
+    assert report["node"] is None
+
+
+def test_words_that_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--mtu", "17"]) == 2
+    assert capsys.readouterr().err == "tunnel: mtu 17 is out of range (68 to 65535)\n"
+    assert main(["doctor", "--control", "/no/such.sock"]) == 2
+    assert "control socket /no/such.sock is not there" in capsys.readouterr().err
