@@ -22,7 +22,8 @@ LAYERS = [
     {"tunnel.linux", "tunnel.protocol", "tunnel.vxlan"},
     {"tunnel._native"},
     {"tunnel.config"},
-    {"tunnel.events", "tunnel.status", "tunnel.supervise", "tunnel.testing"},
+    {"tunnel.events", "tunnel.supervise", "tunnel.testing"},
+    {"tunnel.status"},
     {"tunnel.types"},
     {"tunnel.errors"},
 ]

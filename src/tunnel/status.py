@@ -196,6 +196,23 @@ class StoreStatus:
 
 
 @dataclass(frozen=True)
+class TaskHealth:
+    """
+    One supervised task.
+
+    Attributes:
+        healthy: False from a failure until the restarted task has run for as long as it waited.
+        failures: How often it has failed since the node opened.
+        why: The last failure in one line, empty if there was none.
+    """
+
+    name: str
+    healthy: bool = True
+    failures: int = 0
+    why: str = ""
+
+
+@dataclass(frozen=True)
 class Status:
     """
     A running tunnel.

@@ -13,29 +13,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+
+from tunnel.status import TaskHealth
 
 log = logging.getLogger(__name__)
 
 SHORTEST, LONGEST = 0.5, 30.0
 """Seconds before a restart: doubled with each failure in a row, up to the latter."""
-
-
-@dataclass(frozen=True)
-class TaskHealth:
-    """
-    One supervised task.
-
-    Attributes:
-        healthy: False from a failure until the restarted task has run for as long as it waited.
-        failures: How often it has failed since the node opened.
-        why: The last failure in one line, empty if there was none.
-    """
-
-    name: str
-    healthy: bool = True
-    failures: int = 0
-    why: str = ""
 
 
 class Supervisor:

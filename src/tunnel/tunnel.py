@@ -26,6 +26,7 @@ from tunnel.linux.socketpair import SocketPair
 from tunnel.node import fdb, probes, snapshot
 from tunnel.node.node import ConfigSource, Node
 from tunnel.status import Drop, FdbEntry, Neighbour, Route, Stats, Status
+from tunnel.supervise import Supervisor
 from tunnel.types import (
     DEFAULT_PORT,
     Address,
@@ -360,6 +361,12 @@ class Tunnel:
         """Whether packets can pass: it is open, and nobody has set its device down. What peers
         do is not asked: one that is silent makes the others no worse."""
         return self._node.ready
+
+    @property
+    def supervisor(self) -> Supervisor:
+        """The long-lived tasks of this node; a program may add its own, which :attr:`ready` then
+        depends on as well."""
+        return self._node.supervisor
 
     def status(self, *, look: bool = True) -> Status:
         """

@@ -29,6 +29,7 @@ from tunnel.node.peers import Peers
 from tunnel.node.reconciler import Reconciler
 from tunnel.node.workers import Workers
 from tunnel.status import StoreStatus
+from tunnel.supervise import Supervisor
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class Node:
 
     Attributes:
         fdb: In TAP mode.
+        supervisor: Runs what runs for long.
         kernel: Of the device, None without one.
         opened: When that was.
         failure: Why it closed by itself, None unless it did.
@@ -93,6 +95,7 @@ class Node:
         if config.ageing is not None:  # in TAP mode
             self.fdb = Fdb(limit=_LEARNED, share=_LEARNED_SHARE, ageing=config.ageing)
         self.events = Events()
+        self.supervisor = Supervisor(config.name)
         self.failure: DeviceError | UnderlayError | None = None
         self._captures: set[Closable] = set()
         self._undo = AsyncExitStack()
@@ -110,6 +113,7 @@ class Node:
         self._loop = asyncio.get_running_loop()
         self._undo.callback(self._closed.set)
         self._undo.callback(self.events.close)
+        self._undo.push_async_callback(self.supervisor.close)
         self.opened = time.monotonic()
         self.netlink = await self._undo.enter_async_context(Netlink())
         self.device = await self._open_device()
@@ -243,8 +247,8 @@ class Node:
 
     @property
     def ready(self) -> bool:
-        """Whether packets can pass: it is open, and nobody has set its device down."""
-        return self.is_open and self.device_up
+        """Whether packets can pass: it is open, its device is up, and its tasks run."""
+        return self.is_open and self.device_up and self.supervisor.healthy
 
     @property
     def device_up(self) -> bool:

@@ -92,13 +92,13 @@ class SampleReply:
 
 Message = EchoRequest | EchoReply | Sample | SampleReply
 
-_KINDS: Mapping[object, type[Message]] = {
-    "echo": EchoRequest,
-    "reply": EchoReply,
-    "sample": Sample,
-    "verdict": SampleReply,
+_NAMES: Mapping[type[Message], str] = {
+    EchoRequest: "echo",
+    EchoReply: "reply",
+    Sample: "sample",
+    SampleReply: "verdict",
 }
-_NAMES = {kind: name for name, kind in _KINDS.items()}
+_KINDS: Mapping[object, type[Message]] = {name: kind for kind, name in _NAMES.items()}
 
 
 def kind_of(message: Message) -> str:
