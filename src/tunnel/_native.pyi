@@ -151,7 +151,10 @@ class Forwarder:
         known peer, -2 for peers that were removed, together."""
 
     def sent(self) -> tuple[int, ...]:
-        """Packets sent to each peer, as counted, by index; 0 where there is none."""
+        """Packets sent to each peer, by index; 0 where there is no peer."""
+
+    def received(self) -> tuple[int, ...]:
+        """Packets received from each peer, by index; 0 where there is no peer."""
 
     def work(self) -> tuple[int, ...]:
         """How the packets were moved: see :data:`WORK`."""

@@ -228,6 +228,7 @@ def test_counters_of_a_removed_peer_are_kept_apart() -> None:
         a.send(of("10.0.9.1"))
         rig.inbound()
         assert rig.forwarder.counters(0)[:4] == (2, 64, 1, 32)
+        assert (rig.forwarder.sent()[0], rig.forwarder.received()[0]) == (2, 1)
         assert rig.drops(0) == {"spoofed": 1}
         rig.forwarder.set_routes([])
         rig.forwarder.remove_peer(0)

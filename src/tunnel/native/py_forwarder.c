@@ -475,16 +475,28 @@ static PyObject *counters(struct forwarder *forwarder, PyObject *args)
                          (int)counters->last_drop - 1);
 }
 
-static PyObject *sent(struct forwarder *forwarder, PyObject *Py_UNUSED(none))
+/* Packets of every peer in one direction, by index. */
+static PyObject *packets_by_index(const struct peers *peers, bool inbound)
 {
-    const struct peers *peers = &forwarder->peers;
     PyObject *tuple = PyTuple_New((Py_ssize_t)peers->room);
     for (size_t i = 0; tuple && i < peers->room; i++) {
-        PyObject *value = PyLong_FromUnsignedLongLong(peers->at[i].counters.outbound.packets);
+        const struct counters *counters = &peers->at[i].counters;
+        const struct traffic *traffic = inbound ? &counters->inbound : &counters->outbound;
+        PyObject *value = PyLong_FromUnsignedLongLong(traffic->packets);
         if (!value || PyTuple_SetItem(tuple, (Py_ssize_t)i, value) < 0)
             Py_CLEAR(tuple);
     }
     return tuple;
+}
+
+static PyObject *sent(struct forwarder *forwarder, PyObject *Py_UNUSED(none))
+{
+    return packets_by_index(&forwarder->peers, false);
+}
+
+static PyObject *received(struct forwarder *forwarder, PyObject *Py_UNUSED(none))
+{
+    return packets_by_index(&forwarder->peers, true);
 }
 
 static PyObject *work(struct forwarder *forwarder, PyObject *Py_UNUSED(none))
@@ -566,8 +578,9 @@ static struct forwarder *enter(ForwarderObject *self)
     X(trace, METH_VARARGS)                                                                         \
     X(counters, METH_VARARGS)                                                                      \
     X(sent, METH_NOARGS)                                                                           \
+    X(received, METH_NOARGS)                                                                       \
     X(work, METH_NOARGS)                                                                           \
-    X(take_control_messages, METH_NOARGS)                                                                   \
+    X(take_control_messages, METH_NOARGS)                                                          \
     X(count_bad_control, METH_VARARGS)
 
 #define THROUGH_GATE(name, flags)                                                                  \

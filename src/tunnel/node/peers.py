@@ -403,10 +403,8 @@ class Peers:
         self._timer = None if due is None else self._loop.call_at(due, self._tick)
 
     def _tick(self) -> None:
-        heard = {
-            index: self._workers.stats(index).inbound.packets for index in self.indices.values()
-        }
-        for action in self._membership.tick(heard, now=self._loop.time()):
+        received = dict(enumerate(self._workers.received()))
+        for action in self._membership.tick(received, now=self._loop.time()):
             assert isinstance(action, Resolve)
             _spawn(self._lookups, self.resolve(action.endpoint))
         self._schedule()

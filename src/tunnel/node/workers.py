@@ -122,8 +122,12 @@ class Workers:
         )
 
     def sent(self) -> list[int]:
-        """Packets sent to each peer, by index; 0 where there is none."""
+        """Packets sent to each peer, by index; 0 where there is no peer."""
         return _sums([forwarder.sent() for forwarder in self._forwarders])
+
+    def received(self) -> list[int]:
+        """Packets received from each peer, by index; 0 where there is no peer."""
+        return _sums([forwarder.received() for forwarder in self._forwarders])
 
     def last_drop(self, index: int) -> str | None:
         """Reason of a peer's last drop, by the first worker that had one."""
