@@ -226,7 +226,9 @@ class Node:
             )
             for queue in self.device.queues
         ]
-        return Workers(forwarders, attend=self._attend, failed=self._fail)
+        return Workers(
+            forwarders, supervisor=self.supervisor, attend=self._attend, failed=self._fail
+        )
 
     async def _set_device_up(self) -> None:
         if self.kernel is None or not isinstance(self.device, Device):

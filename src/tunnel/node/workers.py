@@ -10,15 +10,20 @@ sockets' common port.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from tunnel._native import DROP_REASONS, WORK, Forwarder
 from tunnel.linux.epoll import Poller, ThreadedPoller
 from tunnel.protocol.control_frames import ControlMessage
 from tunnel.status import PeerStats, Traffic
+from tunnel.supervise import Supervisor
 from tunnel.types import Mac
 
 RouteRow = tuple[bytes, int, int]
 """Packed network address, prefix length, peer index."""
+
+CONTROL_MESSAGES = "control messages"
+"""Name under which the supervisor knows the reading of control messages."""
 
 NOBODY, GONE = -1, -2
 """Stand for a peer's index: what belongs to no peer that is known, and to those removed."""
@@ -27,42 +32,61 @@ NOBODY, GONE = -1, -2
 class Workers:
     """
     Args:
-        forwarders: At least one.
-        attend: Called in the loop when an offload was turned off or letters came.
-        failed: Called in the loop when a descriptor, its error's `filename`, is of no use.
+        forwarders: At least one, each a worker of its own.
+        supervisor: Restarts a worker that fails.
+        attend: Called in the loop when an offload was turned off or control messages arrived.
+        failed: Called in the loop when a descriptor, the error's `filename`, no longer works. That
+            worker has ended then.
     """
 
     def __init__(
         self,
         forwarders: Sequence[Forwarder],
         *,
+        supervisor: Supervisor,
         attend: Callable[[], None],
         failed: Callable[[OSError], None],
     ) -> None:
         kind = Poller if len(forwarders) == 1 else ThreadedPoller
         self._forwarders = forwarders
-        self._watches = [kind(one, attend=attend, failed=failed) for one in forwarders]
+        self._supervisor, self._attend, self._failed = supervisor, attend, failed
+        self._pollers = [kind(one, attend=self._attend_supervised) for one in forwarders]
 
     def __len__(self) -> int:
         return len(self._forwarders)
 
     def start(self, queues: Iterable[int]) -> None:
-        """Packets begin to move: what the sockets have and what the device's `queues` give."""
-        for watch, queue in zip(self._watches, queues, strict=True):
-            watch.add(queue)
-            watch.start()
+        """Starts to move packets between the sockets and the device's `queues`."""
+        for number, (poller, queue) in enumerate(zip(self._pollers, queues, strict=True), start=1):
+            poller.add(queue)
+            self._supervisor.start(f"worker {number}", partial(self._run, poller))
 
     def close(self) -> None:
-        """No packet moves any more. Tables and counters can still be read."""
-        for watch in self._watches:
-            watch.close()
+        """Stops moving packets. Tables and counters can still be read."""
+        for poller in self._pollers:
+            poller.close()
+
+    async def _run(self, poller: Poller) -> None:
+        try:
+            await poller.run()
+        except OSError as error:
+            self._failed(error)
+
+    def _attend_supervised(self) -> None:
+        """A fault in the control plane stops no packets, but shows in the node's health."""
+        try:
+            self._attend()
+        except Exception as error:
+            self._supervisor.failed(CONTROL_MESSAGES, error)
+        else:
+            self._supervisor.recovered(CONTROL_MESSAGES)
 
     def listen(self, family: int, sockets: Iterable[Sequence[int]]) -> None:
         """Takes each worker's sockets of an underlay family (4 or 6), the one that receives
         first."""
-        for forwarder, watch, own in zip(self._forwarders, self._watches, sockets, strict=True):
+        for forwarder, poller, own in zip(self._forwarders, self._pollers, sockets, strict=True):
             forwarder.set_sockets(family, own)
-            watch.add(own[0])
+            poller.add(own[0])
 
     def set_peer(self, index: int, address: bytes | None, *, port: int, mac: Mac) -> None:
         for forwarder in self._forwarders:
