@@ -24,6 +24,7 @@ LAYERS = [
     {"tunnel.config"},
     {"tunnel.events", "tunnel.supervise", "tunnel.testing"},
     {"tunnel.status"},
+    {"tunnel.prefixes"},
     {"tunnel.types"},
     {"tunnel.errors"},
 ]
@@ -118,6 +119,8 @@ PURE = [
         PACKAGE / "cluster" / f"{name}.py"
         for name in ("cache", "lease", "network", "record", "roster")
     ),
+    PACKAGE / "prefixes.py",
+    PACKAGE / "config" / "rules.py",
     *(PACKAGE / "diagnostics" / f"{name}.py" for name in ("firewall", "flow", "path_trace")),
 ]
 """Rules, which know no clock, socket or loop."""

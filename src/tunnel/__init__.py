@@ -17,7 +17,8 @@ Beside these: ``tunnel.vxlan``, the header codec; ``tunnel.metrics``, for Promet
 from importlib.metadata import version
 
 from tunnel.cluster.member import Cluster
-from tunnel.config.node import ClusterConfig, Config
+from tunnel.config.cluster import ClusterConfig
+from tunnel.config.node import Config
 from tunnel.diagnostics.capture import Capture
 from tunnel.diagnostics.doctor import Finding, Level
 from tunnel.diagnostics.path_trace import Outcome, PathTrace, TraceLayer, TraceStep

@@ -20,7 +20,7 @@ from tests.netns.etcd import Authority, Etcd
 from tests.netns.member import PREFIX, Keys, Member, keys_on, reach, until
 from tests.netns.traffic import inside
 from tunnel.cluster.member import Cluster
-from tunnel.config.node import ClusterConfig, read_config
+from tunnel.config.cluster import ClusterConfig, read_config
 from tunnel.testing.lab import Host, Lab
 
 OUR_TTL = ("--subnet-lease-ttl", "3")

@@ -10,7 +10,8 @@ import click
 
 from tunnel.cli import node
 from tunnel.cli.up import Words, up
-from tunnel.config.node import ClusterConfig, Config
+from tunnel.config.cluster import ClusterConfig
+from tunnel.config.node import Config
 from tunnel.config.options import OPTIONS
 from tunnel.diagnostics.doctor import Finding, Level, examine, try_peers
 from tunnel.rpc.client import Client, find, is_served, nodes

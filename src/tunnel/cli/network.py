@@ -13,9 +13,9 @@ from rich.text import Text
 
 from tunnel.cli import node
 from tunnel.cli.cluster import STORE_WORDS, store_options
-from tunnel.cli.config import ConfigFile
 from tunnel.cluster.registry import Registry, SubnetHolder, make_network, make_owner, open_store
-from tunnel.config.node import ClusterConfig
+from tunnel.config.cluster import ClusterConfig
+from tunnel.config.tomlfile import ConfigFile
 from tunnel.errors import ConfigError
 from tunnel.types import parse_address, parse_prefix
 

@@ -24,9 +24,10 @@ import uvloop
 
 from tunnel import Tunnel
 from tunnel.cli.cluster import cluster_options
-from tunnel.cli.config import ConfigFile
 from tunnel.cluster.member import Cluster
-from tunnel.config.node import ClusterConfig, Config, read_config
+from tunnel.config.cluster import ClusterConfig, read_config
+from tunnel.config.node import Config
+from tunnel.config.tomlfile import ConfigFile
 from tunnel.errors import ConfigError, TunnelError
 from tunnel.rpc.server import Service
 

@@ -20,9 +20,10 @@ from itertools import islice
 from random import Random
 
 from tunnel.cluster.network import Network, make_key, parse_key
-from tunnel.cluster.record import Lease, Record, leases_of, overlap
+from tunnel.cluster.record import Lease, Record, leases_of
 from tunnel.cluster.stores.base import Batch, Change, Snapshot
 from tunnel.errors import ConfigError
+from tunnel.prefixes import overlap
 from tunnel.types import Prefix
 
 TTL = 24 * 3600

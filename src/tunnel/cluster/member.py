@@ -39,7 +39,8 @@ from tunnel.cluster.registry import config_key, open_store, subnets_directory
 from tunnel.cluster.roster import LINGER, Difference, Roster
 from tunnel.cluster.state import Identity, State
 from tunnel.cluster.stores.base import Batch, Snapshot, Store
-from tunnel.config.node import ClusterConfig, Config, differences
+from tunnel.config.cluster import ClusterConfig
+from tunnel.config.node import Config, differences
 from tunnel.errors import (
     ConfigError,
     ConflictError,

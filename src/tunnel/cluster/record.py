@@ -24,6 +24,7 @@ from typing import Any
 from tunnel.cluster.network import BACKEND, parse_key, read_object, spell
 from tunnel.cluster.stores.base import Entry
 from tunnel.errors import ConfigError
+from tunnel.prefixes import overlap
 from tunnel.types import Address, Mac, Prefix, parse_address
 
 _KEPT = 8192
@@ -172,13 +173,6 @@ def leases_of(entries: Mapping[str, Entry], *, directory: str) -> Iterator[Lease
         if key.startswith(directory):
             with suppress(ConfigError):
                 yield Lease.read(key.removeprefix(directory), entry, key=key)
-
-
-def overlap(one: Prefix, other: Prefix) -> bool:
-    """Of whatever families they are."""
-    if isinstance(one, ipaddress.IPv4Network):
-        return isinstance(other, ipaddress.IPv4Network) and one.overlaps(other)
-    return isinstance(other, ipaddress.IPv6Network) and one.overlaps(other)
 
 
 # How a record is read.

@@ -13,10 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tunnel.cluster.network import Network, Pool, faults, make_key
-from tunnel.cluster.record import Lease, Record, leases_of, overlap
+from tunnel.cluster.record import Lease, Record, leases_of
 from tunnel.cluster.stores.base import Store
-from tunnel.config.node import ClusterConfig
+from tunnel.config.cluster import ClusterConfig
 from tunnel.errors import ConfigError, ConflictError, LeaseExpiredError
+from tunnel.prefixes import overlap
 from tunnel.types import Address, Prefix, parse_address
 
 _AT_ONCE = 50  # questions to the store

@@ -31,6 +31,8 @@ from tunnel.cluster.network import Network
 from tunnel.cluster.record import Lease, Record
 from tunnel.cluster.stores.base import Batch, Entry, Snapshot
 from tunnel.errors import ConfigError
+from tunnel.prefixes import Span
+from tunnel.prefixes import span as span_of
 from tunnel.types import Address, Endpoint, Mac, Peer, Prefix
 
 LINGER = 60.0
@@ -349,14 +351,14 @@ class _Assignments:
     are above it, one for each length in use, and below it, next to each other in order."""
 
     def __init__(self) -> None:
-        self._there: dict[_Span, set[_Assignment]] = {}
-        self._order: list[_Span] = []
+        self._there: dict[Span, set[_Assignment]] = {}
+        self._order: list[Span] = []
         self._lengths: Counter[tuple[int, int]] = Counter()  # (version, length) -> spans
 
     def set(self, claims: Iterable[_Assignment], *, there: bool) -> None:
         """Puts claims, or takes them away."""
         for claim in claims:
-            span = _span(claim.subnet)
+            span = span_of(claim.subnet)
             if there:
                 if span not in self._there:
                     insort(self._order, span)
@@ -370,7 +372,7 @@ class _Assignments:
                 self._lengths[span[0], span[2]] -= 1
 
     def overlapping(self, subnet: Prefix) -> Iterator[_Assignment]:
-        version, first, length = _span(subnet)
+        version, first, length = span_of(subnet)
         bits = subnet.max_prefixlen
         for (other, shorter), spans in self._lengths.items():
             if other == version and shorter <= length and spans:
@@ -384,10 +386,3 @@ class _Assignments:
             if span > (version, last, bits):
                 return
             yield from self._there[span]
-
-
-_Span = tuple[int, int, int]  # version, first address, length
-
-
-def _span(subnet: Prefix) -> _Span:
-    return subnet.version, int(subnet.network_address), subnet.prefixlen

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from tunnel.config.node import conflicts
+from tunnel.config.rules import conflicts
 from tunnel.errors import ConfigError, UnderlayError
 from tunnel.types import Address, Endpoint, Peer, Prefix
 

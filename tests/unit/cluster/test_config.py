@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tunnel.cli.up import up
-from tunnel.config.node import ClusterConfig, Config, faults, read_config
+from tunnel.config.cluster import ClusterConfig, faults, read_config
+from tunnel.config.node import Config
 from tunnel.errors import ConfigError
 from tunnel.types import DEFAULT_PORT
 

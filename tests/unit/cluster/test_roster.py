@@ -14,7 +14,7 @@ from tunnel.cluster.network import Network, Pool
 from tunnel.cluster.record import Record
 from tunnel.cluster.roster import LINGER, Difference, Roster
 from tunnel.cluster.stores.base import Batch, Change, Entry, Snapshot
-from tunnel.config.node import conflicts
+from tunnel.config.rules import conflicts
 from tunnel.types import Endpoint, Mac, Peer, Prefix, parse_prefix
 
 DIRECTORY = "/coreos.com/network/subnets/"

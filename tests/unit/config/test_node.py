@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunnel.config.node import Config, faults
+from tunnel.config.cluster import faults
+from tunnel.config.node import Config
 from tunnel.config.options import OFFLOADS
 from tunnel.errors import ConfigError
 from tunnel.types import Mac, Peer

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from tunnel.cli.up import up
-from tunnel.config.node import Config, faults
+from tunnel.config.cluster import faults
+from tunnel.config.node import Config
 from tunnel.errors import ConfigError
 from tunnel.node import masquerade
 from tunnel.node.containers import Containers, subnet_env
