@@ -23,7 +23,8 @@ from tests.netns.test_overlay import pair, up_all
 from tests.netns.traffic import exchange, inside
 from tests.unit.cli.test_node_verbs import check
 from tunnel.linux import packet_socket
-from tunnel.linux.packet_socket import ETHERNET, RAW, PacketSocket, find_interface, port_filter
+from tunnel.linux.bpf import ETHERNET, RAW, port_filter
+from tunnel.linux.packet_socket import PacketSocket, find_interface
 from tunnel.testing.lab import Host, Lab
 
 PYTHON = [sys.executable, "-m", "tunnel"]

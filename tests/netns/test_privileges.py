@@ -14,7 +14,7 @@ import pytest
 from tests.netns.node import Node
 from tests.netns.traffic import exchange, inside
 from tunnel.errors import ConfigError
-from tunnel.linux.capabilities import choose_user
+from tunnel.linux.users import choose_user
 from tunnel.testing.lab import Host, Lab
 
 NET_ADMIN, NET_BIND_SERVICE = 1 << 12, 1 << 10
@@ -24,7 +24,7 @@ NO_OTHER_USER = ["setpriv", "--bounding-set=-setuid,-setgid", "--inh-caps=-all",
 # Drops all it can, then says what happens when it tries.
 TRIES = """
 import ctypes, json, os, socket, subprocess, sys
-from tunnel.linux.capabilities import drop_privileges
+from tunnel.linux.privileges import drop_privileges
 
 def attempt(what):
     try:
@@ -126,7 +126,7 @@ def test_who_may_not_becomes_nobody_else(host: Host, tmp_path: Path) -> None:
     process = host.popen([*NO_OTHER_USER, *command])
     _, errors = process.communicate(timeout=20)
     last = errors.splitlines()[-1]
-    assert "cannot become user nobody: operation not permitted (start it as root" in last
+    assert "cannot change to user nobody: operation not permitted (start it as root" in last
 
 
 def test_who_is_that_user_already_stays_so(host: Host, tmp_path: Path) -> None:
@@ -139,14 +139,14 @@ def test_who_is_that_user_already_stays_so(host: Host, tmp_path: Path) -> None:
 
 
 def test_a_user_that_is_not_there(lab: Lab) -> None:
-    with pytest.raises(ConfigError, match="user no-such-user is not there"):
+    with pytest.raises(ConfigError, match="user no-such-user does not exist"):
         choose_user("no-such-user")
     a = Node(lab.host("a"), 1)
     command = [sys.executable, "-m", "tunnel", "up", "--user", "no-such-user"]
     process = a.host.popen(command)
     _, errors = process.communicate(timeout=10)
     assert process.returncode == 2
-    assert errors.startswith("tunnel: user no-such-user is not there (")
+    assert errors.startswith("tunnel: user no-such-user does not exist (")
     assert len(errors.splitlines()) == 1
 
 
@@ -311,8 +311,8 @@ def test_in_a_user_namespace_it_stays_who_it_is(host: Host) -> None:
     assert thread["CapEff"] == f"{NET_ADMIN:016x}"
     process.terminate()
     _, errors = process.communicate(timeout=10)
-    assert errors.splitlines()[0] == "INFO runs on as root: here it cannot become user nobody"
+    assert errors.splitlines()[0] == "INFO runs as root: it cannot change to user nobody here"
     refused = host.popen(["unshare", "--user", "--map-root-user", "--net", *up, "--user", "nobody"])
     _, errors = refused.communicate(timeout=10)
     assert refused.returncode == 2
-    assert "cannot become user nobody: " in errors
+    assert "cannot change to user nobody: " in errors

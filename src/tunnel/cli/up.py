@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import signal
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
@@ -29,6 +28,7 @@ from tunnel.config.cluster import ClusterConfig, read_config
 from tunnel.config.node import Config
 from tunnel.config.tomlfile import ConfigFile
 from tunnel.errors import ConfigError, TunnelError
+from tunnel.linux.systemd import notifications
 from tunnel.rpc.server import Service
 
 log = logging.getLogger(__name__)
@@ -306,7 +306,7 @@ async def _run(
     down: Callable[[], None],
 ) -> None:
     async with AsyncExitStack() as stack:
-        notify = stack.enter_context(_supervised())
+        notify = stack.enter_context(notifications())
         with words.placing():
             node, tunnel = _make(config, user=user)
         reload = partial(words.reload, node) if words.path else None
@@ -394,21 +394,3 @@ def _reload_on_hangup(tunnel: Tunnel, reload: Callable[[], Awaitable[None]]) -> 
         task.add_done_callback(reloads.discard)
 
     loop.add_signal_handler(signal.SIGHUP, hang_up)
-
-
-@contextmanager
-def _supervised() -> Iterator[Callable[[str], None]]:
-    """Tells systemd, if it asked to be told (sd_notify(3)); connected at once, while we may. A
-    supervisor that does not listen is not our trouble."""
-    path = os.environ.get("NOTIFY_SOCKET", "")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
-        channel.setblocking(False)
-
-        def tell(state: str) -> None:
-            with suppress(OSError):
-                channel.send(state.encode())
-
-        if path:
-            with suppress(OSError):
-                channel.connect("\0" + path[1:] if path.startswith("@") else path)
-        yield tell

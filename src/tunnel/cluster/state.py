@@ -21,7 +21,7 @@ from pathlib import Path
 from tunnel.cluster import cache
 from tunnel.cluster.stores.base import Snapshot
 from tunnel.errors import ConfigError
-from tunnel.linux.capabilities import choose_user
+from tunnel.linux.users import choose_user
 from tunnel.types import Mac, Prefix, parse_prefix
 
 log = logging.getLogger(__name__)

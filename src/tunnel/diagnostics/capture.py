@@ -19,16 +19,9 @@ from types import TracebackType
 from typing import Self
 
 from tunnel.errors import CodecError, ConfigError, DeviceError
+from tunnel.linux.bpf import ETHERNET, compile_filter, port_filter
 from tunnel.linux.netlink import Netlink
-from tunnel.linux.packet_socket import (
-    ETHERNET,
-    CaptureInterface,
-    Packet,
-    PacketSocket,
-    compile_filter,
-    find_interface,
-    port_filter,
-)
+from tunnel.linux.packet_socket import CaptureInterface, Packet, PacketSocket, find_interface
 from tunnel.protocol import control_frames
 from tunnel.status import Status
 from tunnel.types import Address, Endpoint
@@ -201,7 +194,7 @@ async def _ways_to(peers: Iterable[Address]) -> list[str]:
     names: dict[str, None] = {}
     async with Netlink() as netlink:
         for address in peers:
-            path = await netlink.path_to(address)
+            path = await netlink.get_path(address)
             if path is not None:
                 names[socket.if_indextoname(path.device)] = None
     return list(names)

@@ -18,7 +18,7 @@ from typing import Any
 from tunnel.config.node import Config
 from tunnel.errors import UnderlayError
 from tunnel.linux import hostinfo, udp
-from tunnel.linux.netlink import Netlink, name_of
+from tunnel.linux.netlink import Netlink, device_name
 from tunnel.linux.tun import read_drops
 from tunnel.linux.underlay import OVERHEAD
 from tunnel.status import PeerStatus, Status
@@ -142,7 +142,7 @@ async def gather(
             tun_error=hostinfo.tun_error(),
             port_error=port_error,
             holders=_holders(config.port) if taken else {},
-            vxlan=await netlink.vxlan_on(config.port) if taken else None,
+            vxlan=await netlink.find_vxlan_device(config.port) if taken else None,
             ruleset=ruleset,
             ruleset_error=ruleset_error,
             legacy=hostinfo.has_legacy_rules(),
@@ -166,12 +166,12 @@ async def _way(
     netlink: Netlink, endpoint: Endpoint, known: Address | None, *, local: Address | None
 ) -> Way:
     address = endpoint.address or known or await _resolve(endpoint)
-    path = await netlink.path_to(address) if address else None
+    path = await netlink.get_path(address) if address else None
     if path is None:
         return Way(endpoint, address)
     source = local if local and local.version == path.source.version else path.source
-    home = await netlink.device_with(source)
-    return Way(endpoint, address, source, name_of(path.device), home, path.mtu)
+    home = await netlink.find_device_with(source)
+    return Way(endpoint, address, source, device_name(path.device), home, path.mtu)
 
 
 async def _resolve(endpoint: Endpoint) -> Address | None:
@@ -214,9 +214,9 @@ def _forwards() -> frozenset[int]:
 async def _led_to(netlink: Netlink, peers: Iterable[Peer]) -> dict[Prefix, str]:
     found = {}
     for prefix in islice((one for peer in peers for one in peer.prefixes), _MOST_PREFIXES):
-        path = await netlink.path_to(middle_of(prefix))
+        path = await netlink.get_path(middle_of(prefix))
         if path is not None:
-            found[prefix] = name_of(path.device)
+            found[prefix] = device_name(path.device)
     return found
 
 

@@ -69,7 +69,7 @@ class Explainer:
         arrival: str | None = ""
         if isinstance(self.node.device, Device):
             arrival = await self._arrival(flow.source)
-            kernel = await self.node.netlink.decide(
+            kernel = await self.node.netlink.get_route(
                 flow.destination, source=flow.source, arrival=arrival or ""
             )
             neighbour = await self._next_hop(kernel, flow.destination)
@@ -99,7 +99,7 @@ class Explainer:
         kernel, neighbour = None, None
         if isinstance(self.node.device, Device):
             arrival = await self._bridge() or self.node.device.name
-            kernel = await self.node.netlink.decide(
+            kernel = await self.node.netlink.get_route(
                 flow.destination, source=flow.source, arrival=arrival
             )
             neighbour = await self._next_hop(kernel, flow.destination)
@@ -135,7 +135,7 @@ class Explainer:
             reason=name,
             meaning=meaning,
             flooded=flooded,
-            port=self.node.underlay.port_of(descriptor) if descriptor >= 0 else 0,
+            port=self.node.underlay.source_port(descriptor) if descriptor >= 0 else 0,
             headers=headers,
         )
 
@@ -170,12 +170,12 @@ class Explainer:
         """Whether it is this host's, or of what lives behind it."""
         if any(address in subnet for subnet in self.node.config.subnets):
             return True
-        return self._mode != "" and (await self.node.netlink.decide(address)).kind == "local"
+        return self._mode != "" and (await self.node.netlink.get_route(address)).kind == "local"
 
     async def _choose_source(self, destination: Address) -> Address:
         """As the kernel chooses for a packet made here; without a device, of a subnet of ours."""
         if isinstance(self.node.device, Device):
-            chosen = (await self.node.netlink.decide(destination)).source
+            chosen = (await self.node.netlink.get_route(destination)).source
             if chosen is not None:
                 return chosen
         for subnet in self.node.config.subnets:
@@ -188,7 +188,7 @@ class Explainer:
     async def _arrival(self, source: Address) -> str | None:
         """By which device a packet comes that this host did not make itself; empty where it did,
         None where no route leads to its source."""
-        home = await self.node.netlink.decide(source)
+        home = await self.node.netlink.get_route(source)
         if home.error:
             return None
         return "" if home.kind == "local" else home.device
@@ -206,7 +206,7 @@ class Explainer:
             return None, None, next(iter(self.node.underlay.locals.values()), None)
         local = self.node.underlay.locals.get(peer.address.version)
         bound = None if local is None or local.is_unspecified else local
-        route = await self.node.netlink.decide(peer.address, source=bound)
+        route = await self.node.netlink.get_route(peer.address, source=bound)
         return route, await self._next_hop(route, peer.address), bound or route.source
 
     def _example(self, version: int) -> str:

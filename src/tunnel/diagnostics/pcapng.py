@@ -11,7 +11,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 
-from tunnel.linux.packet_socket import SNAPLEN, CaptureInterface, Packet
+from tunnel.linux.bpf import SNAPLEN
+from tunnel.linux.packet_socket import CaptureInterface, Packet
 
 _SECTION, _INTERFACE, _STATISTICS, _PACKET = 0x0A0D0D0A, 1, 5, 6
 _BYTE_ORDER = 0x1A2B3C4D

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from tunnel.errors import UnderlayError
-from tunnel.linux.netlink import Netlink, name_of
+from tunnel.linux.netlink import Netlink, device_name
 from tunnel.types import Address
 
 Interfaces = Mapping[str, Sequence[Address]]
@@ -30,10 +30,10 @@ async def find_addresses(
     """
     interfaces = await netlink.interfaces()
     if can_reach is not None:
-        path = await netlink.path_to(can_reach)
+        path = await netlink.get_path(can_reach)
         if path is None:
             raise UnderlayError(f"no route to {can_reach} (choose another --iface-can-reach)")
-        return {**_of(interfaces, name_of(path.device)), path.source.version: path.source}
+        return {**_of(interfaces, device_name(path.device)), path.source.version: path.source}
     wanted = [*(re.compile(re.escape(one)).fullmatch for one in iface)]
     wanted += (re.compile(one).search for one in regex)
     for match in wanted:

@@ -130,7 +130,7 @@ class Netlink:
         self._route.close()
         self._pipeline.close()
 
-    async def check_idle(self, name: str) -> None:
+    async def check_not_in_use(self, name: str) -> None:
         """
         Sees that nobody has the TUN device `name` open: it has a carrier just then.
 
@@ -149,18 +149,18 @@ class Netlink:
 
     async def set_mtu(self, index: int, mtu: int, *, gso_max_size: int) -> None:
         """Sets the MTU and the largest super-packet, both in bytes."""
-        with _explained(f"set mtu {mtu} on device {name_of(index)}"):
+        with _explained(f"set mtu {mtu} on device {device_name(index)}"):
             await self._route.link("set", index=index, mtu=mtu, gso_max_size=gso_max_size)
 
     async def set_up(self, index: int, *, mac: Mac | None = None) -> None:
         """Sets the queue length and, on a TAP device, the MAC; then the link up."""
-        with _explained(f"set device {name_of(index)} up"):
+        with _explained(f"set device {device_name(index)} up"):
             await self._route.link("set", index=index, txqlen=_QUEUE_LENGTH)
             if mac is None:
                 await self._silence(index)
             else:
                 await self._route.link("set", index=index, address=str(mac))
-                _refuse_routers(name_of(index))
+                _refuse_routers(device_name(index))
             await self._route.link("set", index=index, state="up")
 
     async def is_up(self, device: int | str) -> bool:
@@ -175,7 +175,7 @@ class Netlink:
     async def add_address(self, index: int, address: InterfaceAddress) -> None:
         """Adds an address; one that is there already is fine. Nobody is asked whether he has it:
         who has which is configured, and an answer would take a second to stay away."""
-        with _explained(f"add address {address} to device {name_of(index)}"):
+        with _explained(f"add address {address} to device {device_name(index)}"):
             await self._route.addr(
                 "replace",
                 index=index,
@@ -186,7 +186,7 @@ class Netlink:
 
     async def remove_address(self, index: int, address: InterfaceAddress) -> None:
         """Removes an address; one that is gone already is fine."""
-        with _explained(f"remove address {address} from device {name_of(index)}"):
+        with _explained(f"remove address {address} from device {device_name(index)}"):
             try:
                 await self._route.addr(
                     "del", index=index, address=str(address.ip), prefixlen=address.network.prefixlen
@@ -197,7 +197,7 @@ class Netlink:
 
     async def addresses(self, index: int) -> list[InterfaceAddress]:
         """Those of a device."""
-        with _explained(f"read the addresses of device {name_of(index)}"):
+        with _explained(f"read the addresses of device {device_name(index)}"):
             return [
                 ipaddress.ip_interface(
                     f"{message.get('local') or message.get('address')}/{message['prefixlen']}"
@@ -205,13 +205,13 @@ class Netlink:
                 async for message in await self._route.addr("dump", index=index)
             ]
 
-    async def put_neighbours(self, index: int, macs: Mapping[Address, Mac]) -> None:
+    async def set_neighbours(self, index: int, macs: Mapping[Address, Mac]) -> None:
         """Tells the kernel for ever behind which MACs addresses on the link are."""
         flags = route_batch.ACK | _CREATE | _REPLACE
         requests = [_neighbour(index, one, mac=mac) for one, mac in macs.items()]
         refused = await self._tell(_NEWNEIGH, macs, requests, flags=flags)
         for address, number in refused.items():
-            raise _refusal(f"add neighbour {address} to device {name_of(index)}", number)
+            raise _refusal(f"add neighbour {address} to device {device_name(index)}", number)
 
     async def remove_neighbours(self, index: int, addresses: Sequence[Address]) -> None:
         """Removes our entries; one that is gone already is fine."""
@@ -223,7 +223,7 @@ class Netlink:
 
     async def neighbours(self, index: int) -> dict[Address, Mac]:
         """Our own entries on a device."""
-        with _explained(f"read the neighbours on device {name_of(index)}"):
+        with _explained(f"read the neighbours on device {device_name(index)}"):
             return {
                 ipaddress.ip_address(message.get("dst")): Mac.parse(message.get("lladdr"))
                 async for message in await self._route.neigh("dump", ifindex=index)
@@ -242,7 +242,7 @@ class Netlink:
         refused = await self._tell(_NEWROUTE, routes, requests, flags=flags)
         taken = {prefix for prefix, number in refused.items() if number == errno.EEXIST}
         return await self._others(index, taken) | {
-            prefix: _refusal(f"add kernel route {prefix} to device {name_of(index)}", number)
+            prefix: _refusal(f"add kernel route {prefix} to device {device_name(index)}", number)
             for prefix, number in refused.items()
             if prefix not in taken
         }
@@ -264,7 +264,7 @@ class Netlink:
         flags: int = route_batch.ACK,
     ) -> dict[Thing, int]:
         """Those of `things` that the kernel refused, with why. A request is about one each."""
-        answers = await self._pipeline.ask(kind, requests, flags=flags)
+        answers = await self._pipeline.request(kind, requests, flags=flags)
         return {
             thing: answer
             for thing, answer in zip(things, answers, strict=True)
@@ -273,14 +273,14 @@ class Netlink:
 
     async def routes(self, index: int) -> list[Prefix]:
         """Our own routes to a device."""
-        with _explained(f"read the kernel routes to device {name_of(index)}"):
+        with _explained(f"read the kernel routes to device {device_name(index)}"):
             found = await self._route.route("dump", oif=index, proto=PROTOCOL)
             return [_destination(message) async for message in found]
 
-    async def clear(self, index: int) -> None:
+    async def flush_device(self, index: int) -> None:
         """Takes our routes, our neighbour entries and every address but link-local ones from a
         device that outlives its process; one that is gone already is fine."""
-        with _explained(f"clear device {name_of(index)}"):
+        with _explained(f"clear device {device_name(index)}"):
             await self.remove_routes(index, await self.routes(index))
             await self.remove_neighbours(index, list(await self.neighbours(index)))
             async for message in await self._route.addr("dump", index=index):
@@ -290,27 +290,27 @@ class Netlink:
                         "del", index=index, address=str(address), prefixlen=message["prefixlen"]
                     )
 
-    async def path_to(self, address: Address) -> UnderlayPath | None:
+    async def get_path(self, address: Address) -> UnderlayPath | None:
         """The way to an underlay address, None where no route leads there or no address of
         ours could be the source."""
-        return (await self.paths_to([address]))[0]
+        return (await self.get_paths([address]))[0]
 
-    async def paths_to(self, addresses: Sequence[Address]) -> list[UnderlayPath | None]:
+    async def get_paths(self, addresses: Sequence[Address]) -> list[UnderlayPath | None]:
         """The way to each of these."""
         requests = [_destined(address) for address in addresses]
-        answers = await self._pipeline.ask(_GETROUTE, requests, flags=0)
+        answers = await self._pipeline.request(_GETROUTE, requests, flags=0)
         found = [None if isinstance(one, int) else _read_way(one) for one in answers]
         devices = {way.device for way in found if way is not None and not way.mtu}
         mtus = {device: await self._mtu(device) for device in devices}
         return [way and replace(way, mtu=way.mtu or mtus[way.device]) for way in found]
 
     async def _mtu(self, index: int) -> int:
-        (answer,) = await self._pipeline.ask(_GETLINK, [_LINK.pack(0, 0, index, 0, 0)], flags=0)
+        (answer,) = await self._pipeline.request(_GETLINK, [_LINK.pack(0, 0, index, 0, 0)], flags=0)
         if isinstance(answer, int):
-            raise _refusal(f"read the mtu of device {name_of(index)}", answer)
+            raise _refusal(f"read the mtu of device {device_name(index)}", answer)
         return int.from_bytes(route_batch.parse(answer[_LINK.size :])[_IFLA_MTU], sys.byteorder)
 
-    async def decide(
+    async def get_route(
         self, destination: Address, *, source: Address | None = None, arrival: str = ""
     ) -> KernelRoute:
         """
@@ -335,7 +335,7 @@ class Netlink:
         return KernelRoute(
             entry=_spell(entry, device=route.get("oif")),
             kind=rt_type.get(route["type"], str(route["type"])),
-            device=name_of(route.get("oif")),
+            device=device_name(route.get("oif")),
             gateway=ipaddress.ip_address(gateway) if gateway else None,
             source=ipaddress.ip_address(chosen) if chosen else None,
             mtu=route.get(("metrics", "mtu")) or link.get("mtu"),
@@ -346,7 +346,7 @@ class Netlink:
         """What the kernel knows of an address on a link, None where it never looked for it."""
         family = socket.AF_INET if address.version == 4 else socket.AF_INET6
         async for message in await self._route.neigh("dump", family=family, dst=str(address)):
-            if name_of(message["ifindex"]) != device:
+            if device_name(message["ifindex"]) != device:
                 continue
             mac = message.get("lladdr") or ""
             state = _NEIGHBOUR_STATES.get(message["state"], str(message["state"]))
@@ -355,14 +355,14 @@ class Netlink:
                 return KernelNeighbour(device, mac, state)
             (link,) = await self._route.link("get", index=port)
             away = link.get("link_netnsid") is not None
-            return KernelNeighbour(device, mac, state, name_of(port), away)
+            return KernelNeighbour(device, mac, state, device_name(port), away)
         return None
 
     async def bridge_of(self, index: int) -> str:
         """Name of the bridge of which a device is a port, empty where it is of none."""
         (link,) = await self._route.link("get", index=index)
         master = link.get("master")
-        return name_of(master) if master else ""
+        return device_name(master) if master else ""
 
     async def _bridge_port(self, bridge: int, mac: str) -> int | None:
         """Index of the port of a bridge behind which a MAC is."""
@@ -371,12 +371,12 @@ class Netlink:
                 return int(message["ifindex"])
         return None
 
-    async def device_with(self, address: Address) -> str | None:
+    async def find_device_with(self, address: Address) -> str | None:
         """Name of the device that has an address of ours, None where none has."""
         family = socket.AF_INET if address.version == 4 else socket.AF_INET6
         async for message in await self._route.addr("dump", family=family):
             if (message.get("local") or message.get("address")) == str(address):
-                return name_of(message["index"])
+                return device_name(message["index"])
         return None
 
     async def interfaces(self) -> dict[str, list[Address]]:
@@ -385,7 +385,7 @@ class Netlink:
         async for message in await self._route.addr("dump"):
             if message["scope"] == _SCOPE_UNIVERSE:
                 address = ipaddress.ip_address(message.get("local") or message.get("address"))
-                found.setdefault(name_of(message["index"]), []).append(address)
+                found.setdefault(device_name(message["index"]), []).append(address)
         return found
 
     async def default_device(self, family: int) -> str | None:
@@ -398,7 +398,7 @@ class Netlink:
             )
             if message["dst_len"] == 0 and message.get("oif")
         ]
-        return name_of(min(routes)[1]) if routes else None
+        return device_name(min(routes)[1]) if routes else None
 
     async def mtu_of(self, name: str) -> int | None:
         """MTU of a device in bytes, None where there is no such device here."""
@@ -408,7 +408,7 @@ class Netlink:
             return None
         return int(link.get("mtu"))
 
-    async def vxlan_on(self, port: int) -> str | None:
+    async def find_vxlan_device(self, port: int) -> str | None:
         """Name of a kernel vxlan device that owns UDP `port` in this namespace."""
         async for link in await self._route.link("dump"):
             if link.get(("linkinfo", "kind")) == "vxlan" and port == link.get(
@@ -433,7 +433,7 @@ class Netlink:
             prefix, other = _destination(message), message.get("oif")
             if prefix in prefixes and (other != index or message["proto"] != PROTOCOL):
                 refused[prefix] = DeviceError(
-                    f"kernel route {prefix} exists already, via device {name_of(other)} "
+                    f"kernel route {prefix} exists already, via device {device_name(other)} "
                     f'(remove it with "ip route delete {prefix}", or the prefix from the peer)'
                 )
         return refused
@@ -457,7 +457,7 @@ class DeviceWatch:
             self._socket.bind((0, _GROUPS))
         except OSError as error:
             why = (error.strerror or "").lower()
-            raise DeviceError(f"cannot watch device {name_of(index)}: {why}") from error
+            raise DeviceError(f"cannot watch device {device_name(index)}: {why}") from error
         self._loop.add_reader(self._socket.fileno(), self._read)
 
     def close(self) -> None:
@@ -564,7 +564,7 @@ def _spell(message: Any, *, device: int | None) -> str:
     words.append(str(prefix) if prefix.prefixlen else "default")
     if message.get("gateway"):
         words += ["via", message.get("gateway")]
-    words += ["dev", name_of(message.get("oif") or device)]
+    words += ["dev", device_name(message.get("oif") or device)]
     if message["flags"] & _ONLINK:
         words.append("onlink")
     if table != _MAIN_TABLE:
@@ -579,7 +579,7 @@ def _spell(message: Any, *, device: int | None) -> str:
     return " ".join(words)
 
 
-def name_of(index: int | None) -> str:
+def device_name(index: int | None) -> str:
     """For messages: the device's name, its number when it is gone."""
     try:
         return socket.if_indextoname(index or 0)

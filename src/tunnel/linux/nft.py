@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from tunnel.errors import DeviceError
-from tunnel.linux.capabilities import NET_ADMIN, lend
+from tunnel.linux.capabilities import NET_ADMIN, ambient_capability
 
 _PATH = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"  # Debian's for users lacks these
 _TIMEOUT = 10.0  # seconds
@@ -68,7 +68,7 @@ class Nft:
         pipe = subprocess.PIPE
         try:
             # It has its capability from here on; no thread of ours keeps what it could pass on.
-            with lend(NET_ADMIN):
+            with ambient_capability(NET_ADMIN):
                 process = subprocess.Popen(
                     [self._path, "-j", *words],
                     stdin=pipe,

@@ -39,7 +39,7 @@ class RouteBatch:
     def close(self) -> None:
         self._socket.close()
 
-    async def ask(
+    async def request(
         self, kind: int, requests: Sequence[bytes], *, flags: int = ACK
     ) -> list[bytes | int]:
         """
@@ -49,11 +49,11 @@ class RouteBatch:
         answers: list[bytes | int] = []
         async with self._busy:
             for first in range(0, len(requests), _AT_ONCE):
-                answers += self._exchange(kind, requests[first : first + _AT_ONCE], flags=flags)
+                answers += self._send_batch(kind, requests[first : first + _AT_ONCE], flags=flags)
                 await asyncio.sleep(0)
         return answers
 
-    def _exchange(self, kind: int, bodies: Sequence[bytes], *, flags: int) -> list[bytes | int]:
+    def _send_batch(self, kind: int, bodies: Sequence[bytes], *, flags: int) -> list[bytes | int]:
         self._socket.send(
             b"".join(
                 _HEADER.pack(_HEADER.size + len(body), kind, flags | _REQUEST, number, 0) + body

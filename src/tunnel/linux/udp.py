@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import re
@@ -13,10 +12,11 @@ from dataclasses import dataclass
 from itertools import chain
 
 from tunnel.errors import UnderlayError
+from tunnel.linux.bpf import DROP_ALL, attach_filter
 from tunnel.types import Address
 
 _UDP_SEGMENT, _UDP_GRO = 103, 104
-_SO_ATTACH_FILTER, _SO_SNDBUFFORCE, _SO_RCVBUFFORCE, _SO_RXQ_OVFL = 26, 32, 33, 40
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE, _SO_RXQ_OVFL = 32, 33, 40
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT, _PMTUDISC_PROBE = 10, 23, 0, 3
 _TTL = 64
 
@@ -175,11 +175,8 @@ def _prepare_input(sock: socket.socket, *, gro: bool) -> None:
 
 
 def _drop_input(sock: socket.socket) -> None:
-    """Lets nothing queue on a socket that nobody reads: a filter of one instruction,
-    "accept 0 bytes" (linux/filter.h)."""
-    ret_0 = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
-    program = struct.pack("HP", 1, ctypes.addressof(ret_0))
-    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+    """Lets nothing queue on a socket that nobody reads."""
+    attach_filter(sock, DROP_ALL)
 
 
 def _set_buffer(sock: socket.socket, *, force: int, plain: int) -> None:

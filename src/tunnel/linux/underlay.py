@@ -106,7 +106,7 @@ class Underlay:
         datagrams = min(self.abilities.segments, _TRAIN_BYTES // (self.mtu + 22))
         return _INNER_HEADERS + datagrams * (self.mtu - _INNER_HEADERS) + _TCP_RESERVE
 
-    def describe(self) -> list[str]:
+    def listening_addresses(self) -> list[str]:
         """Where we listen, for people."""
         port = self._config.port
         return [
@@ -127,26 +127,26 @@ class Underlay:
             return UnderlayError(f"its name has no address: {error.strerror or 'no answer'}")
         return ipaddress.ip_address(found[0][4][0])
 
-    async def choose_locals(self, peers: Iterable[Address]) -> None:
+    async def choose_local_addresses(self, peers: Iterable[Address]) -> None:
         """Our own address in each family of `peers`: the one configured, else that of the
         route to the first of them. The IPv4 wildcard if nothing tells."""
         if self._config.local is not None:
             self.locals[self._config.local.version] = self._config.local
         for address in peers:
             if address.version not in self.locals:
-                path = await self._netlink.path_to(address)
+                path = await self._netlink.get_path(address)
                 if path is not None:
                     self.locals[address.version] = path.source
         if not self.locals:
             self.locals[4] = ipaddress.IPv4Address("0.0.0.0")
 
-    async def reach(
+    async def resolve_paths(
         self, peers: Mapping[int, tuple[Endpoint, Address]]
     ) -> dict[Endpoint, ConfigError]:
         """Learns the paths to peers, by index. One that no route leads to may still get one.
         Returns those that cannot be peers, with why."""
         refused = {}
-        paths = await self._netlink.paths_to([address for _, address in peers.values()])
+        paths = await self._netlink.get_paths([address for _, address in peers.values()])
         for (index, (endpoint, address)), path in zip(peers.items(), paths, strict=True):
             if path is None:
                 log.warning("peer %s: no route to %s yet (see ip route get)", endpoint, address)
@@ -171,22 +171,22 @@ class Underlay:
             )
         return None
 
-    def is_at(self, index: int, address: Address) -> bool:
+    def has_path_to(self, index: int, address: Address) -> bool:
         """Whether a peer was there already when it was last reached for."""
         return self._addresses.get(index) == address
 
-    def forget(self, index: int) -> None:
+    def remove_peer(self, index: int) -> None:
         self._paths.pop(index, None)
         self._addresses.pop(index, None)
 
-    async def check_outside(
+    async def check_prefixes(
         self, prefixes: Iterable[Prefix], *, device: int
     ) -> dict[Prefix, ConfigError]:
         """Sees that datagrams to peers inside of overlay prefixes stay outside of the tunnel.
         Returns those of `prefixes` for which the kernel would send them to our own `device`, for
         ever."""
         held = _held(self._addresses.values(), prefixes)
-        paths = await self._netlink.paths_to(list(held))
+        paths = await self._netlink.get_paths(list(held))
         return {
             prefix: ConfigError(
                 f"prefix {prefix} holds the peer address {address} itself: its datagrams "
@@ -220,23 +220,23 @@ class Underlay:
             raise await self._blame(error) from error.__cause__
         return [[sock.fileno() for sock in own] for own in self._sockets[family]]
 
-    def carried(self, index: int) -> int | None:
+    def max_inner_packet(self, index: int) -> int | None:
         """Largest inner packet, in bytes, that the first hop towards a peer takes; None where no
         route leads to it."""
         path = self._paths.get(index)
         return None if path is None else _carried_by(path)
 
-    def port_of(self, descriptor: int) -> int:
+    def source_port(self, descriptor: int) -> int:
         """UDP port that a socket of ours, known by its descriptor, sends from."""
         every = (sock for sockets in self._sockets.values() for own in sockets for sock in own)
         return next(int(sock.getsockname()[1]) for sock in every if sock.fileno() == descriptor)
 
-    def send(self, datagram: bytes, address: Address, port: int, *, whole: bool) -> None:
+    def send(self, datagram: bytes, address: Address, port: int, *, dont_fragment: bool) -> None:
         """Sends from the port that receives, or, where it must arrive whole or not at all, from
         one for that. What cannot be sent is lost."""
         with suppress(OSError):
             sock = self._sockets[address.version][0][0]
-            if whole:
+            if dont_fragment:
                 sock = self._probe(address.version)
             sock.sendto(datagram, (str(address), port))
 
@@ -260,7 +260,7 @@ class Underlay:
         """A port in use is most often a kernel vxlan device's, which ss does not show."""
         cause = error.__cause__
         if isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE:
-            holder = await self._netlink.vxlan_on(self._config.port)
+            holder = await self._netlink.find_vxlan_device(self._config.port)
             if holder is not None:
                 return UnderlayError(
                     f"UDP port {self._config.port} is in use by the kernel's vxlan device {holder} "

@@ -19,8 +19,8 @@ from typing import Any
 
 from tunnel.config.node import Config
 from tunnel.errors import ConfigError, DeviceError
-from tunnel.linux.capabilities import choose_user
 from tunnel.linux.nft import Nft, TableWatch
+from tunnel.linux.users import choose_user
 from tunnel.node import masquerade
 from tunnel.types import Prefix
 

@@ -19,8 +19,8 @@ from tunnel._native import Fdb, Forwarder
 from tunnel.config.node import AUTO_WORKERS, Config
 from tunnel.errors import ConfigError, DeviceError, UnderlayError
 from tunnel.events import Events, OffloadLost
-from tunnel.linux.capabilities import drop_privileges
 from tunnel.linux.netlink import Netlink
+from tunnel.linux.privileges import drop_privileges
 from tunnel.linux.socketpair import SocketPair
 from tunnel.linux.tun import Device, open_device
 from tunnel.linux.underlay import Underlay
@@ -125,7 +125,7 @@ class Node:
         endpoints = [peer.endpoint for peer in self.config.peers]
         found = await asyncio.gather(*(self.underlay.resolve(end) for end in endpoints))
         there = [one for one in found if not isinstance(one, UnderlayError)]
-        await self.underlay.choose_locals(there)
+        await self.underlay.choose_local_addresses(there)
         self.workers = self._make_workers()
         self.kernel = None
         if isinstance(self.device, Device):
@@ -163,13 +163,13 @@ class Node:
             self._undo.callback(pair.close)
             return pair
         if workers > 1:
-            await self.netlink.check_idle(self.config.name)
+            await self.netlink.check_not_in_use(self.config.name)
         device = self._open_queues(workers)
         self._undo.callback(device.close)
         if device.persistent:
             # Left by a node that was killed, or made by an admin; it outlives us as well.
-            await self.netlink.clear(device.index)
-            self._undo.push_async_callback(self.netlink.clear, device.index)
+            await self.netlink.flush_device(device.index)
+            self._undo.push_async_callback(self.netlink.flush_device, device.index)
         return device
 
     def _open_queues(self, count: int) -> Device:

@@ -323,7 +323,7 @@ class Peers:
             elif kind is ForgetPeer:
                 for one in some:
                     self._workers.remove_peer(one.index)
-                    self._underlay.forget(one.index)
+                    self._underlay.remove_peer(one.index)
                 await self.fit()
             elif kind is Resolve:
                 for one in some:
@@ -339,7 +339,7 @@ class Peers:
         if not isinstance(self._device, Device):
             return {}
         refused: dict[Prefix, TunnelError] = {**await self.vteps.route(prefixes)}
-        refused |= await self._underlay.check_outside(prefixes, device=self._device.index)
+        refused |= await self._underlay.check_prefixes(prefixes, device=self._device.index)
         return self._blame(refused)
 
     def _blame(self, refused: Mapping[Prefix, TunnelError]) -> dict[Endpoint, TunnelError]:
@@ -350,8 +350,10 @@ class Peers:
         for put in puts:
             self._point(put.index, put.peer, put.address)
         there = {put.index: (put.peer.endpoint, put.address) for put in puts if put.address}
-        known = {index for index, (_, one) in there.items() if self._underlay.is_at(index, one)}
-        refused: dict[Endpoint, TunnelError] = {**await self._underlay.reach(there)}
+        known = {
+            index for index, (_, one) in there.items() if self._underlay.has_path_to(index, one)
+        }
+        refused: dict[Endpoint, TunnelError] = {**await self._underlay.resolve_paths(there)}
         for family in {address.version for _, address in there.values()}:
             try:
                 await self.listen(family)
@@ -369,7 +371,7 @@ class Peers:
         }
         for index in reached.keys() - known:
             endpoint, address = there[index]
-            limit = self._underlay.carried(index) or self._underlay.mtu
+            limit = self._underlay.max_inner_packet(index) or self._underlay.mtu
             self.contact.add(endpoint, family=address.version, limit=limit)
         self.vteps.add(reached.values())
         return refused | self._blame(await self.vteps.follow(reached))
@@ -464,7 +466,7 @@ class Peers:
                 self._events.tell(PeerUp(endpoint) if up else PeerSilent(endpoint))
             case PathMtuChanged(endpoint, size):
                 index = self._membership.index(endpoint)
-                limit = self._underlay.carried(index)
+                limit = self._underlay.max_inner_packet(index)
                 # At the first hop's own MTU the kernel knows as much, and the device has it.
                 narrow = size if limit and size < limit else 0
                 self._workers.set_mtu(index, narrow)

@@ -106,7 +106,7 @@ class ControlChannel:
         address = self._membership.address(endpoint)
         if address is not None:
             datagram = self._encode(endpoint, message, size=size)
-            self._underlay.send(datagram, address, endpoint.port, whole=whole)
+            self._underlay.send(datagram, address, endpoint.port, dont_fragment=whole)
 
     def say_together(self, endpoint: Endpoint, messages: Iterable[Message]) -> None:
         """Messages of equal length, as one train."""
@@ -124,7 +124,7 @@ class ControlChannel:
             headers = control_frames.headers(
                 self._vni, destination=destination, source=mac, ethertype=ethertype
             )
-            self._underlay.send(headers + body, there, endpoint.port, whole=False)
+            self._underlay.send(headers + body, there, endpoint.port, dont_fragment=False)
 
     def _encode(self, endpoint: Endpoint, message: Message, *, size: int) -> bytes:
         return control_frames.encode(

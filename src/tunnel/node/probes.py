@@ -33,7 +33,7 @@ async def _explain(node: Node, endpoint: Endpoint, *, size: int) -> NoAnswerErro
     if address is None:
         why = f"the name {endpoint.host} has no address (check DNS)"
         return NoAnswerError(why, stage="unresolved")
-    if await node.netlink.path_to(address) is None:
+    if await node.netlink.get_path(address) is None:
         why = f"this host has no route to {address} (see ip route get {address})"
         return NoAnswerError(why, stage="no_route")
     if size and await _answers(node, endpoint):

@@ -66,9 +66,9 @@ class Reconciler:
             self._addresses.pop(address, None)
             await self._netlink.remove_address(self._index, address)
 
-    async def put_neighbours(self, macs: Mapping[Address, Mac]) -> None:
+    async def set_neighbours(self, macs: Mapping[Address, Mac]) -> None:
         async with self._changing:
-            await self._netlink.put_neighbours(self._index, macs)
+            await self._netlink.set_neighbours(self._index, macs)
             self._neighbours.update(macs)
 
     async def remove_neighbours(self, addresses: Iterable[Address]) -> None:
@@ -121,7 +121,7 @@ class Reconciler:
             with self._logged():
                 await netlink.add_address(index, address)
         with self._logged():
-            await netlink.put_neighbours(index, neighbours)
+            await netlink.set_neighbours(index, neighbours)
         for error in (await netlink.add_routes(index, routes)).values():
             log.warning("%s: %s", self._name, error)
         missing = bool(addresses or neighbours or routes)

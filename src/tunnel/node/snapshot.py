@@ -79,7 +79,7 @@ def look(node: Node) -> Status:
         name=node.config.name,
         device=node.device.name if isinstance(node.device, Device) else None,
         vni=node.config.vni,
-        endpoints=tuple(node.underlay.describe()),
+        endpoints=tuple(node.underlay.listening_addresses()),
         mac=node.underlay.mac,
         mtu=node.underlay.mtu,
         offloads=stats.offloads,
@@ -125,7 +125,7 @@ def describe(node: Node) -> str:
     return ", ".join(
         [
             f"{node.config.name}: vni {node.config.vni}",
-            *node.underlay.describe(),
+            *node.underlay.listening_addresses(),
             f"mtu {node.underlay.mtu}",
             f"{peers} peer{'' if peers == 1 else 's'}",
             *(["mode tap"] if node.fdb is not None else []),

@@ -205,7 +205,7 @@ class Vteps:
         vias = {one: via for one, mac in macs.items() if (via := gateway(one, mac)) is not None}
         before = self._gateways
         await self._leave([one for one, via in vias.items() if before.get(one, via) != via])
-        await self._kernel.put_neighbours(
+        await self._kernel.set_neighbours(
             {via: mac for one, via in vias.items() if (mac := macs[one]) is not None}
         )
         refused = await self._kernel.add_routes(vias)

@@ -24,7 +24,7 @@ from typing import Any, Self
 import msgpack
 
 from tunnel.errors import CodecError, ConfigError, TunnelError
-from tunnel.linux.capabilities import choose_user
+from tunnel.linux.users import choose_user
 from tunnel.rpc.client import LARGEST_REPLY, VERSION, directories, is_served
 from tunnel.rpc.methods import Method, Methods, plain
 from tunnel.tunnel import Tunnel

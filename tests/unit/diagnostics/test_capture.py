@@ -15,8 +15,9 @@ from scapy.utils import RawPcapReader
 
 from tunnel.diagnostics import capture, pcapng
 from tunnel.errors import ConfigError
-from tunnel.linux import packet_socket
-from tunnel.linux.packet_socket import ETHERNET, RAW, CaptureInterface, Packet
+from tunnel.linux import bpf
+from tunnel.linux.bpf import ETHERNET, RAW
+from tunnel.linux.packet_socket import CaptureInterface, Packet
 from tunnel.protocol import control_frames
 from tunnel.types import ANY_VTEP_MAC
 
@@ -124,22 +125,22 @@ def test_any_packet_cut_anywhere_has_a_line(size: int, version: int) -> None:
 
 
 def test_filters_that_are_none() -> None:
-    assert len(packet_socket.compile_filter("icmp or udp port 53", link=RAW)) % 8 == 0
+    assert len(bpf.compile_filter("icmp or udp port 53", link=RAW)) % 8 == 0
     with pytest.raises(ConfigError, match=r"filter 'frob': .*syntax error.* \(see pcap-filter"):
-        packet_socket.compile_filter("frob", link=ETHERNET)
+        bpf.compile_filter("frob", link=ETHERNET)
     with pytest.raises(ConfigError, match="rejects all packets"):
-        packet_socket.compile_filter("udp and (port 8472) and (tcp)", link=ETHERNET)
+        bpf.compile_filter("udp and (port 8472) and (tcp)", link=ETHERNET)
 
 
 def test_without_libpcap(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packet_socket, "_LIBPCAP", ("libnowhere.so",))
+    monkeypatch.setattr(bpf, "_LIBPCAP", ("libnowhere.so",))
     with pytest.raises(ConfigError, match=r"apt-get install libpcap0\.8"):
-        packet_socket.compile_filter("icmp", link=RAW)
+        bpf.compile_filter("icmp", link=RAW)
 
 
 def test_a_program_is_never_too_long() -> None:
     """linux/filter.h: 4,096 instructions of 8 bytes."""
-    assert len(packet_socket.port_filter(range(1, 3000), link=ETHERNET)) <= 8 * 4096
+    assert len(bpf.port_filter(range(1, 3000), link=ETHERNET)) <= 8 * 4096
 
 
 def test_a_file_says_its_filter() -> None:

@@ -25,7 +25,7 @@ from tunnel.cli import main
 from tunnel.diagnostics import decode, pcapng
 from tunnel.diagnostics.decode import Frame, Receiver
 from tunnel.errors import CodecError
-from tunnel.linux import packet_socket
+from tunnel.linux import bpf, packet_socket
 from tunnel.protocol import control_frames
 from tunnel.types import ANY_VTEP_MAC, Mac
 
@@ -281,7 +281,7 @@ def test_files(tmp_path: Path) -> None:
     path = tmp_path / "x.pcap"
     wrpcap(str(path), [outer(inner()), outer(ECHO)])
     assert [frame.kind for frame in decode.read(path.read_bytes())] == ["ethernet"] * 2
-    tun = packet_socket.CaptureInterface("tunnel1", packet_socket.RAW)
+    tun = packet_socket.CaptureInterface("tunnel1", bpf.RAW)
     content = pcapng.header("") + pcapng.interface(tun)
     content += pcapng.packet(0, packet_socket.Packet(tun, 1, True, bytes(INNER)))
     assert list(decode.read(content)) == [Frame(bytes(INNER), "ip")]

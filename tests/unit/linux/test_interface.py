@@ -29,13 +29,13 @@ class Host(Netlink):
     async def default_device(self, family: int) -> str | None:
         return self._default
 
-    async def path_to(self, address: Address) -> Path | None:
+    async def get_path(self, address: Address) -> Path | None:
         return None if address.version == 6 else Path(ip_address("192.0.2.2"), 1500, 0)
 
 
 @pytest.fixture(autouse=True)
 def named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunnel.linux.interface.name_of", lambda _: "eth0")
+    monkeypatch.setattr("tunnel.linux.interface.device_name", lambda _: "eth0")
 
 
 def known(*texts: str) -> dict[int, Address]:

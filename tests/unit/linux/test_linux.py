@@ -150,22 +150,22 @@ def test_an_address_of_somebody_else_is_named() -> None:
 async def test_routes_tell_our_address_and_mtu() -> None:
     async with Netlink() as netlink:
         with closing(Underlay(Config(), netlink=netlink)) as underlay:
-            await underlay.choose_locals([ipaddress.ip_address("127.0.0.9")])
+            await underlay.choose_local_addresses([ipaddress.ip_address("127.0.0.9")])
             assert underlay.locals == {4: LOCAL}
             there = Endpoint("127.0.0.9")
             assert there.address
-            assert await underlay.reach({0: (there, there.address)}) == {}
+            assert await underlay.resolve_paths({0: (there, there.address)}) == {}
             # Of 65,536 on the loopback device, what one send carries.
             assert underlay.mtu == 65_000 - 50
-            underlay.forget(0)
+            underlay.remove_peer(0)
             assert underlay.mtu == 1450
 
 
 async def test_without_a_peer_it_is_the_wildcard() -> None:
     async with Netlink() as netlink:
         underlay = Underlay(Config(), netlink=netlink)
-        await underlay.choose_locals([])
-        assert underlay.describe() == ["0.0.0.0:8472"]
+        await underlay.choose_local_addresses([])
+        assert underlay.listening_addresses() == ["0.0.0.0:8472"]
         assert underlay.endpoints == []
 
 
@@ -173,7 +173,7 @@ async def test_a_peer_that_turns_out_to_be_us() -> None:
     async with Netlink() as netlink:
         underlay = Underlay(Config(), netlink=netlink)
         us = Endpoint("127.0.0.1")
-        refused = await underlay.reach({0: (us, LOCAL)})
+        refused = await underlay.resolve_paths({0: (us, LOCAL)})
         assert "is this node itself" in str(refused[us])
 
 
@@ -197,7 +197,7 @@ async def test_the_mac_is_the_same_after_a_restart() -> None:
             local, vni, port = words.split()
             config = Config(local=local, vni=int(vni), port=int(port))
             underlay = Underlay(config, netlink=netlink)
-            await underlay.choose_locals([])
+            await underlay.choose_local_addresses([])
             macs.append(underlay.mac)
     assert macs[0] == macs[1]
     assert len(set(macs)) == 4
