@@ -16,10 +16,9 @@ from typing import BinaryIO
 
 import click
 
-from tunnel import Packet
 from tunnel.cli import node
+from tunnel.diagnostics import Packet, pcapng
 from tunnel.diagnostics import capture as captures
-from tunnel.diagnostics import pcapng
 from tunnel.diagnostics.capture import Capture
 from tunnel.errors import ConfigError, DeviceError
 from tunnel.rpc.client import read_status
