@@ -91,7 +91,7 @@ async def _arrive(count: int, *, peer_by_peer: bool) -> float:
             for peer in come:
                 await tunnel.add_peer(peer)
         else:
-            refused = await tunnel.change_peers(come=come)
+            refused = await tunnel.change_peers(add=come)
             assert not refused, refused
         return time.perf_counter() - begun
 

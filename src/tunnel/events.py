@@ -170,14 +170,14 @@ class Events:
         self._listeners: WeakSet[Listener] = WeakSet()
         self._closed = False
 
-    def listen(self) -> Listener:
+    def subscribe(self) -> Listener:
         listener = Listener()
         self._listeners.add(listener)
         if self._closed:
             listener.close()
         return listener
 
-    def tell(self, event: Event) -> None:
+    def emit(self, event: Event) -> None:
         for listener in self._listeners:
             listener.put(event)
 

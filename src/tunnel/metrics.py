@@ -158,7 +158,7 @@ class TunnelCollector:
 
     def collect(self) -> Iterator[Metric]:
         """In the thread of the tunnel's loop."""
-        return families(self._tunnel.status(look=False), self._tunnel.stats)
+        return families(self._tunnel.status(watch=False), self._tunnel.stats)
 
 
 # The server: small enough to be read, bounded in all that comes from outside.
@@ -313,7 +313,7 @@ class MetricsServer:
         # With many peers most of the time goes into the text, which a thread makes while the loop
         # goes on. One at a time: many who ask hold it up no more than one who asks often.
         async with self._scraping:
-            status, stats = self._tunnel.status(look=False), self._tunnel.stats
+            status, stats = self._tunnel.status(watch=False), self._tunnel.stats
             return await asyncio.to_thread(encode, _Scraped(status, stats, self._process))
 
 

@@ -20,11 +20,12 @@ from tunnel.diagnostics.capture import Capture
 from tunnel.diagnostics.doctor import Finding
 from tunnel.diagnostics.path_inputs import Explainer
 from tunnel.diagnostics.path_trace import PathTrace, walk
-from tunnel.errors import ConfigError, DeviceError, TunnelError
+from tunnel.errors import ClosedError, ConfigError, TunnelError
 from tunnel.events import Event
 from tunnel.linux.socketpair import SocketPair
 from tunnel.node import fdb, probes, snapshot
-from tunnel.node.node import ConfigSource, Node
+from tunnel.node.config_source import ConfigSource
+from tunnel.node.node import Node
 from tunnel.status import Drop, FdbEntry, Neighbour, Route, Stats, Status
 from tunnel.supervise import Supervisor
 from tunnel.types import (
@@ -55,8 +56,9 @@ class Tunnel:
     never raises: it is counted in :attr:`stats` under a drop reason.
 
     Closed, it still tells what it counted and knew (:attr:`stats`, :meth:`status`,
-    :meth:`drops`). All that would ask or change anything raises DeviceError then, and before it
-    is entered all does, but for :attr:`config`, :attr:`ready` and :meth:`events`.
+    :meth:`drops`). All that would ask or change anything raises ClosedError then, and before it
+    is entered all raises StateError, but for :attr:`config`, :attr:`phase`, :attr:`ready` and
+    :meth:`events`.
 
     Takes what :class:`Config` takes but ``loop``: it runs on the running one.
 
@@ -123,7 +125,7 @@ class Tunnel:
         device: Literal["tun"] | None = "tun",
         confined: bool = False,
         user: str | None = None,
-        origin: ConfigSource | None = None,
+        config_source: ConfigSource | None = None,
     ) -> Self:
         """
         One that is what `config` says.
@@ -133,11 +135,15 @@ class Tunnel:
                 any thread is started, it gives up for good all that it could do but for
                 CAP_NET_ADMIN.
             user: Whom it becomes then.
-            origin: Has the last word on what the tunnel is, once the device is open.
+            config_source: Returns the rest of the configuration, once the device is open.
         """
         tunnel = cls.__new__(cls)
         tunnel._node = Node(
-            config, with_device=device is not None, confined=confined, user=user, origin=origin
+            config,
+            with_device=device is not None,
+            confined=confined,
+            user=user,
+            config_source=config_source,
         )
         return tunnel
 
@@ -190,19 +196,20 @@ class Tunnel:
 
     async def remove_peer(self, peer: str | Endpoint | Peer) -> None:
         """
-        Lets a peer go; its counters stay in the sums. Cancelled, it is still done.
+        Removes a peer; its counters stay in the sums. Cancelled, it is still done.
+
+        Args:
+            peer: As for :meth:`find_peer`.
 
         Raises:
-            ConfigError: There is no such peer.
+            PeerNotFoundError: There is no such peer.
         """
-        if isinstance(peer, Peer):
-            peer = peer.endpoint
-        endpoint = Endpoint.parse(peer) if isinstance(peer, str) else peer
         self._node.check_open()
-        await self._node.peers.remove(endpoint)
+        meant = peer.endpoint if isinstance(peer, Peer) else peer
+        await self._node.peers.remove(self._node.peers.find(meant))
 
     async def change_peers(
-        self, *, come: Iterable[Peer] = (), gone: Iterable[Endpoint] = ()
+        self, *, add: Iterable[Peer] = (), remove: Iterable[Endpoint] = ()
     ) -> dict[Endpoint, TunnelError]:
         """
         Lets many peers go and takes many in, at once and without touching the others' packets; one
@@ -212,7 +219,7 @@ class Tunnel:
         Returns: Who could not come, and why. The others did.
         """
         self._node.check_open()
-        return await self._node.peers.change(come=come, gone=gone)
+        return await self._node.peers.change(add=add, remove=remove)
 
     async def reload(self, config: Config) -> None:
         """
@@ -230,7 +237,7 @@ class Tunnel:
         self._node.check_open()
         await self._node.peers.become(config.peers)
 
-    async def move(self, config: Config) -> None:
+    async def renumber(self, config: Config) -> None:
         """
         Changes what lives behind this node to the subnets and addresses of `config`. Cancelled, it
         may have been done in part.
@@ -240,7 +247,7 @@ class Tunnel:
             DeviceError: The kernel refuses an address.
         """
         self._node.check_open()
-        await self._node.move(config)
+        await self._node.renumber(config)
 
     # Frames.
 
@@ -258,7 +265,8 @@ class Tunnel:
         Puts a static entry, in the place of a learned one. It goes with its peer.
 
         Raises:
-            ConfigError: No such peer, no such VLAN (1 to 4094), or the MAC is that of a VTEP.
+            PeerNotFoundError: There is no such peer.
+            ConfigError: There is no such VLAN (1 to 4094), or the MAC is that of a VTEP.
         """
         self._node.check_open()
         fdb.add(self._node, _mac(mac), vlan=vlan, peer=peer)
@@ -298,11 +306,11 @@ class Tunnel:
         The next inner IP packet (with ``device=None``). Cancelled, none is lost.
 
         Raises:
-            DeviceError: The tunnel was closed.
+            ClosedError: The tunnel was closed.
         """
         packet = await self._pair().receive()
         if packet is None:
-            raise self._node.failure or DeviceError(f"{self.config.name} is closed")
+            raise self._node.failure or ClosedError(f"{self.config.name} is closed")
         return packet
 
     def __aiter__(self) -> Self:
@@ -327,7 +335,7 @@ class Tunnel:
 
     @property
     def _opened(self) -> Node:
-        """What it has open, or had. Raises DeviceError where it never was."""
+        """What it has open, or had. Raises StateError where it never was."""
         self._node.check_opened()
         return self._node
 
@@ -346,6 +354,19 @@ class Tunnel:
         """Who is a peer now; :meth:`status` says more of each."""
         return tuple(self._opened.peers.indices)
 
+    def find_peer(self, peer: str | Endpoint) -> Endpoint:
+        """
+        Returns the endpoint of the peer that is meant.
+
+        Args:
+            peer: Its endpoint, its host alone if no other peer is there, or an overlay address
+                that it owns.
+
+        Raises:
+            PeerNotFoundError: There is no such peer; the text lists some that there are.
+        """
+        return self._opened.peers.find(peer)
+
     @property
     def offloads(self) -> frozenset[str]:
         """Those in use now; ``trains`` as long as any peer gets them."""
@@ -363,18 +384,24 @@ class Tunnel:
         return self._node.ready
 
     @property
+    def phase(self) -> str:
+        """What it does now: ``not open``, ``opens``, ``waits for the store ...: why``, ``open``,
+        ``closes`` or ``closed``."""
+        return self._node.phase
+
+    @property
     def supervisor(self) -> Supervisor:
         """The long-lived tasks of this node; a program may add its own, which :attr:`ready` then
         depends on as well."""
         return self._node.supervisor
 
-    def status(self, *, look: bool = True) -> Status:
+    def status(self, *, watch: bool = True) -> Status:
         """
         All that is known now. Whoever asks again and again gets fresher answers, for echoes go
-        out every second for a while; without `look` nothing is made of it.
+        out every second for a while; without `watch` it changes nothing.
         """
-        if look:
-            self._opened.peers.contact.look()
+        if watch:
+            self._opened.peers.prober.watch()
         return snapshot.look(self._opened)
 
     def describe(self) -> str:
@@ -410,11 +437,11 @@ class Tunnel:
 
     def events(self) -> AsyncIterator[Event]:
         """What happens from now on, for ``async for``; ends when the tunnel is closed."""
-        return self._node.events.listen()
+        return self._node.events.subscribe()
 
-    def tell(self, event: Event) -> None:
+    def emit(self, event: Event) -> None:
         """Tells whoever listens to :meth:`events`."""
-        self._node.events.tell(event)
+        self._node.events.emit(event)
 
     # What is to be found out.
 
@@ -424,7 +451,7 @@ class Tunnel:
         the Ethernet header, which must arrive whole. Cancelled, nothing changes.
 
         Raises:
-            ConfigError: There is no such peer.
+            PeerNotFoundError: There is no such peer.
             NoAnswer: There was none within a second; its text says why, and its `stage` where it
                 ended. A kernel vxlan device answers nothing. It is a TimeoutError, too.
         """
@@ -437,7 +464,7 @@ class Tunnel:
         single datagrams do, it gets none any more. Cancelled, nothing changes.
 
         Raises:
-            ConfigError: There is no such peer.
+            PeerNotFoundError: There is no such peer.
             NoAnswer: Single datagrams get no answer either.
         """
         self._node.check_open()
@@ -491,7 +518,7 @@ class Tunnel:
                 closed; while iterating, an interface has gone.
         """
         self._node.check_open()
-        prepared = await capture.of(self.status(look=False), outer=outer, text=text)
+        prepared = await capture.of(self.status(watch=False), outer=outer, text=text)
         with self._node.capturing(prepared), prepared as packets:
             yield packets
 
@@ -522,7 +549,7 @@ class Tunnel:
             DeviceError: The tunnel is closed.
         """
         self._node.check_open()
-        facts = await Explainer(self._node, self.status(look=False)).gather(
+        facts = await Explainer(self._node, self.status(watch=False)).gather(
             parse_address(address),
             source=None if source is None else parse_address(source),
             size=size,

@@ -51,7 +51,7 @@ async def test_a_thousand_within_a_second(host: Host, mode: str) -> None:
     async with Tunnel(**words) as tunnel:  # type: ignore[arg-type]
         come = [peer(number) for number in range(1000)]
         begun = time.perf_counter()
-        assert await tunnel.change_peers(come=come) == {}
+        assert await tunnel.change_peers(add=come) == {}
         took = time.perf_counter() - begun
         assert len(tunnel.peers) == len(routes(host)) == 1000
         assert took < 1, f"{took:.2f} s"
@@ -64,7 +64,7 @@ async def test_one_that_the_kernel_refuses_keeps_nobody_out(host: Host) -> None:
     host.run("ip route add 10.0.1.0/24 dev lo")
     async with Tunnel(subnets=[SUBNET], peers=[peer(0)]) as tunnel:
         refused = await tunnel.change_peers(
-            come=[
+            add=[
                 *(peer(number) for number in range(1, 4)),
                 peer(5, prefix="10.0.0.128/25"),
                 peer(6, prefix="198.18.0.0/24"),
@@ -108,7 +108,7 @@ async def test_a_prefix_that_moves_stays_routed(host: Host, mode: str) -> None:
         monitor = host.popen("stdbuf -oL ip monitor route neigh")
     async with Tunnel(subnets=[SUBNET], peers=[peer(0), peer(1)], mode=mode) as tunnel:  # type: ignore[arg-type]
         heir = Peer("198.18.0.9", peer(0).prefixes, mac="02:00:00:00:99:99")
-        assert await tunnel.change_peers(come=[heir], gone=[peer(0).endpoint]) == {}
+        assert await tunnel.change_peers(add=[heir], remove=[peer(0).endpoint]) == {}
         assert set(routes(host)) == {"10.0.0.0/24", "10.0.1.0/24"}
         if mode == "tap":
             listed = json.loads(host.run("ip -j neigh show 10.0.0.0 dev tunnel1").stdout)
@@ -127,7 +127,7 @@ async def test_who_changes_is_told_as_such(host: Host) -> None:
     async with Tunnel(subnets=[SUBNET], peers=[peer(0), peer(1)]) as tunnel:
         events = tunnel.events()
         other = peer(0, mac=7)
-        await tunnel.change_peers(come=[other, peer(2)], gone=[peer(1).endpoint, peer(4).endpoint])
+        await tunnel.change_peers(add=[other, peer(2)], remove=[peer(1).endpoint, peer(4).endpoint])
         told = [await anext(events) for _ in range(3)]
         assert told == [
             PeerRemoved(peer(1).endpoint),
@@ -142,12 +142,12 @@ async def test_a_node_that_moves(host: Host, mode: str) -> None:
     words = {"mode": mode, "local": host.ipv4, "peers": [peer(0)]}
     async with Tunnel(subnets=[SUBNET], **words) as tunnel:  # type: ignore[arg-type]
         with pytest.raises(ConfigError, match="overlaps"):
-            await tunnel.move(Config(subnets=["10.0.0.0/16"], **words))  # type: ignore[arg-type]
-        await tunnel.move(Config(subnets=["10.254.0.0/24"], **words))  # type: ignore[arg-type]
+            await tunnel.renumber(Config(subnets=["10.0.0.0/16"], **words))  # type: ignore[arg-type]
+        await tunnel.renumber(Config(subnets=["10.254.0.0/24"], **words))  # type: ignore[arg-type]
         shown = host.run("ip -4 -o address show dev tunnel1").stdout
         assert "10.254.0.0/32" in shown
         assert "10.255.0.0" not in shown
-        assert await tunnel.change_peers(come=[peer(1, prefix=SUBNET)]) == {}
+        assert await tunnel.change_peers(add=[peer(1, prefix=SUBNET)]) == {}
         assert [str(one) for one in tunnel.status().subnets] == ["10.254.0.0/24"]
 
 

@@ -572,7 +572,7 @@ async def test_fifty_race_for_a_20(lab: Lab, tmp_path: Path) -> None:
             with inside(store):
                 configs = [_config(keys, tmp_path / f"{turn}-{n}", n) for n in range(50)]
                 nodes = [Cluster(one) for one in configs]
-                joined = await asyncio.gather(*(node.join() for node in nodes))
+                joined = await asyncio.gather(*(node.load() for node in nodes))
                 await asyncio.gather(*(node.close() for node in nodes))
             subnets = [str(one.subnets[0]) for one in joined]
             assert len(set(subnets)) == 50

@@ -13,7 +13,6 @@ import pytest
 
 from tests.netns.node import Node
 from tunnel import (
-    ConfigError,
     Endpoint,
     Event,
     PathChanged,
@@ -24,6 +23,7 @@ from tunnel import (
     PeerUp,
     Tunnel,
 )
+from tunnel.errors import PeerNotFoundError
 from tunnel.linux.underlay import Underlay
 from tunnel.protocol import control_frames
 from tunnel.protocol.control_frames import EchoReply, EchoRequest, Message
@@ -62,7 +62,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def peer_of(one: Tunnel) -> PeerStatus:
-    return one.status(look=False).peers[0]
+    return one.status(watch=False).peers[0]
 
 
 def state(one: Tunnel) -> PeerState:
@@ -180,7 +180,7 @@ async def test_ping_of_any_size() -> None:
             assert 0 < await one.ping(f"{TWO}:{PORT}", size=size) < 1
         with pytest.raises(TimeoutError):
             await one.ping(f"{TWO}:{PORT}", size=70_000)
-        with pytest.raises(ConfigError, match="not there"):
+        with pytest.raises(PeerNotFoundError, match="not there"):
             await one.ping("127.0.0.9")
 
 
@@ -251,10 +251,10 @@ async def test_nodes_that_share_an_address_are_told_apart() -> None:
     one = tunnel(ONE, f"{TWO}:{PORT}=10.2.0.0/16", f"{TWO}:{PORT + 1}=10.3.0.0/16")
     async with asyncio.timeout(10), one, two:
         await until(lambda: state(one) is PeerState.UP)
-        second = one.status(look=False).peers[1]
+        second = one.status(watch=False).peers[1]
         assert (second.endpoint.port, second.state) == (PORT + 1, PeerState.UNKNOWN)
         async with three:
-            await until(lambda: one.status(look=False).peers[1].state is PeerState.UP)
+            await until(lambda: one.status(watch=False).peers[1].state is PeerState.UP)
 
 
 async def test_a_node_whose_port_is_another_for_us() -> None:

@@ -14,7 +14,6 @@ from tests.netns.traffic import inside
 from tunnel import (
     Capture,
     ConfigError,
-    DeviceError,
     Drop,
     Endpoint,
     Finding,
@@ -26,6 +25,7 @@ from tunnel import (
     UnderlayError,
 )
 from tunnel.cli import verbs
+from tunnel.errors import ClosedError, StateError
 from tunnel.testing.lab import Host, Lab
 from tunnel.types import parse_prefix
 
@@ -117,13 +117,13 @@ async def test_doctor_tries_trains_with_each_peer_that_is_up() -> None:
 async def test_doctor_cancelled_changes_nothing() -> None:
     async with pair() as (one, two):
         await two.close()
-        before = one.status(look=False)
+        before = one.status(watch=False)
         asking = asyncio.create_task(one.doctor())
         await asyncio.sleep(0.1)
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asking
-        after = one.status(look=False)
+        after = one.status(watch=False)
         assert (after.offloads, len(after.peers)) == (before.offloads, 1)
         assert after.peers[0].trains
 
@@ -149,9 +149,9 @@ ASKING: dict[str, Callable[[Tunnel], Awaitable[object]]] = {
     "explain": lambda one: one.explain("10.2.0.1", source="10.1.0.1"),
     "add_peer": lambda one: one.add_peer("127.0.0.3=10.3.0.0/16"),
     "remove_peer": lambda one: one.remove_peer(TWO),
-    "change_peers": lambda one: one.change_peers(gone=[TWO]),
+    "change_peers": lambda one: one.change_peers(remove=[TWO]),
     "reload": lambda one: one.reload(one.config),
-    "move": lambda one: one.move(one.config),
+    "renumber": lambda one: one.renumber(one.config),
     "capture": lambda one: one.capture(outer=True).__aenter__(),
 }
 
@@ -159,11 +159,11 @@ ASKING: dict[str, Callable[[Tunnel], Awaitable[object]]] = {
 @pytest.mark.parametrize("method", ASKING)
 async def test_closed_or_not_open_yet_it_says_so(method: str) -> None:
     one = Tunnel(device=None, local="127.0.0.1", port=PORT, peers=[f"{TWO}=10.2.0.0/16"])
-    with pytest.raises(DeviceError, match="tunnel1 is not open"):
+    with pytest.raises(StateError, match="tunnel1 is not open"):
         await ASKING[method](one)
     async with one:
         pass
-    with pytest.raises(DeviceError, match="tunnel1 is closed"):
+    with pytest.raises(ClosedError, match="tunnel1 is closed"):
         await ASKING[method](one)
 
 
@@ -185,14 +185,14 @@ TELLING: dict[str, Callable[[Tunnel], object]] = {
 def test_never_open_it_says_so(what: str) -> None:
     one = Tunnel(peers=[f"{TWO}=10.2.0.0/16"])
     assert not one.ready
-    with pytest.raises(DeviceError, match="tunnel1 is not open"):
+    with pytest.raises(StateError, match="tunnel1 is not open"):
         TELLING[what](one)
 
 
 async def test_never_open_it_is_no_device() -> None:
     one = Tunnel(device=None)
     for packets in (one.send(b""), one.receive(), anext(one)):
-        with pytest.raises(DeviceError, match="tunnel1 is not open"):
+        with pytest.raises(StateError, match="tunnel1 is not open"):
             await packets
 
 
@@ -201,7 +201,7 @@ async def test_that_could_not_be_opened_it_says_so() -> None:
         one = Tunnel(device=None, local=TWO.host, port=PORT)
         with pytest.raises(UnderlayError):
             await one.__aenter__()
-    with pytest.raises(DeviceError, match="tunnel1 is closed"):
+    with pytest.raises(ClosedError, match="tunnel1 is closed"):
         one.status()
 
 

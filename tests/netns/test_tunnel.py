@@ -22,6 +22,7 @@ from tunnel import (
     TunnelError,
     UnderlayError,
 )
+from tunnel.errors import ClosedError, PeerNotFoundError
 from tunnel.linux.netlink import PROTOCOL
 from tunnel.testing.lab import Host, Lab
 
@@ -121,9 +122,9 @@ async def test_iteration_ends_when_the_tunnel_closes() -> None:
         await receiver
         await two.wait_closed()
         assert seen == sent
-        with pytest.raises(DeviceError, match="closed"):
+        with pytest.raises(ClosedError, match="closed"):
             await two.receive()
-        with pytest.raises(DeviceError, match="closed"):
+        with pytest.raises(ClosedError, match="closed"):
             await two.add_peer("127.0.0.3=10.3.0.0/16")
         assert two.stats.inbound.packets == 20
 
@@ -167,7 +168,7 @@ async def test_a_peer_that_cannot_be_leaves_all_as_it_was() -> None:
         ]:
             with pytest.raises(ConfigError):
                 await one.add_peer(bad)
-        with pytest.raises(ConfigError, match="not there"):
+        with pytest.raises(PeerNotFoundError, match="not there"):
             await one.remove_peer("127.0.0.3")
         assert described.startswith("tunnel1: vni 1, 127.0.0.1:18472, mtu 64950, 1 peer, no device")
         assert one.stats.drops == {}
@@ -251,7 +252,7 @@ async def test_once_closed_it_stays_closed(host: Host) -> None:
     tunnel = Tunnel(subnets=SUBNETS, peers=[PEER])
     async with tunnel:
         pass
-    with pytest.raises(DeviceError, match="closed"):
+    with pytest.raises(ClosedError, match="closed"):
         async with tunnel:
             pass
 

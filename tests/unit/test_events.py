@@ -10,16 +10,16 @@ ONES = [PeerAdded(Endpoint("192.0.2.1", port)) for port in range(1, MOST + 11)]
 
 
 async def heard(events: Events, count: int) -> list[Event]:
-    listener = events.listen()
+    listener = events.subscribe()
     return [await anext(listener) for _ in range(count)]
 
 
 async def test_from_when_he_began_and_not_from_when_he_first_waited() -> None:
     events = Events()
-    events.tell(ONES[0])
-    listener = events.listen()
-    events.tell(ONES[1])
-    events.tell(ONES[2])
+    events.emit(ONES[0])
+    listener = events.subscribe()
+    events.emit(ONES[1])
+    events.emit(ONES[2])
     assert [await anext(listener), await anext(listener)] == ONES[1:3]
 
 
@@ -28,24 +28,24 @@ async def test_two_listeners_hear_the_same() -> None:
     listening = [asyncio.create_task(heard(events, 3)) for _ in range(2)]
     await asyncio.sleep(0)
     for one in ONES[:3]:
-        events.tell(one)
+        events.emit(one)
         await asyncio.sleep(0)
     assert await asyncio.gather(*listening) == [ONES[:3]] * 2
 
 
 async def test_the_end_comes_behind_what_happened() -> None:
     events = Events()
-    listener = events.listen()
-    events.tell(ONES[0])
+    listener = events.subscribe()
+    events.emit(ONES[0])
     events.close()
     assert [one async for one in listener] == ONES[:1]
     assert [one async for one in listener] == []
-    assert [one async for one in events.listen()] == []
+    assert [one async for one in events.subscribe()] == []
 
 
 async def test_closing_ends_who_waits() -> None:
     events = Events()
-    listener = events.listen()
+    listener = events.subscribe()
     waiting = asyncio.create_task(anext(listener, None))
     await asyncio.sleep(0)
     events.close()
@@ -55,9 +55,9 @@ async def test_closing_ends_who_waits() -> None:
 
 async def test_who_does_not_keep_up_is_told_how_many_he_missed() -> None:
     events = Events()
-    listener = events.listen()
+    listener = events.subscribe()
     for one in ONES:
-        events.tell(one)
+        events.emit(one)
     events.close()
     told = [one async for one in listener]
     assert told == [EventsLost(10), *ONES[10:]]
@@ -65,13 +65,13 @@ async def test_who_does_not_keep_up_is_told_how_many_he_missed() -> None:
 
 async def test_cancelled_nothing_is_lost() -> None:
     events = Events()
-    listener = events.listen()
+    listener = events.subscribe()
     waiting = asyncio.create_task(anext(listener, None))
     await asyncio.sleep(0)
-    events.tell(ONES[0])
+    events.emit(ONES[0])
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
-    events.tell(ONES[1])
+    events.emit(ONES[1])
     events.close()
     assert [one async for one in listener] == ONES[:2]
 
@@ -81,11 +81,11 @@ async def test_who_has_stopped_need_not_say_so() -> None:
     async for _ in _first_of(events):
         break
     gc.collect()
-    events.tell(ONES[1])
+    events.emit(ONES[1])
     assert not list(events._listeners)
 
 
 def _first_of(events: Events):  # type: ignore[no-untyped-def]
-    listener = events.listen()
-    events.tell(ONES[0])
+    listener = events.subscribe()
+    events.emit(ONES[0])
     return listener

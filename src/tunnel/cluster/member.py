@@ -109,7 +109,9 @@ class Cluster:
         store: Store | None = None,
     ) -> None:
         self.config = config
-        self.tunnel = Tunnel.from_config(config.node, confined=confined, user=user, origin=self)
+        self.tunnel = Tunnel.from_config(
+            config.node, confined=confined, user=user, config_source=self
+        )
         self._store = store or open_store(config)
         self._state = State(config.state_dir, name=config.node.name)
         self._prefix = f"{config.etcd_prefix}/"
@@ -187,7 +189,7 @@ class Cluster:
     def prepare(self, *, user: str | None) -> None:
         self._state.prepare(user=user)
 
-    async def join(self) -> Config:
+    async def load(self) -> Config:
         """Our subnets, and all else that the store says, or has said when it was asked last."""
         self._identity = self._state.identity()
         await self._stack.enter_async_context(self._store)
@@ -376,10 +378,10 @@ class Cluster:
             return  # whoever asked first says so
         if why:
             log.warning("%s: goes on without the store: %s", self._name, why)
-            self.tunnel.tell(StoreLost(self._store.address, why))
+            self.tunnel.emit(StoreLost(self._store.address, why))
         else:
             log.info("%s: the store answers at %s", self._name, self._store.address)
-            self.tunnel.tell(StoreFound(self._store.address))
+            self.tunnel.emit(StoreFound(self._store.address))
 
     async def _pause(self, failures: int) -> None:
         """Nodes that lost the store together do not all come back together."""
@@ -498,11 +500,11 @@ class Cluster:
             match one:
                 case Acquired(subnets, before):
                     log.info("%s: has %s", self._name, _spell(subnets))
-                    self.tunnel.tell(SubnetsChanged(subnets, before))
+                    self.tunnel.emit(SubnetsChanged(subnets, before))
                     self._settle(subnets)
                 case Lost(subnets, why):
                     log.error("%s: lost %s: %s (acquires again)", self._name, _spell(subnets), why)
-                    self.tunnel.tell(SubnetsLost(subnets, why))
+                    self.tunnel.emit(SubnetsLost(subnets, why))
                 case Exhausted(why):
                     log.error("%s: %s", self._name, why)
                 case Doubled(where):
@@ -579,11 +581,11 @@ class Cluster:
             if subnets != self.tunnel.config.subnets:
                 # What is ours now was somebody's until now, and the other way round.
                 gone += come.keys() & set(self.tunnel.peers)
-                await self.tunnel.change_peers(gone=gone)
+                await self.tunnel.change_peers(remove=gone)
                 await self._move(subnets)
             elif not pending:
                 return
-            refused = await self.tunnel.change_peers(come=come.values(), gone=gone)
+            refused = await self.tunnel.change_peers(add=come.values(), remove=gone)
             for endpoint, peer in pending.items():
                 self._refused.pop(endpoint, None)
                 if self._pending[endpoint] is peer:  # and not another by now
@@ -593,7 +595,7 @@ class Cluster:
 
     async def _move(self, subnets: tuple[Prefix, ...]) -> None:
         before = self.tunnel.config.subnets
-        await self.tunnel.move(self._config(subnets))
+        await self.tunnel.renumber(self._config(subnets))
         log.warning(
             "%s: has %s now, not %s: containers with addresses of that have to be made again",
             self._name,

@@ -26,9 +26,9 @@ def entries(node: Node) -> tuple[FdbEntry, ...]:
 
 
 def add(node: Node, mac: Mac, *, vlan: int | None, peer: str | Endpoint) -> None:
-    """Raises ConfigError: no such peer or VLAN, or the MAC is that of a VTEP."""
+    """Raises PeerNotFoundError, or ConfigError: no such VLAN, or the MAC is that of a VTEP."""
     table = _table(node)
-    index = node.peers.indices[node.peers.known(peer)]
+    index = node.peers.indices[node.peers.find(peer)]
     _check(node, mac, vlan=vlan)
     table.put(mac.packed, vlan, index)
 

@@ -17,18 +17,18 @@ from typing import Protocol
 
 from tunnel._native import Fdb, Forwarder
 from tunnel.config.node import AUTO_WORKERS, Config
-from tunnel.errors import ConfigError, DeviceError, UnderlayError
+from tunnel.errors import ClosedError, ConfigError, DeviceError, StateError, UnderlayError
 from tunnel.events import Events, OffloadLost
 from tunnel.linux.netlink import Netlink
 from tunnel.linux.privileges import drop_privileges
 from tunnel.linux.socketpair import SocketPair
 from tunnel.linux.tun import Device, open_device
 from tunnel.linux.underlay import Underlay
+from tunnel.node.config_source import ConfigSource, describe_wait
 from tunnel.node.containers import Containers, prepare_subnet_file
 from tunnel.node.peers import Peers
 from tunnel.node.reconciler import Reconciler
 from tunnel.node.workers import Workers
-from tunnel.status import StoreStatus
 from tunnel.supervise import Supervisor
 
 log = logging.getLogger(__name__)
@@ -42,19 +42,6 @@ class Closable(Protocol):
     def close(self) -> None: ...
 
 
-class ConfigSource(Protocol):
-    """Where a node gets from what it is not told itself."""
-
-    def prepare(self, *, user: str | None) -> None:
-        """The device is open. If this process is about to become another, this is the last
-        moment as who started it."""
-
-    async def join(self) -> Config:
-        """What the node is to be. Its name, mode and all that is of the device stay."""
-
-    def status(self) -> StoreStatus: ...
-
-
 class Node:
     """
     All that one tunnel has open. Its parts are there once it was opened, and can still be read
@@ -62,7 +49,7 @@ class Node:
 
     Args:
         with_device: Without, the program itself is the device.
-        confined, user, origin: As in :meth:`tunnel.Tunnel.from_config`.
+        confined, user, config_source: As in :meth:`tunnel.Tunnel.from_config`.
 
     Attributes:
         fdb: In TAP mode.
@@ -87,9 +74,9 @@ class Node:
         with_device: bool,
         confined: bool = False,
         user: str | None = None,
-        origin: ConfigSource | None = None,
+        config_source: ConfigSource | None = None,
     ) -> None:
-        self.config, self.with_device, self.origin = config, with_device, origin
+        self.config, self.with_device, self.config_source = config, with_device, config_source
         self._confined, self._user = confined, user
         self.fdb: Fdb | None = None
         if config.ageing is not None:  # in TAP mode
@@ -100,7 +87,7 @@ class Node:
         self._captures: set[Closable] = set()
         self._undo = AsyncExitStack()
         self._closing: asyncio.Task[None] | None = None
-        self._started = False
+        self._opening = self._loading = self._started = False
         self._closed = asyncio.Event()
         self._offloads_seen: frozenset[str] = frozenset()
 
@@ -108,8 +95,9 @@ class Node:
 
     async def open(self) -> None:
         """Raises what :class:`tunnel.Tunnel` does; what was made until then is to be closed."""
-        if self._closing is not None:
-            raise self._refusal()
+        if self._opening or self._closing is not None:
+            raise self._state_error()
+        self._opening = True
         self._loop = asyncio.get_running_loop()
         self._undo.callback(self._closed.set)
         self._undo.callback(self.events.close)
@@ -200,13 +188,15 @@ class Node:
 
     async def _settle_in(self) -> None:
         """Becomes who runs on, and learns what it is to be."""
-        if self.origin is not None:
-            self.origin.prepare(user=self._user)
+        if self.config_source is not None:
+            self.config_source.prepare(user=self._user)
         if self._confined:
             prepare_subnet_file(self.config.subnet_file, user=self._user)
             drop_privileges(user=self._user, port=self.config.port)
-        if self.origin is not None:
-            self.config = await self.origin.join()
+        if self.config_source is not None:
+            self._loading = True
+            self.config = await self.config_source.load()
+            self._loading = False
 
     def _make_workers(self) -> Workers:
         forwarders = [
@@ -257,20 +247,37 @@ class Node:
         """Whether nobody has set its device down; so without one."""
         return not isinstance(self.device, Device) or self.device.is_up()
 
+    @property
+    def phase(self) -> str:
+        """What it does now: ``not open``, ``opens``, ``waits for the store ...: why``, ``open``,
+        ``closes`` or ``closed``."""
+        if self._closing is not None:
+            return "closed" if self._closed.is_set() else "closes"
+        if self._loading and self.config_source is not None:
+            return describe_wait(self.config_source.status())
+        if self._opening and not self._started:
+            return "opens"
+        return "open" if self._started else "not open"
+
     def check_open(self) -> None:
-        """Raises DeviceError unless it is open."""
+        """Raises StateError unless the node is open."""
         if not self.is_open:
-            raise self._refusal()
+            raise self._state_error()
 
     def check_opened(self) -> None:
-        """Raises DeviceError unless it is open, or was: then its parts are there."""
+        """Raises StateError unless the node is or was open: then its parts exist."""
         if not self._started:
-            raise self._refusal()
+            raise self._state_error()
 
-    def _refusal(self) -> DeviceError:
-        if self._closing is None:
-            return DeviceError(f"{self.config.name} is not open (enter it with async with)")
-        return DeviceError(f"{self.config.name} is closed (open another Tunnel)")
+    def _state_error(self) -> StateError:
+        name = self.config.name
+        if self._closing is not None:
+            return ClosedError(f"{name} is closed (open another Tunnel)")
+        if self._started:
+            return StateError(f"{name} is open already (enter it once)")
+        if self._opening:
+            return StateError(f"{name} is not open yet: it {self.phase}")
+        return StateError(f"{name} is not open (enter it with async with)")
 
     @property
     def offloads(self) -> frozenset[str]:
@@ -287,8 +294,8 @@ class Node:
         }
         return frozenset(word for word, used in in_use.items() if used)
 
-    async def move(self, config: Config) -> None:
-        """Changes what lives behind this node, as :meth:`tunnel.Tunnel.move`."""
+    async def renumber(self, config: Config) -> None:
+        """Replaces subnets and addresses, as :meth:`tunnel.Tunnel.renumber`."""
         self.peers.own(config.subnets)
         before, after = set(self.config.addresses), set(config.addresses)
         if self.kernel is not None:
@@ -301,7 +308,7 @@ class Node:
 
     @contextmanager
     def capturing(self, capture: Closable) -> Iterator[None]:
-        """While this is entered `capture` ends with the node. Raises DeviceError if it has."""
+        """While this is entered `capture` ends with the node. Raises StateError if it has."""
         self.check_open()
         self._captures.add(capture)
         try:
@@ -313,13 +320,13 @@ class Node:
         """Says once when one was turned off."""
         lost, self._offloads_seen = self._offloads_seen - self.offloads, self.offloads
         for offload in lost:
-            self.events.tell(OffloadLost(offload))
+            self.events.emit(OffloadLost(offload))
         if lost:
             log.warning("%s: turned off at run time: %s", self.config.name, ", ".join(sorted(lost)))
 
     def _attend(self) -> None:
         """Something other than packets wants to be seen: an offload was lost, letters came."""
-        self.peers.contact.attend()
+        self.peers.prober.attend()
         self.look_at_offloads()
 
     # Closing.

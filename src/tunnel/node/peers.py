@@ -115,7 +115,7 @@ class Peers:
             sent=self._count_sent,
             known=self._know,
         )
-        self.contact = Prober(
+        self.prober = Prober(
             port=config.port,
             post=post,
             sent=self._count_sent,
@@ -136,10 +136,9 @@ class Peers:
         """Under which index the packet path knows each peer."""
         return self._membership.peers
 
-    def known(self, peer: str | Endpoint) -> Endpoint:
-        """The peer that is meant. Raises ConfigError if there is none."""
-        endpoint = Endpoint.parse(peer) if isinstance(peer, str) else peer
-        return self._membership.peer(endpoint).endpoint
+    def find(self, peer: str | Endpoint) -> Endpoint:
+        """Returns the peer that is meant, as :meth:`PeerTable.find`."""
+        return self._membership.find(peer)
 
     def peer(self, endpoint: Endpoint) -> Peer:
         return self._membership.peer(endpoint)
@@ -173,13 +172,13 @@ class Peers:
         await self._see_through(self._become(wanted))
 
     async def change(
-        self, *, come: Iterable[Peer], gone: Iterable[Endpoint]
+        self, *, add: Iterable[Peer], remove: Iterable[Endpoint]
     ) -> dict[Endpoint, TunnelError]:
         """
         Lets many go and takes many in at once; one that is there already becomes what is given.
         Who cannot come stays out, or goes, and keeps nobody else from it: returns why.
         """
-        return await self._see_through(self._change_those(come=come, gone=gone))
+        return await self._see_through(self._change_those(add=add, remove=remove))
 
     def own(self, subnets: Iterable[Prefix]) -> None:
         """What no peer can have, from now on. Raises ConfigError if one has."""
@@ -188,7 +187,7 @@ class Peers:
     def stop(self) -> None:
         """Nobody is asked, and no name looked up, any more."""
         self._stopped = True
-        self.contact.close()
+        self.prober.close()
         self.vteps.close()
         if self._timer is not None:
             self._timer.cancel()
@@ -231,11 +230,11 @@ class Peers:
             await self._change(gone=[self._membership.peer(endpoint).endpoint])
 
     async def _change_those(
-        self, *, come: Iterable[Peer], gone: Iterable[Endpoint]
+        self, *, add: Iterable[Peer], remove: Iterable[Endpoint]
     ) -> dict[Endpoint, TunnelError]:
         async with self._changing:
             return await self._change(
-                come=come, gone=[one for one in gone if one in self._membership]
+                come=add, gone=[one for one in remove if one in self._membership]
             )
 
     async def _become(self, wanted: Sequence[Peer]) -> None:
@@ -258,11 +257,11 @@ class Peers:
     ) -> dict[Endpoint, TunnelError]:
         new = {peer.endpoint: peer for peer in come}
         there = {endpoint for endpoint in new if endpoint in self._membership}
-        faults = self._membership.refuse(come=new.values(), gone=gone)
+        faults = self._membership.refuse(add=new.values(), remove=gone)
         # Who cannot be what it is to become is not what it was either.
         gone = [*gone, *(endpoint for endpoint in faults if endpoint in there)]
         come = [peer for endpoint, peer in new.items() if endpoint not in faults]
-        actions = self._membership.change(come=come, gone=gone, now=self._loop.time())
+        actions = self._membership.change(add=come, remove=gone, now=self._loop.time())
         return {**faults, **await self._make(actions, come=come, gone=gone, there=there)}
 
     async def _make(
@@ -277,7 +276,7 @@ class Peers:
         those who were before."""
         refused = await self._carry_out(actions, gone=gone)
         if refused:
-            left = self._membership.change(come=(), gone=refused, now=self._loop.time())
+            left = self._membership.change(add=(), remove=refused, now=self._loop.time())
             await self._carry_out(left, gone=refused)
         self._tell(PeerRemoved, "goes", [*gone, *(one for one in refused if one in there)])
         stay = [peer.endpoint for peer in come if peer.endpoint not in refused]
@@ -290,7 +289,7 @@ class Peers:
         self, actions: Iterable[Action], *, gone: Collection[Endpoint]
     ) -> dict[Endpoint, TunnelError]:
         for endpoint in gone:
-            self.contact.remove(endpoint)
+            self.prober.remove(endpoint)
         self.vteps.remove(gone)
         refused = await self._apply(actions)
         self.vteps.forget(gone)
@@ -304,7 +303,7 @@ class Peers:
     ) -> None:
         for endpoint in endpoints:
             log.info("%s: peer %s %s", self._name, endpoint, verb)
-            self._events.tell(kind(endpoint))
+            self._events.emit(kind(endpoint))
 
     async def _apply(self, actions: Iterable[Action]) -> dict[Endpoint, TunnelError]:
         """Equal actions in a row as one. Returns whose could not be done."""
@@ -372,7 +371,7 @@ class Peers:
         for index in reached.keys() - known:
             endpoint, address = there[index]
             limit = self._underlay.max_inner_packet(index) or self._underlay.mtu
-            self.contact.add(endpoint, family=address.version, limit=limit)
+            self.prober.add(endpoint, family=address.version, limit=limit)
         self.vteps.add(reached.values())
         return refused | self._blame(await self.vteps.follow(reached))
 
@@ -426,7 +425,7 @@ class Peers:
             log.info("%s: peer %s has MAC %s", self._name, endpoint, mac)
         elif mac != before:
             log.warning("%s: peer %s has MAC %s now, not %s", self._name, endpoint, mac, before)
-            self._events.tell(MacChanged(endpoint, mac, before))
+            self._events.emit(MacChanged(endpoint, mac, before))
         _spawn(self._changes, self._follow(endpoint))
 
     async def _follow(self, endpoint: Endpoint) -> None:
@@ -463,14 +462,14 @@ class Peers:
                 up = state is PeerState.UP
                 if not up:
                     self.vteps.silent(endpoint)
-                self._events.tell(PeerUp(endpoint) if up else PeerSilent(endpoint))
+                self._events.emit(PeerUp(endpoint) if up else PeerSilent(endpoint))
             case PathMtuChanged(endpoint, size):
                 index = self._membership.index(endpoint)
                 limit = self._underlay.max_inner_packet(index)
                 # At the first hop's own MTU the kernel knows as much, and the device has it.
                 narrow = size if limit and size < limit else 0
                 self._workers.set_mtu(index, narrow)
-                self._events.tell(PathChanged(endpoint, size))
+                self._events.emit(PathChanged(endpoint, size))
                 if narrow:
                     log.info("%s: path to %s takes %d bytes", self._name, endpoint, narrow)
 

@@ -202,7 +202,7 @@ class Prober:
                 timer.cancel()
         self._give_up()
 
-    def look(self) -> None:
+    def watch(self) -> None:
         """Somebody wants to know: makes us look closer for a while."""
         now = time.monotonic()
         self._liveness.watch(until=now + LOOK, now=now)

@@ -17,10 +17,10 @@ from tunnel.types import Endpoint
 
 
 async def ping(node: Node, peer: str | Endpoint, *, size: int) -> float:
-    """Seconds until the answer to an echo. Raises ConfigError and NoAnswer."""
-    endpoint = node.peers.known(peer)
+    """Seconds until the answer to an echo. Raises PeerNotFoundError and NoAnswerError."""
+    endpoint = node.peers.find(peer)
     try:
-        return await node.peers.contact.ping(endpoint, size=size)
+        return await node.peers.prober.ping(endpoint, size=size)
     except TimeoutError as error:
         raise await _explain(node, endpoint, size=size) from error
 
@@ -37,11 +37,11 @@ async def _explain(node: Node, endpoint: Endpoint, *, size: int) -> NoAnswerErro
         why = f"this host has no route to {address} (see ip route get {address})"
         return NoAnswerError(why, stage="no_route")
     if size and await _answers(node, endpoint):
-        mtu = node.peers.contact.path_mtu(endpoint)
+        mtu = node.peers.prober.path_mtu(endpoint)
         known = f"its path MTU is {mtu}" if mtu else "its path MTU is less"
         why = f"{size} bytes do not reach it, small packets do ({known})"
         return NoAnswerError(why, stage="too_big")
-    return NoAnswerError(_silence(node.peers.contact.health(endpoint)))
+    return NoAnswerError(_silence(node.peers.prober.health(endpoint)))
 
 
 def _silence(health: Health | None) -> str:
@@ -57,7 +57,7 @@ def _silence(health: Health | None) -> str:
 
 async def _answers(node: Node, endpoint: Endpoint) -> bool:
     try:
-        await node.peers.contact.ping(endpoint)
+        await node.peers.prober.ping(endpoint)
     except TimeoutError:
         return False
     return True
@@ -65,11 +65,11 @@ async def _answers(node: Node, endpoint: Endpoint) -> bool:
 
 async def try_trains(node: Node, peer: str | Endpoint) -> bool:
     """Whether they arrive as they were sent; a peer that does not get them so gets none any
-    more. Raises ConfigError and NoAnswer."""
-    endpoint = node.peers.known(peer)
-    size = min(node.peers.contact.path_mtu(endpoint) or node.underlay.mtu, node.underlay.mtu)
+    more. Raises PeerNotFoundError and NoAnswerError."""
+    endpoint = node.peers.find(peer)
+    size = min(node.peers.prober.path_mtu(endpoint) or node.underlay.mtu, node.underlay.mtu)
     try:
-        singly, together = await node.peers.contact.try_train(endpoint, size=size)
+        singly, together = await node.peers.prober.try_train(endpoint, size=size)
     except TimeoutError as error:
         raise _no_trial(endpoint) from error
     if not singly.intact:
@@ -77,7 +77,7 @@ async def try_trains(node: Node, peer: str | Endpoint) -> bool:
     # One that arrives damaged is no accident: checksums let none pass. Some get lost anyway.
     if together.damaged or together.intact < SAMPLES // 2 <= singly.intact:
         # It may have gone meanwhile.
-        node.workers.set_trains(node.peers.indices[node.peers.known(endpoint)], False)
+        node.workers.set_trains(node.peers.indices[node.peers.find(endpoint)], False)
         node.look_at_offloads()
         return False
     return True

@@ -90,7 +90,7 @@ def look(node: Node) -> Status:
         subnets=node.config.subnets,
         mode=node.config.mode,
         device_up=node.device_up,
-        store=node.origin.status() if node.origin else None,
+        store=node.config_source.status() if node.config_source else None,
     )
 
 
@@ -98,7 +98,7 @@ def look_at(node: Node, endpoint: Endpoint, counted: PeerStats) -> PeerStatus:
     """All that is known of a peer."""
     peer, index = node.peers.peer(endpoint), node.peers.indices[endpoint]
     # One whose name is not resolved yet was never asked.
-    health = node.peers.contact.health(endpoint)
+    health = node.peers.prober.health(endpoint)
     return PeerStatus(
         endpoint=endpoint,
         address=node.peers.address(endpoint),
@@ -108,7 +108,7 @@ def look_at(node: Node, endpoint: Endpoint, counted: PeerStats) -> PeerStatus:
         seconds=time.monotonic() - (health.since if health else node.opened),
         rtt=health.rtt if health else None,
         loss=health.loss if health else None,
-        path_mtu=node.peers.contact.path_mtu(endpoint),
+        path_mtu=node.peers.prober.path_mtu(endpoint),
         trains=node.workers.trains(index),
         outbound=counted.outbound,
         inbound=counted.inbound,

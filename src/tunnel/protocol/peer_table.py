@@ -10,12 +10,15 @@ is not there: peers are put before the routes that name them and forgotten after
 from __future__ import annotations
 
 import heapq
+import ipaddress
 import logging
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 
 from tunnel.config.rules import conflicts
-from tunnel.errors import ConfigError, UnderlayError
+from tunnel.errors import ConfigError, PeerNotFoundError, UnderlayError
 from tunnel.types import Address, Endpoint, Peer, Prefix
 
 log = logging.getLogger(__name__)
@@ -25,6 +28,8 @@ SILENCE = 30.0
 
 LONGEST_RETRY = 60.0
 """Seconds; failed names are tried again after 1, 2, 4 ... up to this."""
+
+_LISTED = 8  # peers that the text of a PeerNotFoundError names at most
 
 
 @dataclass(frozen=True)
@@ -112,16 +117,40 @@ class PeerTable:
         return endpoint in self._members
 
     def peer(self, endpoint: Endpoint) -> Peer:
-        """Raises ConfigError if there is none at `endpoint`."""
+        """Raises PeerNotFoundError if there is none at `endpoint`."""
         return self._member(endpoint).peer
 
     def address(self, endpoint: Endpoint) -> Address | None:
-        """Where it is now, None as long as its name is not resolved. Raises ConfigError."""
+        """Where it is now, None as long as its name is not resolved. Raises PeerNotFoundError."""
         return self._member(endpoint).address
 
     def index(self, endpoint: Endpoint) -> int:
-        """Under which index the packet path knows it. Raises ConfigError."""
+        """Under which index the packet path knows it. Raises PeerNotFoundError."""
         return self._member(endpoint).index
+
+    def find(self, peer: str | Endpoint) -> Endpoint:
+        """
+        Returns the endpoint of the peer that is meant: by its endpoint, by its host alone if no
+        other peer is there, or by an overlay address that it owns.
+
+        Raises:
+            PeerNotFoundError: There is no such peer.
+        """
+        if isinstance(peer, Endpoint):
+            return self._member(peer).peer.endpoint
+        with suppress(ConfigError):
+            meant = Endpoint.parse(peer)
+            if meant in self._members:
+                return meant
+            same = [one for one in self._members if one.host == meant.host]
+            if len(same) == 1 and _is_host_alone(peer):
+                return same[0]
+        with suppress(ValueError):
+            address = ipaddress.ip_address(peer)
+            for member in self._members.values():
+                if any(address in prefix for prefix in member.peer.prefixes):
+                    return member.peer.endpoint
+        raise self._not_found(peer)
 
     def at(self, address: Address, port: int) -> Endpoint | None:
         """Who is there now. Where only one peer is at an address, the port does not matter: it may
@@ -141,14 +170,14 @@ class PeerTable:
             raise error
 
     def refuse(
-        self, *, come: Iterable[Peer], gone: Iterable[Endpoint] = ()
+        self, *, add: Iterable[Peer], remove: Iterable[Endpoint] = ()
     ) -> dict[Endpoint, ConfigError]:
         """Who of those that come, or come again as others than they were, cannot be together
         with those that stay."""
-        new = {peer.endpoint: peer for peer in come if not self._owns(peer)}
+        new = {peer.endpoint: peer for peer in add if not self._owns(peer)}
         if not new:
             return {}
-        leaving = {*gone, *new}
+        leaving = {*remove, *new}
         stay = [one.peer for endpoint, one in self._members.items() if endpoint not in leaving]
         refused: dict[Endpoint, ConfigError] = {}
         # What overlaps the prefix of one that is refused may overlap another's as well.
@@ -188,30 +217,35 @@ class PeerTable:
     def add(self, peers: Iterable[Peer], *, now: float) -> list[Action]:
         """Takes in all of `peers`, or none and raises ConfigError."""
         new = list(peers)
+        for peer in new:
+            if (member := self._members.get(peer.endpoint)) is not None:
+                raise _exists_already(member.peer, peer)
         everyone = [*(member.peer for member in self._members.values()), *new]
         for error in self._faults(everyone).values():
             raise error
-        return self.change(come=new, gone=(), now=now)
+        return self.change(add=new, remove=(), now=now)
 
     def remove(self, endpoint: Endpoint, *, now: float) -> list[Action]:
-        """Lets one peer go. Raises ConfigError if there is none at `endpoint`."""
-        return self.change(come=(), gone=(endpoint,), now=now)
+        """Lets one peer go. Raises PeerNotFoundError if there is none at `endpoint`."""
+        return self.change(add=(), remove=(endpoint,), now=now)
 
-    def change(self, *, come: Iterable[Peer], gone: Iterable[Endpoint], now: float) -> list[Action]:
+    def change(
+        self, *, add: Iterable[Peer], remove: Iterable[Endpoint], now: float
+    ) -> list[Action]:
         """
         Lets some go and takes others in, all at once; who is there already keeps index and
         address, and gets other prefixes or another MAC. Who comes was not to be refused.
 
         Raises:
-            ConfigError: One that is to go is not there.
+            PeerNotFoundError: One that is to go is not there.
         """
-        going = [self._member(endpoint) for endpoint in gone]
+        going = [self._member(endpoint) for endpoint in remove]
         before = {prefix: one for one in going for prefix in one.peer.prefixes}
         for member in going:
             del self._members[member.peer.endpoint]
             self._leave(member)
         members = []
-        for peer in come:
+        for peer in add:
             if peer.endpoint in self._members:
                 member = self._members[peer.endpoint]
                 before |= dict.fromkeys(member.peer.prefixes, member)
@@ -288,8 +322,13 @@ class PeerTable:
     def _member(self, endpoint: Endpoint) -> _Member:
         member = self._members.get(endpoint)
         if member is None:
-            raise ConfigError(f"peer {endpoint} is not there (it may have another port)")
+            raise self._not_found(str(endpoint))
         return member
+
+    def _not_found(self, peer: str) -> PeerNotFoundError:
+        some = ", ".join(str(one) for one in islice(self._members, _LISTED)) or "none"
+        more = ", ..." if len(self._members) > _LISTED else ""
+        return PeerNotFoundError(f"peer {peer} is not there (there are: {some}{more})")
 
     def _admit(self, peer: Peer, *, room: int) -> _Member:
         # Used, free and leaving indices together are always 0 ... n-1.
@@ -337,3 +376,18 @@ class PeerTable:
         if holder in (None, endpoint):
             return ""
         return f"its name leads to {place}, where {holder} is"
+
+
+def _exists_already(before: Peer, after: Peer) -> ConfigError:
+    if before == after:
+        return ConfigError(f"peer {after.endpoint} is there already")
+    prefixes = ", ".join(map(str, before.prefixes)) or "no prefix"
+    return ConfigError(
+        f"peer {after.endpoint} is there already, with {prefixes} "
+        "(use change_peers to replace it, or remove it first)"
+    )
+
+
+def _is_host_alone(text: str) -> bool:
+    """Whether an endpoint's text has no port."""
+    return text.count(":") != 1 and "]:" not in text

@@ -6,15 +6,13 @@ What may be asked of a running tunnel, and changed: from the words of a request 
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any
 
 from tunnel.errors import ConfigError, NoAnswerError
-from tunnel.status import MacSource, PeerStatus
+from tunnel.status import MacSource
 from tunnel.tunnel import Tunnel
 from tunnel.types import ANY_VTEP_MAC, Endpoint, Mac
 
@@ -60,7 +58,7 @@ class Methods:
         return self._tunnel.status()
 
     async def _peers(self, _: Mapping[str, Any]) -> Any:
-        return self._tunnel.status(look=False).peers
+        return self._tunnel.status(watch=False).peers
 
     async def _peer_add(self, args: Mapping[str, Any]) -> Any:
         before = set(self._tunnel.peers)
@@ -68,7 +66,7 @@ class Methods:
         return {"added": sorted(set(self._tunnel.peers) - before)}
 
     async def _peer_remove(self, args: Mapping[str, Any]) -> Any:
-        endpoint = Endpoint.parse(_take(args, "endpoint", str))
+        endpoint = self._tunnel.find_peer(_take(args, "endpoint", str))
         await self._tunnel.remove_peer(endpoint)
         return {"removed": [endpoint]}
 
@@ -76,7 +74,7 @@ class Methods:
         return await self._tunnel.routes()
 
     async def _neighbours(self, _: Mapping[str, Any]) -> Any:
-        status, known = self._tunnel.status(look=False), self._tunnel.neighbours()
+        status, known = self._tunnel.status(watch=False), self._tunnel.neighbours()
         return [
             {
                 "prefix": prefix,
@@ -98,7 +96,7 @@ class Methods:
 
     async def _fdb_add(self, args: Mapping[str, Any]) -> Any:
         mac, vlan = _take_key(args)
-        self._tunnel.add_fdb(mac, vlan=vlan, peer=self._find(_take(args, "peer", str)).endpoint)
+        self._tunnel.add_fdb(mac, vlan=vlan, peer=self._tunnel.find_peer(_take(args, "peer", str)))
         return {"added": [_spell(mac, vlan)]}
 
     async def _fdb_remove(self, args: Mapping[str, Any]) -> Any:
@@ -118,17 +116,17 @@ class Methods:
         size = _take(args, "size", int, default=0)
         if not 0 <= size <= _LARGEST_PING:
             raise ConfigError(f"size {size} is out of range (0 to {_LARGEST_PING} bytes)")
-        peer = self._find(_take(args, "peer", str))
-        answer: dict[str, Any] = {"peer": peer.endpoint, "size": size, "stage": None, "why": None}
+        peer = self._tunnel.find_peer(_take(args, "peer", str))
+        answer: dict[str, Any] = {"peer": peer, "size": size, "stage": None, "why": None}
         try:
-            seconds = await self._tunnel.ping(peer.endpoint, size=size)
+            seconds = await self._tunnel.ping(peer, size=size)
         except NoAnswerError as error:
             return {**answer, "seconds": None, "stage": error.stage, "why": str(error)}
         return {**answer, "seconds": seconds}
 
     async def _try_trains(self, args: Mapping[str, Any]) -> Any:
-        peer = self._find(_take(args, "peer", str))
-        return {"peer": peer.endpoint, "trains": await self._tunnel.try_trains(peer.endpoint)}
+        peer = self._tunnel.find_peer(_take(args, "peer", str))
+        return {"peer": peer, "trains": await self._tunnel.try_trains(peer)}
 
     async def _explain(self, args: Mapping[str, Any]) -> Any:
         source = args.get("source")
@@ -156,32 +154,13 @@ class Methods:
     # What they stand on.
 
     def _members(self) -> set[tuple[Any, ...]]:
-        peers = self._tunnel.status(look=False).peers
+        peers = self._tunnel.status(watch=False).peers
         known = self._tunnel.neighbours()
         configured = {end for end, one in known.items() if one.source is MacSource.CONFIGURED}
         return {
             (one.endpoint, one.prefixes, one.mac if one.endpoint in configured else None)
             for one in peers
         }
-
-    def _find(self, text: str) -> PeerStatus:
-        """The peer that people mean: by its endpoint, by its host alone, or by an overlay address
-        that it owns."""
-        peers = self._tunnel.status(look=False).peers
-        with suppress(ConfigError):
-            meant = Endpoint.parse(text)
-            same = [peer for peer in peers if peer.endpoint.host == meant.host]
-            exact = [peer for peer in same if peer.endpoint == meant]
-            if exact or len(same) == 1:
-                return (exact or same)[0]
-        with suppress(ValueError):
-            address = ipaddress.ip_address(text)
-            owners = [peer for peer in peers if any(address in prefix for prefix in peer.prefixes)]
-            if owners:
-                return owners[0]
-        known = ", ".join(str(peer.endpoint) for peer in peers[:8]) or "none"
-        more = ", ..." if len(peers) > 8 else ""
-        raise ConfigError(f"peer {text} is not there (there are: {known}{more})")
 
 
 def _take(args: Mapping[str, Any], name: str, kind: type, *, default: Any = None) -> Any:

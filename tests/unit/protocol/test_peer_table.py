@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunnel.errors import ConfigError, UnderlayError
+from tunnel.errors import ConfigError, PeerNotFoundError, UnderlayError
 from tunnel.protocol.peer_table import (
     AddKernelRoute,
     ForgetPeer,
@@ -73,7 +73,7 @@ def test_removal_goes_the_other_way_round() -> None:
 
 
 def test_who_is_not_there_cannot_be_removed() -> None:
-    with pytest.raises(ConfigError, match=r"192\.0\.2\.2:4789 is not there"):
+    with pytest.raises(PeerNotFoundError, match=r"192\.0\.2\.2:4789 is not there"):
         made(TWO).remove(Endpoint("192.0.2.2", 4789), now=0)
 
 
@@ -108,7 +108,10 @@ def test_indices_are_always_the_lowest_that_were_free(toggles: list[int]) -> Non
 @pytest.mark.parametrize(
     ("peer", "says"),
     [
-        (Peer("192.0.2.2", ["10.9.0.0/16"]), "is there twice"),
+        (
+            Peer("192.0.2.2", ["10.9.0.0/16"]),
+            "is there already, with 10.244.2.0/24, fd00",
+        ),
         (Peer("192.0.2.1", ["10.9.0.0/16"]), "this node itself"),
         (Peer("192.0.2.9", ["10.244.2.128/25"]), "overlaps 10.244.2.0/24 of peer 192.0.2.2:8472"),
         (Peer("192.0.2.9", ["10.0.0.0/8"]), "this node"),
@@ -277,7 +280,7 @@ def test_an_answer_for_who_has_left_is_ignored() -> None:
 def test_many_come_and_go_at_once() -> None:
     membership = made(TWO, THREE)
     four = Peer("192.0.2.4", ["10.244.4.0/24"])
-    actions = membership.change(come=[four], gone=[TWO.endpoint], now=0)
+    actions = membership.change(add=[four], remove=[TWO.endpoint], now=0)
     assert actions == [
         RemoveKernelRoute(net("10.244.2.0/24")),
         RemoveKernelRoute(net("fd00:2::/64")),
@@ -287,13 +290,13 @@ def test_many_come_and_go_at_once() -> None:
         AddKernelRoute(net("10.244.4.0/24")),
         ForgetPeer(0),
     ]
-    assert membership.change(come=[NAMED], gone=[], now=0)[0] == PutPeer(0, NAMED, None)
+    assert membership.change(add=[NAMED], remove=[], now=0)[0] == PutPeer(0, NAMED, None)
 
 
 def test_who_becomes_another_keeps_its_index_and_its_address() -> None:
     membership = made(TWO, THREE)
     other = Peer(TWO.endpoint, ["10.244.2.0/24", "10.244.9.0/24"], mac="02:00:5e:00:53:02")
-    assert membership.change(come=[other], gone=[], now=0) == [
+    assert membership.change(add=[other], remove=[], now=0) == [
         RemoveKernelRoute(net("fd00:2::/64")),
         PutPeer(0, other, ip("192.0.2.2")),
         PutRoutes(
@@ -306,13 +309,13 @@ def test_who_becomes_another_keeps_its_index_and_its_address() -> None:
         AddKernelRoute(net("10.244.9.0/24")),
     ]
     again = Peer(other.endpoint, other.prefixes, mac="02:00:5e:00:53:03")
-    assert membership.change(come=[again], gone=[], now=0) == [PutPeer(0, again, ip("192.0.2.2"))]
+    assert membership.change(add=[again], remove=[], now=0) == [PutPeer(0, again, ip("192.0.2.2"))]
 
 
 def test_a_prefix_that_moves_is_routed_all_the_time() -> None:
     membership = made(TWO, THREE)
     heir = Peer("192.0.2.4", TWO.prefixes)
-    actions = membership.change(come=[heir], gone=[TWO.endpoint], now=0)
+    actions = membership.change(add=[heir], remove=[TWO.endpoint], now=0)
     assert not [one for one in actions if isinstance(one, RemoveKernelRoute)]
     # The kernel may lead it another way, as in TAP mode.
     assert [one.prefix for one in actions if isinstance(one, AddKernelRoute)] == [*TWO.prefixes]
@@ -326,29 +329,29 @@ def test_some_are_refused_and_the_others_are_not() -> None:
         Peer(US, ["10.244.5.0/24"]),
         Peer("192.0.2.6", ["10.244.0.0/16"]),
     ]
-    refused = membership.refuse(come=come)
+    refused = membership.refuse(add=come)
     assert set(refused) == {one.endpoint for one in come[1:]}
     said = " ".join(map(str, refused.values()))
     assert "10.244.2.128/25 of peer 192.0.2.4:8472 overlaps 10.244.2.0/24 of peer" in said
     assert "peer 192.0.2.1:8472 is this node itself" in said
     heir = Peer("192.0.2.4", TWO.prefixes)
-    assert membership.refuse(come=[heir], gone=[TWO.endpoint]) == {}
+    assert membership.refuse(add=[heir], remove=[TWO.endpoint]) == {}
 
 
 def test_a_place_that_a_name_leads_to_is_refused() -> None:
     membership = made(NAMED)
     membership.resolved(NAMED.endpoint, ip("192.0.2.2"), now=0)
-    assert "is where" in str(membership.refuse(come=[TWO])[TWO.endpoint])
-    assert membership.refuse(come=[TWO], gone=[NAMED.endpoint]) == {}
+    assert "is where" in str(membership.refuse(add=[TWO])[TWO.endpoint])
+    assert membership.refuse(add=[TWO], remove=[NAMED.endpoint]) == {}
 
 
 def test_our_subnets_can_become_others_if_nobody_has_them() -> None:
     membership = made(TWO)
     with pytest.raises(ConfigError, match="overlaps"):
         membership.own([net("10.244.0.0/16")])
-    assert set(membership.refuse(come=[Peer("192.0.2.4", OURS)])) == {Endpoint("192.0.2.4")}
+    assert set(membership.refuse(add=[Peer("192.0.2.4", OURS)])) == {Endpoint("192.0.2.4")}
     membership.own([net("10.244.9.0/24")])
-    assert membership.refuse(come=[Peer("192.0.2.4", OURS)]) == {}
+    assert membership.refuse(add=[Peer("192.0.2.4", OURS)]) == {}
 
 
 @given(st.lists(st.tuples(st.sampled_from("+-*"), st.integers(1, 5)), max_size=30))
@@ -361,7 +364,7 @@ def test_indices_are_never_used_twice(steps: list[tuple[str, int]]) -> None:
         gone = there[:count] if how in "-*" else []
         come = [Peer(f"198.51.{number}.{n + 1}", [f"10.{number}.{n}.0/24"]) for n in range(count)]
         come = come if how in "+*" else []
-        for action in membership.change(come=come, gone=gone, now=0):
+        for action in membership.change(add=come, remove=gone, now=0):
             if isinstance(action, PutPeer):
                 assert action.index not in used.values()
                 used[action.peer.endpoint] = action.index

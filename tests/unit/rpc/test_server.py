@@ -15,6 +15,7 @@ import msgpack
 import pytest
 
 from tunnel import Client, Config, ConfigError, Peer, Service, Tunnel, TunnelError
+from tunnel.errors import PeerNotFoundError
 from tunnel.events import PeerAdded, PeerRemoved
 from tunnel.rpc import client
 from tunnel.rpc.server import LARGEST_REQUEST, MOST_CLIENTS
@@ -78,14 +79,14 @@ async def test_peers_come_and_go(path: Path) -> None:
         third = {"added": ["127.0.0.3:8472"]}
         assert await node.call("peer_add", peer="127.0.0.3=10.3.0.0/16") == third
         assert len(one.peers) == 2
-        with pytest.raises(ConfigError, match="is there twice"):
+        with pytest.raises(ConfigError, match="is there already"):
             await node.call("peer_add", peer="127.0.0.3=10.4.0.0/16")
         with pytest.raises(ConfigError, match="overlaps"):
             await node.call("peer_add", peer="127.0.0.4=10.3.0.0/24")
         assert await node.call("peer_remove", endpoint="127.0.0.3") == {
             "removed": ["127.0.0.3:8472"]
         }
-        with pytest.raises(ConfigError, match="is not there"):
+        with pytest.raises(PeerNotFoundError, match="is not there"):
             await node.call("peer_remove", endpoint="127.0.0.3")
         assert len(one.peers) == 1
 
@@ -108,7 +109,7 @@ async def test_a_peer_is_found_by_what_people_know(kind: str, path: Path) -> Non
         (peer,) = one.peers
         text = {"endpoint": str(peer), "host": peer.host, "overlay address": "10.2.3.4"}[kind]
         assert (await node.call("ping", peer=text))["peer"] == str(peer)
-        with pytest.raises(ConfigError, match=f"10.9.9.9 is not there .there are: {peer}"):
+        with pytest.raises(PeerNotFoundError, match=f"10.9.9.9 is not there .there are: {peer}"):
             await node.call("ping", peer="10.9.9.9")
 
 
@@ -116,14 +117,14 @@ async def test_a_ping_that_gets_no_answer_says_where_it_ended(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with served(path) as (one, node):
-        peer, whole = str(one.peers[0]), one._node.peers.contact.ping
+        peer, whole = str(one.peers[0]), one._node.peers.prober.ping
 
         async def narrow(to: Endpoint, *, size: int = 0) -> float:
             if size > 1000:
                 raise TimeoutError
             return await whole(to, size=size)
 
-        monkeypatch.setattr(one._node.peers.contact, "ping", narrow)
+        monkeypatch.setattr(one._node.peers.prober, "ping", narrow)
         await one.add_peer("127.0.0.9=10.9.0.0/16")
         answer = await node.call("ping", peer="127.0.0.9")
         assert (answer["stage"], answer["seconds"]) == ("no_answer", None)
