@@ -104,9 +104,9 @@ def families(status: Status, stats: Stats) -> Iterator[Metric]:
 
 def _store(store: StoreStatus) -> Iterator[Metric]:
     yield _gauge("tunnel_store_up", "Whether the store answers", [((), store.connected)])
-    if store.lease is not None:
+    if store.lease_remaining is not None:
         text = "Until its lease ends unless it is renewed"
-        yield _gauge("tunnel_lease_seconds", text, [((), store.lease)])
+        yield _gauge("tunnel_lease_seconds", text, [((), store.lease_remaining)])
     text = "Records and settings in the store that something is wrong with"
     yield _gauge("tunnel_store_troubles", text, [((), len(store.troubles))])
 

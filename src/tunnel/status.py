@@ -101,14 +101,14 @@ class FdbEntry:
     Attributes:
         vlan: 1 to 4094, None for frames without a tag.
         static: Put by somebody, not learned from frames.
-        seconds: Since a frame from it was last seen; 0 for a static one.
+        age: Seconds since a frame from it was last seen; 0 for a static one.
     """
 
     mac: Mac
     vlan: int | None
     peer: Endpoint
     static: bool
-    seconds: int
+    age: int
 
 
 class MacSource(Enum):
@@ -128,12 +128,12 @@ class Neighbour:
 
     Attributes:
         mac: None where nobody has told it.
-        seconds: Since that was last said; 0 where it is configured.
+        age: Seconds since that was last said; 0 where it is configured.
     """
 
     mac: Mac | None
     source: MacSource
-    seconds: float
+    age: float
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class PeerStatus:
     Attributes:
         address: Where it is, None as long as its name is not resolved.
         mac: Its VTEP's, None where any node's is used.
-        seconds: How long it has been in `state`.
+        state_age: Seconds for which it has been in `state`.
         rtt: Smoothed round trip of echoes in seconds, None before the first answer.
         loss: Share of the last echoes that got no answer, 0 to 1; None before the first.
         path_mtu: Largest inner packet that reaches it, in bytes, None where it tells nothing.
@@ -157,7 +157,7 @@ class PeerStatus:
     mac: Mac | None
     prefixes: tuple[Prefix, ...]
     state: PeerState
-    seconds: float
+    state_age: float
     rtt: float | None
     loss: float | None
     path_mtu: int | None
@@ -176,22 +176,22 @@ class StoreStatus:
     Attributes:
         address: Which endpoint or directory answered last.
         connected: Whether it answers now.
-        seconds: For how long that has been so.
+        state_age: Seconds for which it has (or has not) been connected.
         why: Why it does not, empty where it does.
         revision: As of which revision the peers are known.
         key: Under which this node is known, None while it looks for a subnet.
-        lease: Seconds until the key ends unless it is renewed, None for a reservation and without
-            a key.
+        lease_remaining: Seconds until the lease of the key expires; None for a reservation and
+            without a key.
         troubles: What is wrong with the network or with others' records, a line each.
     """
 
     address: str
     connected: bool
-    seconds: float
+    state_age: float
     why: str
     revision: int
     key: str | None
-    lease: float | None
+    lease_remaining: float | None
     troubles: tuple[str, ...] = ()
 
 
@@ -220,12 +220,13 @@ class Status:
     Attributes:
         device: None for one without.
         endpoints: Where it listens.
-        seconds: Since it opened.
+        uptime: Seconds since the tunnel opened.
         drops: Reason -> packets, over everything.
         subnets: What lives behind this node.
         mode: ``tun`` or ``tap``.
         device_up: False where somebody has set the device down: no packet passes.
         store: Where it finds its peers, None where it was told.
+        tasks: The health of each supervised task.
     """
 
     name: str
@@ -236,10 +237,11 @@ class Status:
     mtu: int
     offloads: frozenset[str]
     workers: int
-    seconds: float
+    uptime: float
     peers: tuple[PeerStatus, ...]
     drops: Mapping[str, int]
     subnets: tuple[Prefix, ...] = ()
     mode: str = "tun"
     device_up: bool = True
     store: StoreStatus | None = None
+    tasks: tuple[TaskHealth, ...] = ()

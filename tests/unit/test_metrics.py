@@ -32,7 +32,7 @@ KNOWN = PeerStatus(
     mac=None,
     prefixes=(ip_network("10.2.0.0/16"),),
     state=PeerState.UP,
-    seconds=5.0,
+    state_age=5.0,
     rtt=0.002,
     loss=0.25,
     path_mtu=1400,
@@ -66,7 +66,7 @@ def made(*peers: PeerStatus, strays: dict[str, int]) -> tuple[Status, Stats]:
         mtu=1450,
         offloads=frozenset({"tso", "gro"}),
         workers=2,
-        seconds=60.0,
+        uptime=60.0,
         peers=peers,
         drops={},
     )

@@ -31,7 +31,7 @@ def list_(name: str | None, control: Path | None, as_json: bool) -> None:
         return
     for one in entries:
         vlan = f" vlan {one['vlan']}" if one["vlan"] else ""
-        seen = "static" if one["static"] else f"learned {node.duration(one['seconds'])} ago"
+        seen = "static" if one["static"] else f"learned {node.duration(one['age'])} ago"
         click.echo(f"{one['mac']}{vlan} dst {one['peer']} {seen}")
 
 

@@ -175,7 +175,7 @@ def leases(config: Path | None, as_json: bool, **words: Any) -> None:
             ", ".join(addresses) or "-",
             one.mac or "-",
             one.state,
-            "never" if one.seconds is None else node.duration(one.seconds),
+            "never" if one.remaining is None else node.duration(one.remaining),
         )
         table.add_row(*map(Text, row))
     node.console().print(table)
@@ -190,7 +190,7 @@ def _plain(one: SubnetHolder) -> dict[str, Any]:
         "mac": one.mac or None,
         "backend": one.backend,
         "state": one.state,
-        "seconds": one.seconds,
+        "remaining": one.remaining,
     }
 
 

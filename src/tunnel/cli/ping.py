@@ -58,7 +58,7 @@ def ping(  # noqa: PLR0917 - click names them
     except KeyboardInterrupt:
         if not answers:
             raise
-    trips = [one["seconds"] for one in answers if one["seconds"] is not None]
+    trips = [one["rtt"] for one in answers if one["rtt"] is not None]
     if as_json:
         node.print_json(_summary(answers, trips))
     else:
@@ -78,7 +78,7 @@ async def _ping(
             answer = await running.call("ping", peer=peer, size=size)
             answers.append(answer)
             if not quiet:
-                click.echo(f"{answer['peer']}: {answer['why'] or node.trip(answer['seconds'])}")
+                click.echo(f"{answer['peer']}: {answer['why'] or node.trip(answer['rtt'])}")
             if answer["stage"] in _HOPELESS:
                 break
 
@@ -91,7 +91,7 @@ def _summary(answers: list[dict[str, Any]], trips: list[float]) -> dict[str, Any
         "size": answers[0]["size"],
         "sent": len(answers),
         "answered": len(trips),
-        "seconds": [one["seconds"] for one in answers],
+        "rtt": [one["rtt"] for one in answers],
         "stage": last["stage"],
         "why": last["why"],
     }

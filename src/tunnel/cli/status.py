@@ -90,7 +90,7 @@ def view(now: Status, *, before: Status | None = None) -> RenderableType:
 
 def _head(now: Status) -> Table:
     mtu, workers = now["mtu"], now["workers"]
-    lasted = node.duration(now["seconds"])
+    lasted = node.duration(now["uptime"])
     device = f"{now['device']}{'' if now['device_up'] else ' (down)'}" if now["device"] else "none"
     facts = {
         now["name"]: f"vni {now['vni']}, mtu {mtu}, workers {workers}, up for {lasted}",
@@ -101,6 +101,8 @@ def _head(now: Status) -> Table:
     }
     if store := now.get("store"):
         facts |= _store(store)
+    if failed := [task for task in now.get("tasks", ()) if not task["healthy"]]:
+        facts["failed"] = "\n".join(f"{task['name']}: {task['why']}" for task in failed)
     table = Table.grid(padding=(0, _GAP, 0, 0))
     for fact, value in facts.items():
         table.add_row(Text(fact), Text(value))
@@ -108,11 +110,12 @@ def _head(now: Status) -> Table:
 
 
 def _store(store: Mapping[str, Any]) -> dict[str, str]:
-    lasted = node.duration(store["seconds"])
+    lasted = node.duration(store["state_age"])
     facts = {"store": f"{store['address']}, away for {lasted}: {store['why']}"}
     if store["connected"]:
         facts["store"] = f"{store['address']} for {lasted}, revision {store['revision']}"
-    left = "reserved" if store["lease"] is None else f"{node.duration(store['lease'])} left"
+    remaining = store["lease_remaining"]
+    left = "reserved" if remaining is None else f"{node.duration(remaining)} left"
     none = "none: looks for a subnet" if store["connected"] else "none: goes on with what it had"
     facts["lease"] = f"{store['key']}, {left}" if store["key"] else none
     if store["troubles"]:
@@ -138,7 +141,7 @@ _COLUMNS = (
     _Column("peer", 99, lambda peer: peer["endpoint"], justify="left"),
     _Column("address", 20, lambda peer: peer["address"] or "unresolved", justify="left"),
     _Column("state", 98, lambda peer: peer["state"], justify="left"),
-    _Column("for", 70, lambda peer: node.duration(peer["seconds"])),
+    _Column("for", 70, lambda peer: node.duration(peer["state_age"])),
     _Column("RTT", 90, lambda peer: node.trip(peer["rtt"])),
     _Column("loss", 80, _loss),
     _Column("path MTU", 50, lambda peer: str(peer["path_mtu"] or "-")),
@@ -184,7 +187,7 @@ class _Peers:
 def _with_rates(now: Status, before: Status) -> list[Mapping[str, Any]]:
     """Peers with the bytes a second that went each way since the status before."""
     earlier = {peer["endpoint"]: peer for peer in before["peers"]}
-    seconds: float = max(now["seconds"] - before["seconds"], 1e-3)
+    seconds: float = max(now["uptime"] - before["uptime"], 1e-3)
 
     def rate(peer: Mapping[str, Any], way: str) -> int:
         # A peer that went and came again in between counts from nothing.

@@ -225,11 +225,11 @@ class Cluster:
         return StoreStatus(
             address=self._store.address,
             connected=bool(self._connected),
-            seconds=now - self._since,
+            state_age=now - self._since,
             why=self._why,
             revision=self._revision,
             key=claim.key if claim else None,
-            lease=None if until is None else max(0.0, until - now),
+            lease_remaining=None if until is None else max(0.0, until - now),
             troubles=(*((self._trouble,) if self._trouble else ()), *troubles),
         )
 

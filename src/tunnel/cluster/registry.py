@@ -70,7 +70,7 @@ class SubnetHolder:
         node: Its id, empty for flannel's.
         state: ``lease``, ``reserved`` (and in use), ``free`` (reserved, not in use) or
             ``unreadable``.
-        seconds: Until it ends, None where it does not.
+        remaining: Seconds until the lease expires, None for a reservation.
     """
 
     subnets: tuple[Prefix, ...]
@@ -80,7 +80,7 @@ class SubnetHolder:
     mac: str
     backend: str
     state: str
-    seconds: float | None
+    remaining: float | None
 
 
 class Registry:
@@ -126,7 +126,7 @@ class Registry:
 
         async def ask(lease: Lease) -> SubnetHolder:
             async with gate:
-                return _claimed(lease, await self._seconds(lease))
+                return _claimed(lease, await self._remaining(lease))
 
         claims = await asyncio.gather(*map(ask, found))
         return sorted(claims, key=lambda one: [(n.version, n) for n in one.subnets])
@@ -182,7 +182,7 @@ class Registry:
         snapshot = await self._store.read(directory)
         return list(leases_of(snapshot.entries, directory=directory))
 
-    async def _seconds(self, lease: Lease) -> float | None:
+    async def _remaining(self, lease: Lease) -> float | None:
         if lease.entry.lease is None:
             return None
         try:
@@ -226,9 +226,9 @@ def make_owner(*, node: str, address: str) -> Record:
     return record
 
 
-def _claimed(lease: Lease, seconds: float | None) -> SubnetHolder:
+def _claimed(lease: Lease, remaining: float | None) -> SubnetHolder:
     record = lease.record
-    state = "lease" if seconds is not None else "reserved"
+    state = "lease" if remaining is not None else "reserved"
     if record is None:
         state = "unreadable"
     elif not record.backend:
@@ -242,7 +242,7 @@ def _claimed(lease: Lease, seconds: float | None) -> SubnetHolder:
         mac=macs[0] if macs else "",
         backend=record.backend if record else "",
         state=state,
-        seconds=seconds,
+        remaining=remaining,
     )
 
 

@@ -156,7 +156,7 @@ def _node(facts: HostReport) -> Iterator[Finding]:
             f"set it up, and they are put back: ip link set {status.device} up",
         )
     else:
-        yield _ok("node", f"{status.name} runs, for {status.seconds:.0f} s")
+        yield _ok("node", f"{status.name} runs, for {status.uptime:.0f} s")
 
 
 def _privileges(facts: HostReport) -> Iterator[Finding]:
@@ -442,7 +442,7 @@ def _silence(peer: PeerStatus) -> str:
     sent, came = peer.outbound.packets, peer.inbound.packets
     counts = f"{_count(sent, 'packet')} went there, {came or 'none'} came"
     if peer.state is PeerState.SILENT:
-        return f"is silent for {peer.seconds:.0f} s: {counts}"
+        return f"is silent for {peer.state_age:.0f} s: {counts}"
     return f"has never answered: {counts}"
 
 

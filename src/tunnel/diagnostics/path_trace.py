@@ -472,7 +472,7 @@ def _peer(facts: TraceInputs) -> Iterator[TraceStep]:
             yield _goes_on("peer", entry, f"{why}{last}")
         case PeerState.SILENT:
             what = f"look at its own side, then: tunnel ping {peer.endpoint}"
-            yield _ends("peer", entry, f"silent for {peer.seconds:.0f} s{last}", what)
+            yield _ends("peer", entry, f"silent for {peer.state_age:.0f} s{last}", what)
 
 
 def _their_checks(facts: TraceInputs) -> Iterator[TraceStep]:

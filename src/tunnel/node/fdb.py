@@ -19,8 +19,8 @@ def entries(node: Node) -> tuple[FdbEntry, ...]:
     """Raises ConfigError in TUN mode, as all of these do."""
     peers = {index: endpoint for endpoint, index in node.peers.indices.items()}
     return tuple(
-        FdbEntry(Mac(mac), vlan, peers[index], static=static, seconds=seconds)
-        for mac, vlan, index, static, seconds in _table(node).entries()
+        FdbEntry(Mac(mac), vlan, peers[index], static=static, age=age)
+        for mac, vlan, index, static, age in _table(node).entries()
         if index in peers
     )
 

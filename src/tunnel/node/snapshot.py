@@ -84,13 +84,14 @@ def look(node: Node) -> Status:
         mtu=node.underlay.mtu,
         offloads=stats.offloads,
         workers=len(node.workers),
-        seconds=time.monotonic() - node.opened,
+        uptime=time.monotonic() - node.opened,
         peers=tuple(look_at(node, endpoint, stats.peers[endpoint]) for endpoint in stats.peers),
         drops=stats.drops,
         subnets=node.config.subnets,
         mode=node.config.mode,
         device_up=node.device_up,
         store=node.config_source.status() if node.config_source else None,
+        tasks=node.supervisor.tasks,
     )
 
 
@@ -105,7 +106,7 @@ def look_at(node: Node, endpoint: Endpoint, counted: PeerStats) -> PeerStatus:
         mac=node.peers.vteps.used(peer),
         prefixes=peer.prefixes,
         state=health.state if health else PeerState.UNKNOWN,
-        seconds=time.monotonic() - (health.since if health else node.opened),
+        state_age=time.monotonic() - (health.since if health else node.opened),
         rtt=health.rtt if health else None,
         loss=health.loss if health else None,
         path_mtu=node.peers.prober.path_mtu(endpoint),

@@ -24,7 +24,7 @@ import msgpack
 
 from tunnel import errors
 from tunnel.errors import NoAnswerError, TunnelError
-from tunnel.status import PeerState, PeerStatus, Status, StoreStatus, Traffic
+from tunnel.status import PeerState, PeerStatus, Status, StoreStatus, TaskHealth, Traffic
 from tunnel.types import Endpoint, Mac, parse_prefix
 
 VERSION = 1
@@ -259,6 +259,7 @@ def read_status(words: Mapping[str, Any]) -> Status:
                 "peers": tuple(_read_peer(peer) for peer in words["peers"]),
                 "subnets": tuple(parse_prefix(prefix) for prefix in words["subnets"]),
                 "store": _read_store(words.get("store")),
+                "tasks": tuple(TaskHealth(**task) for task in words["tasks"]),
             }
         )
     except (KeyError, TypeError, ValueError) as error:

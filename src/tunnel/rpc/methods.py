@@ -82,7 +82,7 @@ class Methods:
                 "device": status.device,
                 "mac": peer.mac or ANY_VTEP_MAC,
                 "source": known[peer.endpoint].source,
-                "seconds": known[peer.endpoint].seconds,
+                "age": known[peer.endpoint].age,
                 "peer": peer.endpoint,
                 "address": peer.address,
                 "state": peer.state,
@@ -119,10 +119,10 @@ class Methods:
         peer = self._tunnel.find_peer(_take(args, "peer", str))
         answer: dict[str, Any] = {"peer": peer, "size": size, "stage": None, "why": None}
         try:
-            seconds = await self._tunnel.ping(peer, size=size)
+            rtt = await self._tunnel.ping(peer, size=size)
         except NoAnswerError as error:
-            return {**answer, "seconds": None, "stage": error.stage, "why": str(error)}
-        return {**answer, "seconds": seconds}
+            return {**answer, "rtt": None, "stage": error.stage, "why": str(error)}
+        return {**answer, "rtt": rtt}
 
     async def _try_trains(self, args: Mapping[str, Any]) -> Any:
         peer = self._tunnel.find_peer(_take(args, "peer", str))

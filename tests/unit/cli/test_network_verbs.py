@@ -104,7 +104,7 @@ def test_a_subnet_is_kept_for_a_node(network: Verb) -> None:
     assert "'host7' is no IP" in network.tell("reserve 10.42.8.0/24 --for host7", code=2)
     assert "Node is no id" in network.tell("reserve 10.42.8.0/24 --node a:b", code=2)
     (one,) = network.ask("leases", schema="leases")
-    assert (one["subnets"], one["address"], one["state"], one["seconds"]) == (
+    assert (one["subnets"], one["address"], one["state"], one["remaining"]) == (
         ["10.42.7.0/24"],
         "192.0.2.3",
         "free",
@@ -137,7 +137,7 @@ STATUS: dict[str, Any] = {
     "mtu": 1450,
     "offloads": [],
     "workers": 1,
-    "seconds": 90.0,
+    "uptime": 90.0,
     "peers": [],
     "drops": {},
     "subnets": ["10.42.7.0/24"],
@@ -145,11 +145,11 @@ STATUS: dict[str, Any] = {
 STORE = {
     "address": "http://192.0.2.9:2379",
     "connected": True,
-    "seconds": 61.0,
+    "state_age": 61.0,
     "why": "",
     "revision": 17,
     "key": "/coreos.com/network/subnets/10.42.7.0-24",
-    "lease": 80_000.0,
+    "lease_remaining": 80_000.0,
     "troubles": ["one", "another"],
 }
 
@@ -159,7 +159,7 @@ STORE = {
     [
         ({}, ["http://192.0.2.9:2379 for 1 min, revision 17", "22 h 13 min left", "one", "other"]),
         ({"connected": False, "why": "no answer"}, ["away for 1 min: no answer"]),
-        ({"lease": None}, ["10.42.7.0-24, reserved"]),
+        ({"lease_remaining": None}, ["10.42.7.0-24, reserved"]),
         ({"key": None}, ["none: looks for a subnet"]),
         ({"key": None, "connected": False}, ["none: goes on with what it had"]),
     ],

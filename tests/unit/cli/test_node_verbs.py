@@ -275,7 +275,7 @@ def peer(endpoint: str, **words: Any) -> dict[str, Any]:
         "mac": None,
         "prefixes": ["10.244.2.0/24"],
         "state": "up",
-        "seconds": 754.0,
+        "state_age": 754.0,
         "rtt": 0.000213,
         "loss": 0.0,
         "path_mtu": 1450,
@@ -297,20 +297,20 @@ NOW: dict[str, Any] = {
     "mtu": 1430,
     "offloads": ["gro", "trains", "tso", "uso"],
     "workers": 2,
-    "seconds": 11520.0,
+    "uptime": 11520.0,
     "drops": {"no_route": 12, "spoofed": 1},
     "subnets": ["10.244.1.0/24"],
     "device_up": True,
     "store": None,
     "peers": [
         peer("192.0.2.2:8472"),
-        peer("[fd00:db8::3]:8472", state="silent", seconds=42.0, loss=0.35, last_drop="too_big"),
+        peer("[fd00:db8::3]:8472", state="silent", state_age=42.0, loss=0.35, last_drop="too_big"),
         peer("vtep.example.org:4789", state="unknown", rtt=None, loss=None, path_mtu=None),
     ],
 }
 
 BEFORE = NOW | {
-    "seconds": 11518.0,
+    "uptime": 11518.0,
     "peers": [
         peer("192.0.2.2:8472", outbound={"packets": 0, "bytes": 700_000_000}),
         peer("[fd00:db8::3]:8472"),
@@ -354,3 +354,12 @@ def test_a_node_without_peers_or_a_device() -> None:
     said = picture(NOW | {"peers": [], "device": None, "offloads": [], "drops": {}}, width=80)
     assert said.endswith("\n\nno peers")
     assert "device    none, mac" in said
+
+
+def test_only_failed_tasks_are_shown() -> None:
+    fine = {"name": "prober", "healthy": True, "failures": 0, "why": ""}
+    failed = {"name": "lease", "healthy": False, "failures": 2, "why": "OSError: no buffers"}
+    assert "failed" not in picture(NOW | {"tasks": [fine]}, width=80)
+    assert "\nfailed    lease: OSError: no buffers" in picture(
+        NOW | {"tasks": [fine, failed]}, width=80
+    )

@@ -34,7 +34,7 @@ HEARD = PeerStatus(
     mac=None,
     prefixes=PEER.prefixes,
     state=PeerState.UP,
-    seconds=9.0,
+    state_age=9.0,
     rtt=0.001,
     loss=0.0,
     path_mtu=1450,
@@ -53,7 +53,7 @@ STATUS = Status(
     mtu=1450,
     offloads=frozenset({"tso", "uso", "trains", "gro"}),
     workers=1,
-    seconds=10.0,
+    uptime=10.0,
     peers=(HEARD,),
     drops={},
     subnets=CONFIG.subnets,
@@ -228,7 +228,7 @@ FAULTS: dict[str, tuple[HostReport, str, Level, str]] = {
         "ip link set tunnel1 up",
     ),
     "silent": (
-        with_peer(state=PeerState.SILENT, seconds=30.0),
+        with_peer(state=PeerState.SILENT, state_age=30.0),
         "peers",
         Level.FAILED,
         "is silent for 30 s: 7 packets went there, 7 came",
@@ -472,10 +472,10 @@ async def test_a_status_comes_back_as_it_was(tmp_path: Path) -> None:
         status = read_status(words)
         now = one.status()
         for one_told in (status, await node.status()):
-            assert replace(one_told, seconds=0, peers=()) == replace(now, seconds=0, peers=())
+            assert replace(one_told, uptime=0, peers=()) == replace(now, uptime=0, peers=())
         (told,), (known,) = status.peers, now.peers
-        assert replace(told, seconds=0, rtt=None, loss=None, path_mtu=None) == replace(
-            known, seconds=0, rtt=None, loss=None, path_mtu=None
+        assert replace(told, state_age=0, rtt=None, loss=None, path_mtu=None) == replace(
+            known, state_age=0, rtt=None, loss=None, path_mtu=None
         )
         config = config_of(status)
         assert (config.port, config.peers) == (one.config.port, one.config.peers)

@@ -31,7 +31,7 @@ PEER = PeerStatus(
     mac=None,
     prefixes=(parse_prefix("10.244.2.0/24"), parse_prefix("10.244.2.128/25")),
     state=PeerState.UP,
-    seconds=5.0,
+    state_age=5.0,
     rtt=0.0012,
     loss=0.0,
     path_mtu=1450,
@@ -50,7 +50,7 @@ STATUS = Status(
     mtu=1450,
     offloads=frozenset({"tso", "uso", "trains", "gro"}),
     workers=1,
-    seconds=60.0,
+    uptime=60.0,
     peers=(PEER,),
     drops={},
     subnets=(parse_prefix("10.244.1.0/24"),),
@@ -181,7 +181,7 @@ TO_ANY = replace(
 )
 OTHER = replace(PEER, endpoint=Endpoint("192.0.2.3"), prefixes=(parse_prefix("10.244.3.0/24"),))
 NAMED = replace(PEER, endpoint=Endpoint("b.example"))
-SILENT = {"state": PeerState.SILENT, "seconds": 42.0}
+SILENT = {"state": PeerState.SILENT, "state_age": 42.0}
 LOOP = KernelRoute("10.244.2.0/24 dev tunnel1", "unicast", "tunnel1")
 DEFAULT = KernelRoute("default via 192.0.2.254 dev eth0", "unicast", "eth0", A("192.0.2.254"))
 DEAD = KernelNeighbour("eth0", "", "FAILED")

@@ -59,13 +59,13 @@ async def arrived(tunnel: Tunnel) -> bytes | None:
 
 
 def entry(mac: str, peer: Endpoint, *, vlan: int | None = None, static: bool = False) -> FdbEntry:
-    return FdbEntry(Mac.parse(mac), vlan, peer, static=static, seconds=0)
+    return FdbEntry(Mac.parse(mac), vlan, peer, static=static, age=0)
 
 
 def vteps(tunnel: Tunnel) -> set[FdbEntry]:
     """What is there by itself: the peers' own."""
     return {
-        FdbEntry(one.mac, None, end, static=True, seconds=0)
+        FdbEntry(one.mac, None, end, static=True, age=0)
         for end, one in tunnel.neighbours().items()
         if one.mac is not None
     }

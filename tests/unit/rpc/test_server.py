@@ -70,7 +70,7 @@ async def test_what_can_be_asked(path: Path) -> None:
         (neighbour,) = await node.call("neighbours")
         assert neighbour["mac"] == "02:76:74:65:70:00"
         assert neighbour["address"] == "127.0.0.2"
-        assert (await node.call("ping", peer=peer, size=100))["seconds"] < 1
+        assert (await node.call("ping", peer=peer, size=100))["rtt"] < 1
         assert await node.call("try_trains", peer=peer) == {"peer": peer, "trains": True}
 
 
@@ -127,7 +127,7 @@ async def test_a_ping_that_gets_no_answer_says_where_it_ended(
         monkeypatch.setattr(one._node.peers.prober, "ping", narrow)
         await one.add_peer("127.0.0.9=10.9.0.0/16")
         answer = await node.call("ping", peer="127.0.0.9")
-        assert (answer["stage"], answer["seconds"]) == ("no_answer", None)
+        assert (answer["stage"], answer["rtt"]) == ("no_answer", None)
         assert "it has never answered" in answer["why"]
         assert (await node.call("ping", peer=peer, size=1000))["stage"] is None
         answer = await node.call("ping", peer=peer, size=1001)
