@@ -150,7 +150,7 @@ def _steps(count: int, *, turn: int) -> Iterator[tuple[str, Callable[[], object]
     claim.step(now=0)
     yield "all for the first time", lambda: roster.read(snapshot, now=0)
     yield "a subnet is chosen", lambda: claim.read(snapshot, now=0)
-    yield "ours among them", lambda: roster.settle_in([parse_prefix("10.0.0.0/24")])
+    yield "ours among them", lambda: roster.set_own_subnets([parse_prefix("10.0.0.0/24")])
     yield "nothing is new", lambda: roster.read(snapshot, now=0)
     yield "one changes", lambda: roster.changed(Batch(count + 1, changes[:1]))
     yield "all change", lambda: roster.changed(Batch(count + 2, changes))

@@ -19,7 +19,10 @@ from tests.netns import chaos
 from tests.netns.etcd import Authority, Etcd
 from tests.netns.member import PREFIX, Keys, Member, keys_on, reach, until
 from tests.netns.traffic import inside
-from tunnel.cluster.member import Cluster
+from tunnel.cluster.config_source import StoreConfigSource
+from tunnel.cluster.connection import StoreConnection
+from tunnel.cluster.registry import open_store
+from tunnel.cluster.state import State
 from tunnel.config.cluster import ClusterConfig, read_config
 from tunnel.testing.lab import Host, Lab
 
@@ -571,9 +574,9 @@ async def test_fifty_race_for_a_20(lab: Lab, tmp_path: Path) -> None:
             keys.init({"Network": "10.42.0.0/20", "SubnetLen": 26})
             with inside(store):
                 configs = [_config(keys, tmp_path / f"{turn}-{n}", n) for n in range(50)]
-                nodes = [Cluster(one) for one in configs]
-                joined = await asyncio.gather(*(node.load() for node in nodes))
-                await asyncio.gather(*(node.close() for node in nodes))
+                sources = [_source(one) for one in configs]
+                joined = await asyncio.gather(*(source.load() for source in sources))
+                await asyncio.gather(*(source.close() for source in sources))
             subnets = [str(one.subnets[0]) for one in joined]
             assert len(set(subnets)) == 50
             records = {name: one["PublicIP"] for name, one in keys.subnets().items()}
@@ -581,6 +584,13 @@ async def test_fifty_race_for_a_20(lab: Lab, tmp_path: Path) -> None:
             assert records == wanted
             for name in records:
                 keys.delete(f"subnets/{name}")
+
+
+def _source(config: ClusterConfig) -> StoreConfigSource:
+    connection = StoreConnection(open_store(config), name="tunnel1")
+    return StoreConfigSource(
+        config, connection=connection, state=State(config.state_dir, name="tunnel1")
+    )
 
 
 def _config(keys: Keys, state: Path, number: int) -> ClusterConfig:

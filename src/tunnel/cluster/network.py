@@ -255,6 +255,11 @@ def make_key(subnets: Iterable[Prefix]) -> str:
     return "&".join(parts if "." in parts[0] else ["0.0.0.0-0", *parts])
 
 
+def join_prefixes(prefixes: Iterable[Prefix]) -> str:
+    """``10.5.52.0/24 and fd00:5:52::/64``: for messages."""
+    return " and ".join(map(str, prefixes))
+
+
 # How a config is read.
 
 

@@ -12,7 +12,7 @@ import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tunnel.cluster.network import Network, Pool, faults, make_key
+from tunnel.cluster.network import Network, Pool, faults, join_prefixes, make_key
 from tunnel.cluster.record import Lease, Record, leases_of
 from tunnel.cluster.stores.base import Store
 from tunnel.config.cluster import ClusterConfig
@@ -143,13 +143,15 @@ class Registry:
             raise ConfigError("the network's config is wrong (see tunnel network show)")
         if not network.fits(subnets):
             wanted = " and ".join(f"a /{pool.length} of {pool.network}" for pool in network.pools)
-            raise ConfigError(f"{_spell(subnets)} is not what a node has here ({wanted})")
+            raise ConfigError(f"{join_prefixes(subnets)} is not what a node has here ({wanted})")
         key = subnets_directory(self._prefix) + make_key(subnets)
         for lease in await self._read():
             shared = any(overlap(one, other) for one in subnets for other in lease.subnets)
             ours = lease.key == key and lease.record and owner.is_same_node(lease.record)
             if shared and not ours:
-                raise ConfigError(f"{_spell(subnets)} overlaps {lease.key} (see network leases)")
+                raise ConfigError(
+                    f"{join_prefixes(subnets)} overlaps {lease.key} (see network leases)"
+                )
         there = (await self._store.read(key)).entries.get(key)
         # Who has it keeps what it says of itself.
         value = there.value if there else owner.text()
@@ -165,7 +167,7 @@ class Registry:
         wanted = set(subnets)
         lease = next((one for one in await self._read() if wanted <= set(one.subnets)), None)
         if lease is None:
-            raise ConfigError(f"nobody has {_spell(subnets)} (see tunnel network leases)")
+            raise ConfigError(f"nobody has {join_prefixes(subnets)} (see tunnel network leases)")
         if not lease.is_reservation and not force:
             raise ConfigError(
                 f"{lease.key} is the lease of a node, which would acquire again (give --force if "
@@ -244,7 +246,3 @@ def _claimed(lease: Lease, remaining: float | None) -> SubnetHolder:
         state=state,
         remaining=remaining,
     )
-
-
-def _spell(subnets: Iterable[Prefix]) -> str:
-    return " and ".join(map(str, subnets))

@@ -1,22 +1,21 @@
 """
-Who the members of a cluster are: the records in the store, made into peers.
+The other members of a cluster: their records in the store, made into peers.
 
-    snapshot, changes  ->  Roster  ->  Difference: peers that come, change and go
+    snapshot, changes  ->  Roster  ->  Difference: peers to add, change and remove
 
-A node of ours is one peer: both its subnets are behind one endpoint, of the family that it and we
-have in common. Flannel's is one for each family, because there inner IPv4 comes and goes over outer
-IPv4 only, and inner IPv6 over outer IPv6.
+A node of ours is one peer: both its subnets are behind one endpoint, of a family that it and this
+node have in common. A node of flannel is one peer for each family, because flannel sends inner
+IPv4 over outer IPv4 only, and inner IPv6 over outer IPv6.
 
 Where records disagree, in this order:
 
-1. What this node has, and what its configuration says of peers, stands.
-2. Of several records whose subnets overlap, one has the subnet: that of the longest prefix, then
-   the one that was there first (:meth:`tunnel.cluster.record.Lease.rank`). The others keep what is
-   left of theirs, which is nothing where that was all.
+1. The subnets of this node and the configured peers have precedence over records.
+2. If subnets of several records overlap, the longest prefix has the subnet, then the oldest record
+   (:meth:`tunnel.cluster.record.Lease.rank`). The others lose that subnet.
 3. Several records with one endpoint are one peer with all their subnets; the MAC is that of the
    record that was written last.
 
-Each such thing is told once, as long as it lasts.
+Each problem is reported once for as long as it lasts.
 """
 
 from __future__ import annotations
@@ -36,28 +35,28 @@ from tunnel.prefixes import span as span_of
 from tunnel.types import Address, Endpoint, Mac, Peer, Prefix
 
 LINGER = 60.0
-"""Seconds for which a peer stays whose record was gone after an outage of the store: its node may
-be about to write it again, or be still cut off, and packets go on meanwhile."""
+"""Seconds for which a peer stays after its record vanished in an outage of the store: its node may
+be about to write the record again, or still be cut off from the store but not from us."""
 
 
 @dataclass(frozen=True)
 class Difference:
     """
-    What is different in peers. Apply `remove` first: a subnet may move from one to another.
+    A change of the peers. Apply `remove` first: a subnet may move from one peer to another.
 
     Attributes:
-        change: Those whose endpoint was a peer's before; their prefixes or MAC are others now.
-        troubles: What was not told before, one line each.
+        change: New prefixes or another MAC for endpoints that were peers before.
+        problems: New ones, a line each.
     """
 
     add: tuple[Peer, ...] = ()
     change: tuple[Peer, ...] = ()
     remove: tuple[Endpoint, ...] = ()
-    troubles: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
 
 
-class _Place(NamedTuple):
-    """What a record says of one endpoint."""
+class _Location(NamedTuple):
+    """The part of a record that is about one endpoint."""
 
     endpoint: Endpoint
     subnets: tuple[Prefix, ...]
@@ -66,14 +65,14 @@ class _Place(NamedTuple):
 
 @dataclass(frozen=True)
 class _Member:
-    """A record of somebody else, and what follows from it."""
+    """The record of another node, and where it locates its subnets."""
 
     lease: Lease
-    places: tuple[_Place, ...]
+    locations: tuple[_Location, ...]
 
 
 class _Assignment(NamedTuple):
-    """Who says that a subnet is at an endpoint: a record, by its key, or the configuration."""
+    """A subnet at an endpoint, by the record with that key or, without a key, by configuration."""
 
     subnet: Prefix
     endpoint: Endpoint
@@ -85,133 +84,160 @@ class Roster:
     All members but this node. `now` is monotonic seconds throughout.
 
     Args:
-        network: That they are of.
-        record: Ours, to know what is not somebody else's.
-        directory: Keys are below it, ``/coreos.com/network/subnets/``.
-        static: Peers of the configuration, which are peers already.
+        record: Of this node, which is not a peer.
+        directory: The prefix of all records, ``/coreos.com/network/subnets/``.
+        config_key: The key of the network's config; a config that no longer matches `network` is a
+            problem. Not checked if empty.
+        static: The configured peers, which the tunnel has already.
     """
 
     def __init__(
-        self, network: Network, record: Record, *, directory: str, static: Iterable[Peer] = ()
+        self,
+        network: Network,
+        record: Record,
+        *,
+        directory: str,
+        config_key: str = "",
+        static: Iterable[Peer] = (),
     ) -> None:
-        self._network, self._record, self._directory = network, record, directory
-        self._own: tuple[Prefix, ...] = ()
+        self._network, self._record = network, record
+        self._directory, self._config_key = directory, config_key
+        self._own_subnets: tuple[Prefix, ...] = ()
         self._revision = 0
         self._entries: dict[str, Entry] = {}
         self._members: dict[str, _Member] = {}
-        self._leaving: dict[str, float] = {}  # by key: until when
-        self._at: dict[Endpoint, set[str]] = {}  # keys
-        self._claims = _Assignments()
+        self._lingering: dict[str, float] = {}  # key -> until when
+        self._keys_at: dict[Endpoint, set[str]] = {}
+        self._assignments = _Assignments()
         self._static: dict[Endpoint, Peer] = {}
         self._peers: dict[Endpoint, Peer] = {}
-        self._troubles: dict[str | Endpoint, tuple[str, ...]] = {}
-        self._told: frozenset[str] = frozenset()
-        self._touched: set[Endpoint] = set()
+        self._problems: dict[str | Endpoint, tuple[str, ...]] = {}
+        self._reported: frozenset[str] = frozenset()
+        self._affected: set[Endpoint] = set()
         self.configure(static)
 
     @property
     def peers(self) -> tuple[Peer, ...]:
-        """All of them, as the differences so far have made them."""
+        """All peers, as the differences so far have made them."""
         return tuple(self._peers.values())
 
     @property
-    def troubles(self) -> tuple[str, ...]:
-        """What is wrong with records now, one line each."""
-        return tuple(text for texts in self._troubles.values() for text in texts)
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong with the network's config and the records now, a line each."""
+        return tuple(text for texts in self._problems.values() for text in texts)
+
+    @property
+    def revision(self) -> int:
+        """The state of the store that is known."""
+        return self._revision
 
     @property
     def snapshot(self) -> Snapshot:
-        """What is known of the store. Kept on disk it is who the peers are after a restart, until
-        the store is back."""
-        leaving = {key: self._members[key].lease.entry for key in self._leaving}
-        return Snapshot(self._revision, self._entries | leaving)
+        """The known state of the store, lingering records included: a roster that reads it has the
+        same peers."""
+        lingering = {key: self._members[key].lease.entry for key in self._lingering}
+        return Snapshot(self._revision, self._entries | lingering)
 
     def configure(self, static: Iterable[Peer]) -> Difference:
-        """These are the peers of the configuration from now on."""
+        """Replaces the configured peers."""
         before, self._static = self._static, {peer.endpoint: peer for peer in static}
-        for peers, there in ((before, False), (self._static, True)):
-            for peer in peers.values():
-                self._claims.set(
-                    (_Assignment(one, peer.endpoint) for one in peer.prefixes), there=there
-                )
-                self._touched.add(peer.endpoint)
-                self._touch_around(peer.prefixes)
-        return self._settle()
+        for peer in before.values():
+            self._assignments.remove(_assign(peer))
+        for peer in self._static.values():
+            self._assignments.add(_assign(peer))
+        for peer in (*before.values(), *self._static.values()):
+            self._affected.add(peer.endpoint)
+            self._mark_overlapping(peer.prefixes)
+        return self._update_peers()
 
-    def settle_in(self, subnets: Iterable[Prefix]) -> Difference:
-        """This node has these subnets from now on."""
-        before, self._own = self._own, tuple(subnets)
-        self._touch_around((*before, *self._own))
-        return self._settle()
+    def set_own_subnets(self, subnets: Iterable[Prefix]) -> Difference:
+        """Replaces the subnets of this node."""
+        before, self._own_subnets = self._own_subnets, tuple(subnets)
+        self._mark_overlapping((*before, *self._own_subnets))
+        return self._update_peers()
 
     def read(self, snapshot: Snapshot, *, now: float) -> Difference:
-        """All that is in the store: first what is on disk, then at the start and after a gap."""
+        """Applies the whole content of the store, or of the disk; records that are missing
+        linger."""
         for key, entry in snapshot.entries.items():
-            self._leaving.pop(key, None)
+            self._lingering.pop(key, None)
             if self._entries.get(key) != entry:
-                self._take(key, entry)
+                self._set_entry(key, entry)
         for key in self._entries.keys() - snapshot.entries.keys():
-            self._miss(key, until=now + LINGER)
+            self._remove_later(key, until=now + LINGER)
         self._entries, self._revision = dict(snapshot.entries), snapshot.revision
-        return self._settle()
+        return self._update_peers()
 
     def changed(self, batch: Batch, *, until: float | None = None) -> Difference:
-        """What the watch brings. Who is deleted goes at once, or with the first tick after `until`
-        if he is not back by then."""
+        """Applies changes of the store. With `until`, records that are deleted linger till then."""
         for change in batch.changes:
             before = self._entries.pop(change.key, None)
             if change.entry is not None:
                 self._entries[change.key] = change.entry
             elif until is not None:
                 if before is not None:
-                    self._miss(change.key, until=until)
+                    self._remove_later(change.key, until=until)
                 continue
-            self._leaving.pop(change.key, None)
-            self._take(change.key, change.entry)
+            self._lingering.pop(change.key, None)
+            self._set_entry(change.key, change.entry)
         self._revision = batch.revision
-        return self._settle()
+        return self._update_peers()
 
     def tick(self, *, now: float) -> Difference:
-        """Lets go who has not come back."""
-        for key in [key for key, until in self._leaving.items() if now >= until]:
-            del self._leaving[key]
-            self._take(key, None)
-        return self._settle()
+        """Removes lingering records whose time is over."""
+        for key in [key for key, until in self._lingering.items() if now >= until]:
+            del self._lingering[key]
+            self._set_entry(key, None)
+        return self._update_peers()
 
     def next_tick(self, now: float) -> float | None:
-        """When the next tick is due, `now` at the earliest; None while nobody is leaving."""
-        return max(now, min(self._leaving.values())) if self._leaving else None
+        """When the next tick is due, `now` at the earliest; None while nothing lingers."""
+        return max(now, min(self._lingering.values())) if self._lingering else None
 
-    def _miss(self, key: str, *, until: float) -> None:
+    def _remove_later(self, key: str, *, until: float) -> None:
         if key in self._members:
-            self._leaving[key] = until
-            self._touch(self._members[key])
+            self._lingering[key] = until
+            self._mark(self._members[key])
         else:
-            self._take(key, None)
+            self._set_entry(key, None)
 
     # From an entry to a member.
 
-    def _take(self, key: str, entry: Entry | None) -> None:
-        self._troubles.pop(key, None)
+    def _set_entry(self, key: str, entry: Entry | None) -> None:
+        self._problems.pop(key, None)
+        if key == self._config_key:
+            self._check_network(entry)
         before = self._members.get(key)
         if before is not None:
-            self._touch(before)
-            self._list(before, there=False)
+            self._mark(before)
+            self._remove_from_index(before)
             del self._members[key]
         if entry is None or not key.startswith(self._directory):
             return
         faults: list[str] = []
-        after = self._read(key, entry, faults)
+        after = self._read_member(key, entry, faults)
         if faults:
-            self._troubles[key] = tuple(f"{key}: {fault}" for fault in faults)
+            self._problems[key] = tuple(f"{key}: {fault}" for fault in faults)
         if after is not None:
             self._members[key] = after
-            self._list(after, there=True)
-            self._touch(after)
+            self._add_to_index(after)
+            self._mark(after)
 
-    def _read(self, key: str, entry: Entry, faults: list[str]) -> _Member | None:
-        """None for what is ours, for what is reserved and not in use, and for what cannot be a
-        peer, which is a fault."""
+    def _check_network(self, entry: Entry | None) -> None:
+        """The config is applied at the start of a node only."""
+        problem = ""
+        try:
+            if entry is None:
+                problem = "the network's config is gone from the store"
+            elif Network.parse(entry.value) != self._network:
+                problem = "the network's config has changed (restart this node)"
+        except ConfigError as error:
+            problem = f"the network's config is wrong now: {error}"
+        if problem:
+            self._problems[self._config_key] = (problem,)
+
+    def _read_member(self, key: str, entry: Entry, faults: list[str]) -> _Member | None:
+        """None for our own record, a reservation that is not in use, and a faulty record."""
         try:
             lease = Lease.read(key.removeprefix(self._directory), entry, key=key)
         except ConfigError as error:
@@ -227,60 +253,59 @@ class Roster:
         elif record.vni is not None and (record.vni - self._network.vni) & 0xFFFF:
             faults.append(f"its VNI {record.vni} is not {self._network.vni} (left out)")
         else:
-            return _Member(lease, tuple(self._places(record, lease.subnets, faults)))
+            return _Member(lease, tuple(self._locate(record, lease.subnets, faults)))
         return None
 
-    def _places(
+    def _locate(
         self, record: Record, subnets: tuple[Prefix, ...], faults: list[str]
-    ) -> Iterator[_Place]:
-        ours = (self._record.address, self._record.address6)
-        ways: dict[int, tuple[Address, Mac | None]] = {}
-        if record.address and ours[0]:
-            ways[4] = record.address, record.mac
-        if record.address6 and ours[1]:
-            ways[6] = record.address6, record.mac6
+    ) -> Iterator[_Location]:
+        own = (self._record.address, self._record.address6)
+        usable: dict[int, tuple[Address, Mac | None]] = {}
+        if record.address and own[0]:
+            usable[4] = record.address, record.mac
+        if record.address6 and own[1]:
+            usable[6] = record.address6, record.mac6
         groups = [subnets] if record.node else [(subnet,) for subnet in subnets]
         for group in groups:
-            version = min(ways, default=4) if record.node else group[0].version
-            address, mac = ways.get(version, (None, None))
+            version = min(usable, default=4) if record.node else group[0].version
+            address, mac = usable.get(version, (None, None))
             if address is None:
                 need = "an address" if record.node else f"an IPv{version} address"
                 faults.append(f"this node and that one do not both have {need} (left out)")
-            elif address in ours:
+            elif address in own:
                 faults.append(f"{address} is this node's address (left out)")
             else:
-                yield _Place(Endpoint(str(address), self._network.port), group, mac)
+                yield _Location(Endpoint(str(address), self._network.port), group, mac)
 
-    def _list(self, member: _Member, *, there: bool) -> None:
-        """Puts it where it is found by endpoint and by subnet, or takes it away."""
-        key = member.lease.key
-        for place in member.places:
-            keys = self._at.setdefault(place.endpoint, set())
-            if there:
-                keys.add(key)
-            else:
-                keys.discard(key)
+    def _add_to_index(self, member: _Member) -> None:
+        for location in member.locations:
+            self._keys_at.setdefault(location.endpoint, set()).add(member.lease.key)
+            self._assignments.add(_assign_location(member, location))
+
+    def _remove_from_index(self, member: _Member) -> None:
+        for location in member.locations:
+            keys = self._keys_at.get(location.endpoint, set())
+            keys.discard(member.lease.key)
             if not keys:
-                del self._at[place.endpoint]
-            claims = (_Assignment(one, place.endpoint, key) for one in place.subnets)
-            self._claims.set(claims, there=there)
+                self._keys_at.pop(location.endpoint, None)
+            self._assignments.remove(_assign_location(member, location))
 
-    def _touch(self, member: _Member) -> None:
-        """It is another now, and what overlaps it may be as well."""
-        for place in member.places:
-            self._touched.add(place.endpoint)
-            self._touch_around(place.subnets)
+    def _mark(self, member: _Member) -> None:
+        """The peers of a member are to be made again, and those with overlapping subnets."""
+        for location in member.locations:
+            self._affected.add(location.endpoint)
+            self._mark_overlapping(location.subnets)
 
-    def _touch_around(self, subnets: Iterable[Prefix]) -> None:
+    def _mark_overlapping(self, subnets: Iterable[Prefix]) -> None:
         for subnet in subnets:
-            self._touched |= {claim.endpoint for claim in self._claims.overlapping(subnet)}
+            self._affected |= {one.endpoint for one in self._assignments.overlapping(subnet)}
 
     # From members to peers.
 
-    def _settle(self) -> Difference:
+    def _update_peers(self) -> Difference:
         add, change, remove = [], [], []
-        for endpoint in sorted(self._touched):
-            before, after = self._peers.get(endpoint), self._compose(endpoint)
+        for endpoint in sorted(self._affected):
+            before, after = self._peers.get(endpoint), self._make_peer(endpoint)
             if after is None:
                 if before is not None:
                     remove.append(endpoint)
@@ -291,83 +316,97 @@ class Roster:
             elif before != after:
                 change.append(after)
             self._peers[endpoint] = after
-        self._touched = set()
-        troubles = self.troubles
-        news = tuple(text for text in troubles if text not in self._told)
-        self._told = frozenset(troubles)
-        return Difference(tuple(add), tuple(change), tuple(remove), news)
+        self._affected = set()
+        problems = self.problems
+        new = tuple(text for text in problems if text not in self._reported)
+        self._reported = frozenset(problems)
+        return Difference(tuple(add), tuple(change), tuple(remove), new)
 
-    def _compose(self, endpoint: Endpoint) -> Peer | None:
-        """Who is at an endpoint, None where nobody is."""
-        self._troubles.pop(endpoint, None)
+    def _make_peer(self, endpoint: Endpoint) -> Peer | None:
+        """The peer at an endpoint, None if there is none."""
+        self._problems.pop(endpoint, None)
         static = self._static.get(endpoint)
         prefixes = list(static.prefixes) if static else []
         macs: list[Mac] = []
         faults = []
-        members = [self._members[key] for key in self._at.get(endpoint, ())]
+        members = [self._members[key] for key in self._keys_at.get(endpoint, ())]
         for member in sorted(members, key=lambda one: one.lease.entry.revision):
-            for place in member.places:
-                if place.endpoint != endpoint:
+            for location in member.locations:
+                if location.endpoint != endpoint:
                     continue
-                macs += [place.mac] if place.mac else []
-                for subnet in place.subnets:
-                    holder = self._holder(member, subnet, endpoint)
-                    if holder is None:
+                macs += [location.mac] if location.mac else []
+                for subnet in location.subnets:
+                    owner = self._find_other_owner(member, subnet, endpoint)
+                    if owner is None:
                         prefixes.append(subnet)
                     else:
-                        faults.append(f"{member.lease.key}: {subnet} is {holder} (left out)")
+                        faults.append(f"{member.lease.key}: {subnet} is {owner} (left out)")
         if len(set(macs)) > 1:
             faults.append(
                 f"{endpoint} is in several records with different MACs (the last is used)"
             )
         if faults:
-            self._troubles[endpoint] = tuple(faults)
+            self._problems[endpoint] = tuple(faults)
         if static is None and not prefixes:
             return None
         mac = static.mac if static and static.mac else macs[-1] if macs else None
         return Peer(endpoint, prefixes, mac=mac)
 
-    def _holder(self, member: _Member, subnet: Prefix, endpoint: Endpoint) -> str | None:
-        """Who else has this subnet, in words; None where it is this member's."""
-        for own in self._own:
+    def _find_other_owner(self, member: _Member, subnet: Prefix, endpoint: Endpoint) -> str | None:
+        """The owner of this subnet in words, None if it is `member`."""
+        for own in self._own_subnets:
             if own.version == subnet.version and own.overlaps(subnet):
                 return "this node's"
-        for claim in self._claims.overlapping(subnet):
-            if claim.endpoint == endpoint:
+        for other in self._assignments.overlapping(subnet):
+            if other.endpoint == endpoint:
                 continue
-            if not claim.key:
-                return f"the configured peer {claim.endpoint}'s"
-            if self._rank(self._members[claim.key], claim.subnet) < self._rank(member, subnet):
-                return f"that of {claim.key}"
+            if not other.key:
+                return f"the configured peer {other.endpoint}'s"
+            if self._rank(self._members[other.key], other.subnet) < self._rank(member, subnet):
+                return f"that of {other.key}"
         return None
 
     def _rank(self, member: _Member, subnet: Prefix) -> tuple[bool, int, int, str]:
-        """Who is leaving keeps no subnet from anybody."""
-        return member.lease.key in self._leaving, *member.lease.rank(subnet)
+        """A lingering record comes last: its subnet may have been assigned again."""
+        return member.lease.key in self._lingering, *member.lease.rank(subnet)
+
+
+def _assign(peer: Peer) -> Iterator[_Assignment]:
+    return (_Assignment(prefix, peer.endpoint) for prefix in peer.prefixes)
+
+
+def _assign_location(member: _Member, location: _Location) -> Iterator[_Assignment]:
+    key = member.lease.key
+    return (_Assignment(subnet, location.endpoint, key) for subnet in location.subnets)
 
 
 class _Assignments:
-    """Claims by their subnets, to find those that overlap one. Subnets nest or are apart, so these
-    are above it, one for each length in use, and below it, next to each other in order."""
+    """
+    Assignments by subnet, to find those that overlap a given one.
+
+    Prefixes are nested or disjoint. So those that overlap a prefix are the prefixes above it, at
+    most one for each length in use, and those below it, which are adjacent in sorted order.
+    """
 
     def __init__(self) -> None:
-        self._there: dict[Span, set[_Assignment]] = {}
+        self._by_span: dict[Span, set[_Assignment]] = {}
         self._order: list[Span] = []
         self._lengths: Counter[tuple[int, int]] = Counter()  # (version, length) -> spans
 
-    def set(self, claims: Iterable[_Assignment], *, there: bool) -> None:
-        """Puts claims, or takes them away."""
-        for claim in claims:
-            span = span_of(claim.subnet)
-            if there:
-                if span not in self._there:
-                    insort(self._order, span)
-                    self._lengths[span[0], span[2]] += 1
-                self._there.setdefault(span, set()).add(claim)
-                continue
-            self._there[span].discard(claim)
-            if not self._there[span]:
-                del self._there[span]
+    def add(self, assignments: Iterable[_Assignment]) -> None:
+        for one in assignments:
+            span = span_of(one.subnet)
+            if span not in self._by_span:
+                insort(self._order, span)
+                self._lengths[span[0], span[2]] += 1
+            self._by_span.setdefault(span, set()).add(one)
+
+    def remove(self, assignments: Iterable[_Assignment]) -> None:
+        for one in assignments:
+            span = span_of(one.subnet)
+            self._by_span[span].discard(one)
+            if not self._by_span[span]:
+                del self._by_span[span]
                 del self._order[bisect_left(self._order, span)]
                 self._lengths[span[0], span[2]] -= 1
 
@@ -377,7 +416,7 @@ class _Assignments:
         for (other, shorter), spans in self._lengths.items():
             if other == version and shorter <= length and spans:
                 above = version, first >> (bits - shorter) << (bits - shorter), shorter
-                yield from self._there.get(above, ())
+                yield from self._by_span.get(above, ())
         last = first + subnet.num_addresses - 1
         for index in range(
             bisect_left(self._order, (version, first, length + 1)), len(self._order)
@@ -385,4 +424,4 @@ class _Assignments:
             span = self._order[index]
             if span > (version, last, bits):
                 return
-            yield from self._there[span]
+            yield from self._by_span[span]

@@ -129,7 +129,7 @@ def test_a_record_is_a_peer(name: str, record: Record | bytes, expected: list[Pe
 
 
 @pytest.mark.parametrize(
-    ("name", "record", "trouble"),
+    ("name", "record", "problem"),
     [
         ("nonsense", ours(2), "names no subnet"),
         ("10.5.2.0-24", b"nonsense", "10.5.2.0-24: 'nonsense' is no JSON"),
@@ -141,20 +141,20 @@ def test_a_record_is_a_peer(name: str, record: Record | bytes, expected: list[Pe
         ("0.0.0.0-0&fd00:5:0:2::-64", replace(ours(2), node=""), "both have an IPv6 address"),
     ],
 )
-def test_what_is_no_peer_is_told_once(name: str, record: Record | bytes, trouble: str) -> None:
+def test_what_is_no_peer_is_told_once(name: str, record: Record | bytes, problem: str) -> None:
     one = roster()
     difference = one.read(snapshot({name: record}), now=0)
-    (text,) = difference.troubles
-    assert trouble in text
+    (text,) = difference.problems
+    assert problem in text
     assert "(left out)" in text or "like 10" in text
     assert one.peers == ()
-    assert list(one.troubles) == [text]
+    assert list(one.problems) == [text]
     # Again it is told only when it was all right meanwhile.
     value = record if isinstance(record, bytes) else record.text()
     assert one.changed(Batch(1001, (put(name, value, revision=1001),))) == Difference()
     assert one.changed(Batch(1002, (gone(name),))) == Difference()
-    assert not one.troubles
-    assert one.changed(Batch(1003, (put(name, value, revision=1003),))).troubles == (text,)
+    assert not one.problems
+    assert one.changed(Batch(1003, (put(name, value, revision=1003),))).problems == (text,)
 
 
 def test_half_of_a_flannel_node_is_better_than_nothing() -> None:
@@ -163,7 +163,7 @@ def test_half_of_a_flannel_node_is_better_than_nothing() -> None:
     name = "10.5.2.0-24&fd00:5:0:2::-64"
     difference = one.read(snapshot({name: dual(2, node="")}), now=0)
     assert difference.add == (peer("198.18.0.2", "10.5.2.0/24", mac=mac(2)),)
-    assert len(difference.troubles) == 1
+    assert len(difference.problems) == 1
 
 
 def test_the_port_is_the_networks() -> None:
@@ -177,7 +177,7 @@ def test_a_vni_is_compared_as_far_as_flannel_writes_it() -> None:
     records = {"10.5.2.0-24": replace(ours(2), vni=70000), "10.5.3.0-24": replace(ours(3), vni=1)}
     difference = one.read(snapshot(records), now=0)
     assert [found.endpoint.host for found in difference.add] == ["198.18.0.2"]
-    assert "its VNI 1 is not 70000" in difference.troubles[0]
+    assert "its VNI 1 is not 70000" in difference.problems[0]
 
 
 def test_other_keys_of_the_store_are_none_of_its_business() -> None:
@@ -312,8 +312,8 @@ def test_who_lingers_does_so_whatever_becomes_of_us() -> None:
     one = roster()
     one.read(snapshot({"10.5.2.0-24": ours(2)}), now=0)
     one.read(Snapshot(2000, {}), now=100)
-    assert one.settle_in([parse_prefix("10.5.9.0/24")]) == Difference()
-    taken = one.settle_in([parse_prefix("10.5.2.0/24")])
+    assert one.set_own_subnets([parse_prefix("10.5.9.0/24")]) == Difference()
+    taken = one.set_own_subnets([parse_prefix("10.5.2.0/24")])
     assert taken.remove == (Endpoint("198.18.0.2"),)
 
 
@@ -351,15 +351,15 @@ def test_the_longer_prefix_has_the_subnet() -> None:
     wide = {"10.0.0.0-8": ours(8), "10.5.2.0-24": ours(2)}
     difference = one.read(snapshot(wide), now=0)
     assert difference.add == (peer("198.18.0.2", "10.5.2.0/24", mac=mac(2)),)
-    (trouble,) = difference.troubles
-    assert trouble == (
+    (problem,) = difference.problems
+    assert problem == (
         f"{DIRECTORY}10.0.0.0-8: 10.0.0.0/8 is that of {DIRECTORY}10.5.2.0-24 (left out)"
     )
     # And the other has it as soon as that is gone.
     difference = one.changed(Batch(1001, (gone("10.5.2.0-24"),)))
     assert difference.add == (peer("198.18.0.8", "10.0.0.0/8", mac=mac(8)),)
     assert difference.remove == (Endpoint("198.18.0.2"),)
-    assert one.troubles == ()
+    assert one.problems == ()
 
 
 def test_of_equal_ones_the_first_stays_renewals_or_not() -> None:
@@ -378,11 +378,11 @@ def test_what_this_node_has_is_nobody_elses() -> None:
     one = roster()
     one.read(snapshot({"10.5.2.0-24": ours(2)}), now=0)
     own = parse_prefix("10.5.2.0/24")
-    difference = one.settle_in([own])
+    difference = one.set_own_subnets([own])
     assert difference.remove == (Endpoint("198.18.0.2"),)
-    assert "10.5.2.0/24 is this node's" in difference.troubles[0]
-    assert one.settle_in([own]) == Difference()
-    assert one.settle_in([]).add == (peer("198.18.0.2", "10.5.2.0/24", mac=mac(2)),)
+    assert "10.5.2.0/24 is this node's" in difference.problems[0]
+    assert one.set_own_subnets([own]) == Difference()
+    assert one.set_own_subnets([]).add == (peer("198.18.0.2", "10.5.2.0/24", mac=mac(2)),)
 
 
 def test_one_endpoint_is_one_peer() -> None:
@@ -390,7 +390,7 @@ def test_one_endpoint_is_one_peer() -> None:
     records = {"10.5.2.0-24": ours(2), "10.5.3.0-24": replace(ours(2), node="n22", mac=mac(22))}
     difference = one.read(snapshot(records), now=0)
     assert difference.add == (peer("198.18.0.2", "10.5.2.0/24", "10.5.3.0/24", mac=mac(22)),)
-    assert "198.18.0.2:8472 is in several records" in difference.troubles[0]
+    assert "198.18.0.2:8472 is in several records" in difference.problems[0]
     difference = one.changed(Batch(1001, (gone("10.5.3.0-24"),)))
     assert difference.change == (peer("198.18.0.2", "10.5.2.0/24", mac=mac(2)),)
 
@@ -409,7 +409,7 @@ def test_configured_peers_stand() -> None:
     assert one.peers == (static,)
     difference = one.read(snapshot({"10.5.2.0-24": ours(2), "10.5.3.0-24": ours(3)}), now=0)
     assert difference.add == (peer("198.18.0.3", "10.5.3.0/24", mac=mac(3)),)
-    assert "is the configured peer 203.0.113.9:8472's" in difference.troubles[0]
+    assert "is the configured peer 203.0.113.9:8472's" in difference.problems[0]
     difference = one.configure([])
     assert difference.remove == (static.endpoint,)
     assert difference.add == (peer("198.18.0.2", "10.5.2.0/24", mac=mac(2)),)
@@ -469,7 +469,7 @@ def test_however_it_came_about_it_is_the_same(data: st.DataObject) -> None:
                 difference = one.read(Snapshot(revision, dict(entries)), now=now)
             case "own":
                 own = [parse_prefix(data.draw(st.sampled_from(["10.5.4.0/24", "10.5.2.0/24"])))]
-                difference = one.settle_in(own)
+                difference = one.set_own_subnets(own)
             case _:
                 now += LINGER / 2
                 difference = one.tick(now=now)
@@ -487,12 +487,12 @@ def test_however_it_came_about_it_is_the_same(data: st.DataObject) -> None:
         assert not list(conflicts(peers, subnets=own, local=[Endpoint("192.0.2.1")]))
     one.tick(now=now + LINGER)
     fresh = roster(OURS, *STATIC)
-    fresh.settle_in(own)
+    fresh.set_own_subnets(own)
     fresh.read(Snapshot(99, entries), now=0)
     assert {found: set(found.prefixes) for found in fresh.peers} == {
         found: set(found.prefixes) for found in one.peers
     }
-    assert set(one.troubles) == set(fresh.troubles)
+    assert set(one.problems) == set(fresh.problems)
 
 
 def test_five_thousand_records() -> None:

@@ -121,7 +121,7 @@ class Store(Protocol):
             Conflict: It has been written since; it is still there.
         """
 
-    async def grant(self, ttl: int) -> int:
+    async def grant(self, ttl: int, *, lease: int = 0) -> int:
         """A new lease, which ends when it was not kept alive for ``ttl`` seconds; the store may
         make that longer. Entries that are bound to it end with it."""
 

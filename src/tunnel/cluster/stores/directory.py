@@ -96,7 +96,7 @@ class DirectoryStore:
     async def delete(self, key: str, *, expect: int) -> None:
         await self._change(lambda keys: keys.delete(key, expect=expect))
 
-    async def grant(self, ttl: int) -> int:
+    async def grant(self, ttl: int, *, lease: int = 0) -> int:
         return await self._change(lambda keys: keys.grant(ttl, now=time.time()))
 
     async def keep_alive(self, lease: int) -> float:

@@ -154,7 +154,7 @@ class EtcdStore:
         request = {"compare": [guard], "success": [operation], "failure": [{"request_range": one}]}
         return await self._gateway.ask_counting("kv/txn", request, _outcome)
 
-    async def grant(self, ttl: int) -> int:
+    async def grant(self, ttl: int, *, lease: int = 0) -> int:
         return await self._gateway.ask(
             "lease/grant", {"TTL": ttl}, lambda answer: int(answer["ID"])
         )
