@@ -420,7 +420,7 @@ def test_a_reserved_subnet_and_static_peers(lab: Lab, tmp_path: Path) -> None:
         assert other.down() == ""
         other.up("--subnet", "10.42.9.0/24")
         assert other.subnets == ["10.42.111.0/24"]
-        assert "has 10.42.111.0/24, not 10.42.9.0/24 as it would like" in other.down()
+        assert "has 10.42.111.0/24, not 10.42.9.0/24 as preferred" in other.down()
 
 
 def test_a_reload_changes_static_peers_alone(lab: Lab, tmp_path: Path) -> None:
