@@ -82,7 +82,7 @@ class Membership:
 
 class StoreConfigSource:
     """
-    Gets the configuration of a tunnel from a store, as a :class:`tunnel.node.config_source.ConfigSource`.
+    The :class:`tunnel.node.config_source.ConfigSource` of a node whose configuration is in a store.
 
     Attributes:
         membership: None until the node has joined.
