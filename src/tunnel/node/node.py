@@ -139,7 +139,7 @@ class Node:
         await self._containers.start()
         self._containers.publish(self.underlay.mtu)
         self._offloads_seen = self.offloads
-        self.workers.start(self.device.queues)
+        await self.workers.start(self.device.queues)
         self._started = True
         for reason in self.underlay.abilities.reasons:
             log.warning("%s: %s", self.config.name, reason)

@@ -9,6 +9,7 @@ sockets' common port.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
@@ -55,11 +56,12 @@ class Workers:
     def __len__(self) -> int:
         return len(self._forwarders)
 
-    def start(self, queues: Iterable[int]) -> None:
-        """Starts to move packets between the sockets and the device's `queues`."""
+    async def start(self, queues: Iterable[int]) -> None:
+        """Returns when packets move between the sockets and the device's `queues`."""
         for number, (poller, queue) in enumerate(zip(self._pollers, queues, strict=True), start=1):
             poller.add(queue)
             self._supervisor.start(f"worker {number}", partial(self._run, poller))
+        await asyncio.sleep(0)  # the tasks run, up to where they wait
 
     def close(self) -> None:
         """Stops moving packets. Tables and counters can still be read."""
