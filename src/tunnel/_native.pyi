@@ -1,7 +1,7 @@
 """The C core. Buffers are bytes-like; addresses are packed, 4 or 16 bytes."""
 
 from collections.abc import Sequence
-from typing import Final, final
+from typing import Final, NamedTuple, final
 
 from typing_extensions import Buffer
 
@@ -12,7 +12,38 @@ DROP_REASONS: Final[tuple[tuple[str, str, str], ...]]
 """``(name, "outbound" | "inbound", what it means and what to do)``, in counter order."""
 
 WORK: Final[tuple[str, ...]]
-"""Names of the numbers that :meth:`Forwarder.work` returns, in order."""
+"""The keys of :meth:`Forwarder.work`."""
+
+UNKNOWN_PEER: Final = -1
+"""Key of :func:`read_counters` for packets that belong to no known peer."""
+
+REMOVED_PEERS: Final = -2
+"""Key of :func:`read_counters` for the peers that were removed, together."""
+
+class Counters(NamedTuple):
+    """
+    The counters of one peer.
+
+    Attributes:
+        outbound_bytes, inbound_bytes: Bytes of inner packets, with their IP headers.
+        drops: Packets by drop reason; only reasons that occurred.
+        last_drop: Reason of the last drop, None if there was none.
+        trains: Whether every worker sends this peer trains.
+    """
+
+    outbound_packets: int
+    outbound_bytes: int
+    inbound_packets: int
+    inbound_bytes: int
+    drops: dict[str, int]
+    last_drop: str | None
+    trains: bool
+
+def read_counters(forwarders: Sequence[Forwarder]) -> dict[int, Counters]:
+    """
+    The counters of each peer by index, added up over the workers, and those of
+    :data:`UNKNOWN_PEER` and :data:`REMOVED_PEERS`. Each worker is locked once.
+    """
 
 def checksum_backend() -> str:
     """``"avx2"`` or ``"portable"``: what this CPU runs."""
@@ -145,22 +176,18 @@ class Forwarder:
         True as that does; False once its member `stop` is readable. For a thread of its own;
         others use the forwarder between two moves."""
 
-    def counters(self, index: int) -> tuple[int, int, int, int, tuple[int, ...], int]:
-        """``(outbound packets, outbound bytes, inbound packets, inbound bytes, drops, reason of
-        the last drop or -1)`` of one peer, bytes of inner packets; -1 for what belongs to no
-        known peer, -2 for peers that were removed, together."""
-
     def sent(self) -> tuple[int, ...]:
         """Packets sent to each peer, by index; 0 where there is no peer."""
 
     def received(self) -> tuple[int, ...]:
         """Packets received from each peer, by index; 0 where there is no peer."""
 
-    def work(self) -> tuple[int, ...]:
-        """How the packets were moved: see :data:`WORK`."""
+    def work(self) -> dict[str, int]:
+        """How packets were moved, by the names in :data:`WORK`."""
 
-    def trains(self, index: int) -> bool:
-        """Whether trains are still in use towards this peer."""
+    def trains(self) -> bytes:
+        """One byte for each peer index: 0 if there is no peer, 1 if it gets no trains, 2 if it
+        does."""
 
     def set_trains(self, index: int, on: bool) -> None:
         """Turns trains towards a peer on or off; they also turn off by themselves."""

@@ -141,6 +141,7 @@ static PyMethodDef module_methods[] = {
     {"encode_batch", native_encode_batch, METH_VARARGS, NULL},
     {"decode_batch", native_decode_batch, METH_VARARGS, NULL},
     {"decap", native_decap, METH_VARARGS, NULL},
+    {"read_counters", read_counters, METH_O, NULL},
     {"checksum_backend", native_checksum_backend, METH_NOARGS, NULL},
     {0},
 };
@@ -174,18 +175,43 @@ static PyObject *work_names(void)
 #undef X
 }
 
+static bool make_drop_names(struct module_state *state)
+{
+#define X(name, direction, meaning) #name,
+    static const char *const names[] = {DROPS(X)};
+#undef X
+    for (int reason = 0; reason < DROP_REASONS; reason++) {
+        state->drop_names[reason] = PyUnicode_InternFromString(names[reason]);
+        if (!state->drop_names[reason])
+            return false;
+    }
+    return true;
+}
+
+static int add_types(PyObject *module, struct module_state *state)
+{
+    state->fdb_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &fdb_spec, NULL);
+    state->forwarder_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &forwarder_spec, NULL);
+    state->counters_type = counters_type_new();
+    if (!state->fdb_type || !state->forwarder_type || !state->counters_type)
+        return -1;
+    return PyModule_AddType(module, state->fdb_type) ||
+                   PyModule_AddType(module, state->forwarder_type) ||
+                   PyModule_AddType(module, state->counters_type)
+               ? -1
+               : 0;
+}
+
 static int module_exec(PyObject *module)
 {
     struct module_state *state = PyModule_GetState(module);
     PyObject *errors = PyImport_ImportModule("tunnel.errors");
     state->codec_error = errors ? PyObject_GetAttrString(errors, "CodecError") : NULL;
     Py_XDECREF(errors);
-    if (!state->codec_error)
+    if (!state->codec_error || !make_drop_names(state) || add_types(module, state))
         return -1;
-    state->fdb_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &fdb_spec, NULL);
-    if (!state->fdb_type || PyModule_AddType(module, state->fdb_type) < 0)
-        return -1;
-    if (add(module, "Forwarder", PyType_FromModuleAndSpec(module, &forwarder_spec, NULL)) ||
+    if (add(module, "UNKNOWN_PEER", PyLong_FromLong(UNKNOWN_PEER)) ||
+        add(module, "REMOVED_PEERS", PyLong_FromLong(REMOVED_PEERS)) ||
         add(module, "ANY_VTEP_MAC",
             PyBytes_FromStringAndSize((const char *)any_vtep_mac, MAC_SIZE)) ||
         add(module, "DROP_REASONS", drop_reasons()) || add(module, "WORK", work_names()))
@@ -198,6 +224,8 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
     struct module_state *state = PyModule_GetState(module);
     Py_VISIT(state->codec_error);
     Py_VISIT(state->fdb_type);
+    Py_VISIT(state->forwarder_type);
+    Py_VISIT(state->counters_type);
     return 0;
 }
 
@@ -206,6 +234,10 @@ static int module_clear(PyObject *module)
     struct module_state *state = PyModule_GetState(module);
     Py_CLEAR(state->codec_error);
     Py_CLEAR(state->fdb_type);
+    Py_CLEAR(state->forwarder_type);
+    Py_CLEAR(state->counters_type);
+    for (int reason = 0; reason < DROP_REASONS; reason++)
+        Py_CLEAR(state->drop_names[reason]);
     return 0;
 }
 

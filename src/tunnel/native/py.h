@@ -13,20 +13,41 @@
 #include <string.h>
 
 #include "fdb.h"
+#include "stats.h"
 #include "vxlan.h"
+
+/* Keys of read_counters() beside the indices of peers. */
+enum { UNKNOWN_PEER = -1, REMOVED_PEERS = -2 };
+
+struct forwarder;
 
 struct module_state {
     PyObject *codec_error;
     PyTypeObject *fdb_type;
+    PyTypeObject *forwarder_type;
+    PyTypeObject *counters_type;
+    PyObject *drop_names[DROP_REASONS];
 };
 
 extern PyType_Spec fdb_spec, forwarder_spec;
 
-/* The table of an Fdb, which lives as long as that; NULL for any other object, and for one that was
- * not initialised. */
+/* A new type, or NULL and an exception. */
+PyTypeObject *counters_type_new(void);
+
+/* A method of the module. */
+PyObject *read_counters(PyObject *module, PyObject *forwarders);
+
+/* The table of an Fdb, which lives as long as that object. NULL for any other object, and for an
+ * Fdb that was not initialised. */
 struct fdb *fdb_of(PyObject *object, PyTypeObject *fdb_type);
 
-/* For "O&", as what follows. */
+/* The forwarder of a Forwarder, locked; other threads of Python run while this waits for the lock.
+ * NULL and an exception for any other object, and for a Forwarder that was not initialised. */
+struct forwarder *lock_forwarder(PyObject *object, PyTypeObject *forwarder_type);
+
+void unlock_forwarder(struct forwarder *forwarder);
+
+/* Converters for "O&". */
 static inline int convert_mac(PyObject *object, void *mac)
 {
     const char *bytes;

@@ -343,15 +343,17 @@ static PyObject *set_trains(struct forwarder *forwarder, PyObject *args)
     Py_RETURN_NONE;
 }
 
-static PyObject *trains(struct forwarder *forwarder, PyObject *args)
+/* For each index: 0 if there is no peer, 1 if it gets no trains, 2 if it does. */
+static PyObject *trains(struct forwarder *forwarder, PyObject *Py_UNUSED(none))
 {
-    int index;
-    if (!PyArg_ParseTuple(args, "i", &index))
-        return NULL;
-    struct peer *peer = parse_peer(forwarder, index);
-    if (!peer)
-        return NULL;
-    return PyBool_FromLong(peer->trains && forwarder->trains.segments > 1);
+    const struct peers *peers = &forwarder->peers;
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)peers->room);
+    char *states = bytes ? PyBytes_AsString(bytes) : NULL;
+    for (size_t i = 0; bytes && i < peers->room; i++) {
+        const struct peer *peer = &peers->at[i];
+        states[i] = peer->used ? 1 + (peer->trains && forwarder->trains.segments > 1) : 0;
+    }
+    return bytes;
 }
 
 static PyObject *coalescing(struct forwarder *forwarder, PyObject *Py_UNUSED(none))
@@ -440,41 +442,6 @@ static PyObject *trace(struct forwarder *forwarder, PyObject *args)
 
 /* ---- counters ---- */
 
-static PyObject *numbers(const uint64_t *values, size_t count)
-{
-    PyObject *tuple = PyTuple_New((Py_ssize_t)count);
-    for (size_t i = 0; tuple && i < count; i++) {
-        PyObject *value = PyLong_FromUnsignedLongLong(values[i]);
-        if (!value || PyTuple_SetItem(tuple, (Py_ssize_t)i, value) < 0)
-            Py_CLEAR(tuple);
-    }
-    return tuple;
-}
-
-static const struct counters *parse_counters(const struct forwarder *forwarder, int index)
-{
-    if (index == -1)
-        return &forwarder->peers.nobody;
-    if (index == -2)
-        return &forwarder->peers.gone;
-    const struct peer *peer = parse_peer(forwarder, index);
-    return peer ? &peer->counters : NULL;
-}
-
-static PyObject *counters(struct forwarder *forwarder, PyObject *args)
-{
-    int index;
-    if (!PyArg_ParseTuple(args, "i", &index))
-        return NULL;
-    const struct counters *counters = parse_counters(forwarder, index);
-    PyObject *drops = counters ? numbers(counters->drops, DROP_REASONS) : NULL;
-    if (!drops)
-        return NULL;
-    return Py_BuildValue("KKKKNi", counters->outbound.packets, counters->outbound.bytes,
-                         counters->inbound.packets, counters->inbound.bytes, drops,
-                         (int)counters->last_drop - 1);
-}
-
 /* Packets of every peer in one direction, by index. */
 static PyObject *packets_by_index(const struct peers *peers, bool inbound)
 {
@@ -501,9 +468,12 @@ static PyObject *received(struct forwarder *forwarder, PyObject *Py_UNUSED(none)
 
 static PyObject *work(struct forwarder *forwarder, PyObject *Py_UNUSED(none))
 {
-    uint64_t values[sizeof(struct work) / sizeof(uint64_t)];
-    memcpy(values, &forwarder->work, sizeof values);
-    return numbers(values, sizeof values / sizeof *values);
+#define X(name) "sK"
+    static const char format[] = "{" WORK(X) "}";
+#undef X
+#define X(name) , #name, (unsigned long long)forwarder->work.name
+    return Py_BuildValue(format WORK(X));
+#undef X
 }
 
 /* ---- letters ---- */
@@ -545,7 +515,6 @@ static PyObject *count_bad_control(struct forwarder *forwarder, PyObject *args)
 
 /* ---- the type ---- */
 
-/* Waiting for a batch to end must not keep Python from running. */
 static struct forwarder *enter(ForwarderObject *self)
 {
     struct forwarder *forwarder = self->forwarder;
@@ -561,6 +530,20 @@ static struct forwarder *enter(ForwarderObject *self)
     return forwarder;
 }
 
+struct forwarder *lock_forwarder(PyObject *object, PyTypeObject *forwarder_type)
+{
+    if (Py_TYPE(object) != forwarder_type) {
+        PyErr_SetString(PyExc_TypeError, "not a Forwarder");
+        return NULL;
+    }
+    return enter((ForwarderObject *)object);
+}
+
+void unlock_forwarder(struct forwarder *forwarder)
+{
+    gate_leave(&forwarder->gate);
+}
+
 /* Methods that go through the gate: all but run(). */
 #define METHODS(X)                                                                                 \
     X(set_sockets, METH_VARARGS)                                                                   \
@@ -571,12 +554,11 @@ static struct forwarder *enter(ForwarderObject *self)
     X(lookup, METH_VARARGS)                                                                        \
     X(set_mtu, METH_VARARGS)                                                                       \
     X(set_trains, METH_VARARGS)                                                                    \
-    X(trains, METH_VARARGS)                                                                        \
+    X(trains, METH_NOARGS)                                                                         \
     X(outbound, METH_NOARGS)                                                                       \
     X(inbound, METH_VARARGS)                                                                       \
     X(move, METH_NOARGS)                                                                           \
     X(trace, METH_VARARGS)                                                                         \
-    X(counters, METH_VARARGS)                                                                      \
     X(sent, METH_NOARGS)                                                                           \
     X(received, METH_NOARGS)                                                                       \
     X(work, METH_NOARGS)                                                                           \

@@ -88,6 +88,13 @@ struct counters {
     uint32_t last_drop; /* 1 + reason, 0 for none */
 };
 
+/* name for Python, member of struct counters */
+#define TRAFFIC(X)                                                                                 \
+    X(outbound_packets, outbound.packets)                                                          \
+    X(outbound_bytes, outbound.bytes)                                                              \
+    X(inbound_packets, inbound.packets)                                                            \
+    X(inbound_bytes, inbound.bytes)
+
 static inline void count_traffic(struct traffic *traffic, uint64_t packets, uint64_t bytes)
 {
     traffic->packets += packets;

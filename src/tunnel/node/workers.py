@@ -13,10 +13,9 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-from tunnel._native import DROP_REASONS, WORK, Forwarder
+from tunnel._native import WORK, Counters, Forwarder, read_counters
 from tunnel.linux.epoll import Poller, ThreadedPoller
 from tunnel.protocol.control_frames import ControlMessage
-from tunnel.status import PeerStats, Traffic
 from tunnel.supervise import Supervisor
 from tunnel.types import Mac
 
@@ -25,9 +24,6 @@ RouteRow = tuple[bytes, int, int]
 
 CONTROL_MESSAGES = "control messages"
 """Name under which the supervisor knows the reading of control messages."""
-
-NOBODY, GONE = -1, -2
-"""Stand for a peer's index: what belongs to no peer that is known, and to those removed."""
 
 
 class Workers:
@@ -135,17 +131,9 @@ class Workers:
         """What each worker would do with a packet or frame: see ``Forwarder.trace``."""
         return [forwarder.trace(packet) for forwarder in self._forwarders]
 
-    def stats(self, index: int) -> PeerStats:
-        """Of one peer, of nobody, or of all that have gone."""
-        every = [forwarder.counters(index) for forwarder in self._forwarders]
-        out_packets, out_bytes, in_packets, in_bytes = _sums([one[:4] for one in every])
-        drops = _sums([one[4] for one in every])
-        names = (name for name, _, _ in DROP_REASONS)
-        return PeerStats(
-            outbound=Traffic(out_packets, out_bytes),
-            inbound=Traffic(in_packets, in_bytes),
-            drops={name: count for name, count in zip(names, drops, strict=True) if count},
-        )
+    def counters(self) -> dict[int, Counters]:
+        """The counters of each peer by index, of ``UNKNOWN_PEER`` and of ``REMOVED_PEERS``."""
+        return read_counters(self._forwarders)
 
     def sent(self) -> list[int]:
         """Packets sent to each peer, by index; 0 where there is no peer."""
@@ -155,22 +143,15 @@ class Workers:
         """Packets received from each peer, by index; 0 where there is no peer."""
         return _sums([forwarder.received() for forwarder in self._forwarders])
 
-    def last_drop(self, index: int) -> str | None:
-        """Reason of a peer's last drop, by the first worker that had one."""
-        for forwarder in self._forwarders:
-            reason = forwarder.counters(index)[5]
-            if reason >= 0:
-                return DROP_REASONS[reason][0]
-        return None
-
     def work(self) -> dict[str, int]:
         """How packets were moved, by name."""
-        sums = _sums([forwarder.work() for forwarder in self._forwarders])
-        return dict(zip(WORK, sums, strict=True))
+        rows = [forwarder.work() for forwarder in self._forwarders]
+        return {name: sum(row[name] for row in rows) for name in WORK}
 
-    def trains(self, index: int) -> bool:
-        """Whether the peer gets trains from every worker."""
-        return all(forwarder.trains(index) for forwarder in self._forwarders)
+    def send_trains(self) -> bool:
+        """Whether any peer gets trains from every worker; also True while there is no peer."""
+        rows = [forwarder.trains() for forwarder in self._forwarders]
+        return not any(rows[0]) or any(min(states) == 2 for states in zip(*rows, strict=True))
 
     @property
     def coalescing(self) -> tuple[bool, bool]:
