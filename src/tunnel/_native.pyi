@@ -1,8 +1,9 @@
 """The C core. Buffers are bytes-like; addresses are packed, 4 or 16 bytes."""
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple, final
+from typing import Any, Final, final
 
+from _typeshed import structseq
 from typing_extensions import Buffer
 
 ANY_VTEP_MAC: Final[bytes]
@@ -20,24 +21,29 @@ UNKNOWN_PEER: Final = -1
 REMOVED_PEERS: Final = -2
 """Key of :func:`read_counters` for the peers that were removed, together."""
 
-class Counters(NamedTuple):
-    """
-    The counters of one peer.
+@final
+class Counters(structseq[Any], tuple[int, int, int, int, dict[str, int], str | None, bool]):
+    """The counters of one peer. Bytes are those of inner packets, with their IP headers."""
 
-    Attributes:
-        outbound_bytes, inbound_bytes: Bytes of inner packets, with their IP headers.
-        drops: Packets by drop reason; only reasons that occurred.
-        last_drop: Reason of the last drop, None if there was none.
-        trains: Whether every worker sends this peer trains.
-    """
+    @property
+    def outbound_packets(self) -> int: ...
+    @property
+    def outbound_bytes(self) -> int: ...
+    @property
+    def inbound_packets(self) -> int: ...
+    @property
+    def inbound_bytes(self) -> int: ...
+    @property
+    def drops(self) -> dict[str, int]:
+        """Packets by drop reason; only reasons that occurred."""
 
-    outbound_packets: int
-    outbound_bytes: int
-    inbound_packets: int
-    inbound_bytes: int
-    drops: dict[str, int]
-    last_drop: str | None
-    trains: bool
+    @property
+    def last_drop(self) -> str | None:
+        """Reason of the last drop, None if there was none."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether every worker sends this peer trains."""
 
 def read_counters(forwarders: Sequence[Forwarder]) -> dict[int, Counters]:
     """

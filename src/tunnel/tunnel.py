@@ -375,7 +375,7 @@ class Tunnel:
     @property
     def stats(self) -> Stats:
         """Counters since it opened; still there when it is closed."""
-        return snapshot.count(self._opened)
+        return snapshot.read_stats(self._opened)
 
     @property
     def ready(self) -> bool:
@@ -402,17 +402,17 @@ class Tunnel:
         """
         if watch:
             self._opened.peers.prober.watch()
-        return snapshot.look(self._opened)
+        return snapshot.read_status(self._opened)
 
     def describe(self) -> str:
         """``tunnel1: vni 1, 192.0.2.1:8472, mtu 1450, 2 peers, device tso+uso, trains 127,
         gro, 2 workers``: one line for people."""
-        return snapshot.describe(self._opened)
+        return snapshot.summarize(self._opened)
 
     def drops(self) -> tuple[Drop, ...]:
         """Why packets were not forwarded, how many, and what to do: every reason there is, also
         those that never occurred. Still there when it is closed."""
-        return snapshot.drops(self._opened)
+        return snapshot.read_drops(self._opened)
 
     def neighbours(self) -> dict[Endpoint, Neighbour]:
         """Which MAC each peer's VTEP has, and who said so."""
@@ -433,7 +433,7 @@ class Tunnel:
             DeviceError: The tunnel is closed, or its device has gone.
         """
         self._node.check_open()
-        return await snapshot.routes(self._node)
+        return await snapshot.read_routes(self._node)
 
     def events(self) -> AsyncIterator[Event]:
         """What happens from now on, for ``async for``; ends when the tunnel is closed."""

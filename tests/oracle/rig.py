@@ -20,7 +20,7 @@ from types import TracebackType
 
 from scapy.packet import Packet
 
-from tunnel._native import DROP_REASONS, WORK, Fdb, Forwarder
+from tunnel._native import Counters, Fdb, Forwarder, read_counters
 from tunnel.testing.lab import Host
 
 from .wire import NO_OFFLOAD, OUR_MAC, PEER_MAC, Vnet
@@ -231,14 +231,20 @@ class Rig:
 
     # ---- counters ----
 
+    def counters(self, index: int) -> Counters:
+        """Of a peer, of ``UNKNOWN_PEER`` or of ``REMOVED_PEERS``."""
+        return read_counters([self.forwarder])[index]
+
     def drops(self, index: int) -> dict[str, int]:
-        """Drop reasons that occurred, of a peer or of -1."""
-        counts = self.forwarder.counters(index)[4]
-        names = (name for name, _, _ in DROP_REASONS)
-        return {name: count for name, count in zip(names, counts, strict=True) if count}
+        """Packets by drop reason, only reasons that occurred."""
+        return self.counters(index).drops
 
     def work(self) -> dict[str, int]:
-        return dict(zip(WORK, self.forwarder.work(), strict=True))
+        return self.forwarder.work()
+
+    def trains(self, index: int) -> bool:
+        """Whether a peer gets trains."""
+        return self.forwarder.trains()[index] == 2
 
 
 @contextmanager

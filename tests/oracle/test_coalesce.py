@@ -72,7 +72,7 @@ def arrive(packets: Iterable[Packet | bytes], **rig: Any) -> list[tuple[Vnet, by
         sent = list(map(bytes, packets))
         send_all(bench.add_peer(), map(frame, sent))
         written = bench.inbound()
-        assert bench.forwarder.counters(0)[2:4] == (len(sent), sum(map(len, sent)))
+        assert bench.counters(0)[2:4] == (len(sent), sum(map(len, sent)))
         assert bench.drops(0) == bench.drops(-1) == {}
         joined = sum(vnet.gso_type != 0 for vnet, _ in written)
         assert bench.work()["super_packets_written"] == joined
@@ -391,7 +391,7 @@ def test_bytes_behind_an_ipv4_packet_are_trimmed() -> None:
         send_all(rig.add_peer(), [frame(packet) + b"padding" for packet in packets])
         [write] = rig.inbound()
         assert unsplit(*write) == split_twin(dissect(write[1]), 100)
-        assert rig.forwarder.counters(0)[2:4] == (3, 3 * 140)
+        assert rig.counters(0)[2:4] == (3, 3 * 140)
 
 
 @pytest.mark.parametrize(

@@ -77,9 +77,9 @@ def test_trains_end_for_the_peer_that_refuses_them() -> None:
         packets = [outgoing(bytes([n]) * 100) for n in range(40)] + [outgoing(b"short")]
         rig.outbound(*packets)
         assert a.packets(41) == packets
-        assert (rig.forwarder.trains(0), rig.forwarder.trains(1)) == (False, True)
+        assert (rig.trains(0), rig.trains(1)) == (False, True)
         assert rig.drops(0) == {}
-        assert rig.forwarder.counters(0)[:2] == (41, sum(map(len, packets)))
+        assert rig.counters(0)[:2] == (41, sum(map(len, packets)))
 
         rig.sockets[0].setsockopt(socket.SOL_SOCKET, SO_NO_CHECK, 0)
         rig.outbound(*packets, *(outgoing(b"x", to="10.0.2.1") for _ in range(5)))
@@ -92,11 +92,11 @@ def test_trains_come_back_with_another_address() -> None:
         peer = rig.add_peer()
         rig.sockets[0].setsockopt(socket.SOL_SOCKET, SO_NO_CHECK, 1)
         rig.outbound(outgoing(b"x"), outgoing(b"x"))
-        assert not rig.forwarder.trains(0)
+        assert not rig.trains(0)
         rig.forwarder.set_peer(0, packed(peer.address), peer.port, b"\x02newer")
-        assert not rig.forwarder.trains(0)
+        assert not rig.trains(0)
         rig.forwarder.set_peer(0, packed("127.0.7.99"), peer.port, peer.mac)
-        assert rig.forwarder.trains(0)
+        assert rig.trains(0)
 
 
 def test_super_packets_are_sent_singly_where_trains_are_refused() -> None:
@@ -108,7 +108,7 @@ def test_super_packets_are_sent_singly_where_trains_are_refused() -> None:
             rig.put(packet, vnet)
             rig.outbound()
             assert peer.packets(10) == split_twin(packet, 1000)
-        assert rig.forwarder.counters(0)[0] == 20
+        assert rig.counters(0).outbound_packets == 20
 
 
 @pytest.mark.parametrize("family", [4, 6])
@@ -123,7 +123,7 @@ def test_too_big_for_the_path_is_told(host: Host, family: int, version: int) -> 
         rig.outbound()
         assert peer.take(0) == []
         assert rig.drops(0) == {"too_big": 5}
-        assert rig.forwarder.trains(0)
+        assert rig.trains(0)
 
         [message] = rig.take()
         parsed = dissect(message)
@@ -183,7 +183,7 @@ def test_what_may_be_fragmented_is_not_refused(host: Host) -> None:
         assert peer.packets(5) == split_twin(packet, 2000)
         assert rig.take() == []
         assert rig.drops(0) == {}
-        assert rig.forwarder.trains(0)
+        assert rig.trains(0)
 
 
 def test_small_packets_keep_their_train_where_large_ones_do_not_fit(host: Host) -> None:
@@ -215,7 +215,7 @@ def test_a_firewall_that_says_no_is_named(host: Host) -> None:
         rig.outbound(outgoing(b"alone"))
         assert rig.drops(0) == {"blocked": 6}
         assert (rig.drops(1), len(b.take(5))) == ({}, 5)
-        assert rig.forwarder.trains(0)
+        assert rig.trains(0)
         host.run("nft flush chain ip f out")
         rig.outbound(outgoing(b"x"))
         assert a.packets() == [outgoing(b"x")]
@@ -233,7 +233,7 @@ def test_a_kernel_route_that_says_no_is_named(host: Host, kind: str, reason: str
         rig.outbound(*(outgoing(b"x", to=f"10.0.{1 + n % 2}.1") for n in range(10)))
         assert rig.drops(0) == {reason: 5}
         assert (rig.drops(1), len(b.take(5))) == ({}, 5)
-        assert rig.forwarder.trains(0)  # whatever it was, trains were not to blame
+        assert rig.trains(0)  # whatever it was, trains were not to blame
 
 
 def test_no_kernel_route_at_all(host: Host) -> None:
@@ -255,7 +255,7 @@ def test_a_send_buffer_that_stays_full(host: Host) -> None:
         rig.outbound(*packets)
         host.run("tc qdisc del dev lo root")  # with all that it holds
         lost = rig.drops(0)["send_full"]
-        sent = rig.forwarder.counters(0)[0]
+        sent = rig.counters(0).outbound_packets
         assert (lost > 0, lost + sent) == (True, 60)
         arrived = peer.packets(0)
         assert arrived == packets[: len(arrived)]
@@ -310,7 +310,7 @@ def test_coalescing_ends_where_the_device_refuses_it(
             assert [sniffer.recv(1 << 16) for _ in packets] == [packet[2:] for packet in packets]
             assert rig.work()["device_writes"] - before == len(packets)
             assert rig.forwarder.coalescing == (transport is udp, transport is tcp)
-        assert rig.forwarder.counters(0)[2:4] == (6, 2 * sum(map(len, packets)))
+        assert rig.counters(0)[2:4] == (6, 2 * sum(map(len, packets)))
         assert rig.drops(0) == {}
         assert rig.work()["super_packets_written"] == 0
 
@@ -334,7 +334,7 @@ def test_a_reader_that_does_not_keep_up() -> None:
         assert 0 < len(taken) < 30
         assert [packet for _, packet in taken] == packets[: len(taken)]
         assert rig.drops(0) == {"device_full": 30 - len(taken)}
-        assert rig.forwarder.counters(0)[2] == len(taken)
+        assert rig.counters(0).inbound_packets == len(taken)
         peer.send(frame(packets[0]))
         assert len(rig.inbound()) == 1
 
@@ -392,11 +392,11 @@ def test_one_thread_at_a_time_and_the_gil_is_free() -> None:
             pool.submit(call)
             for call in (
                 rig.forwarder.work,
-                lambda: rig.forwarder.counters(-1),
+                lambda: rig.counters(-1),
                 lambda: rig.forwarder.set_sockets(4, []),
                 lambda: rig.forwarder.set_peer(0, None, 1, peer.mac),
                 lambda: rig.forwarder.lookup(packed("10.0.1.1")),
-                lambda: rig.forwarder.trains(0),
+                lambda: rig.trains(0),
                 lambda: rig.forwarder.coalescing,
             )
         ]
@@ -418,7 +418,7 @@ def test_others_come_in_while_packets_keep_coming() -> None:
         try:
             while time.monotonic() < deadline:
                 rig.forwarder.set_peer(1, packed("127.0.7.99"), 9, peer.mac)
-                assert rig.forwarder.counters(1)[0] == 0
+                assert rig.counters(1).outbound_packets == 0
                 rig.forwarder.remove_peer(1)
                 visits += 1
         finally:

@@ -43,7 +43,7 @@ def test_datagram_is_what_scapy_builds(
         packet = outgoing(version, ttl=1)
         rig.outbound(packet)
         assert peer.take() == [frame(packet, vni=vni, to=mac, source=OUR_MAC)]
-        assert rig.forwarder.counters(0)[:4] == (1, len(packet), 0, 0)
+        assert rig.counters(0)[:4] == (1, len(packet), 0, 0)
 
 
 @FAMILIES
@@ -58,7 +58,7 @@ def test_packet_reaches_the_device_as_it_was_sent(
         rig.add_peer().send(frame(packet, to=mac))
         [(header, written)] = rig.inbound()
         assert (bytes(header), written) == (bytes(10), packet)
-        assert rig.forwarder.counters(0)[:4] == (0, 0, 1, len(packet))
+        assert rig.counters(0)[:4] == (0, 0, 1, len(packet))
         assert not rig.drops(0)
         assert not rig.drops(-1)
 

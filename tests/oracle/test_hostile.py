@@ -91,7 +91,7 @@ def test_a_bad_datagram_is_counted_and_traffic_goes_on(
         assert [packet for _, packet in rig.inbound()] == [GOOD, GOOD6]
         assert rig.drops(0) == {reason: 1}
         assert rig.drops(-1) == {}
-        assert rig.forwarder.counters(0)[2:4] == (2, len(GOOD) + len(GOOD6))
+        assert rig.counters(0)[2:4] == (2, len(GOOD) + len(GOOD6))
 
 
 def test_a_train_of_bad_datagrams_counts_each() -> None:
@@ -100,7 +100,7 @@ def test_a_train_of_bad_datagrams_counts_each() -> None:
         good, bad = frame(GOOD), frame(GOOD, vni=7)
         peer.send(good + bad * 10 + good + bad[:30], size=len(good))
         rig.inbound()
-        assert rig.forwarder.counters(0)[2] == 2
+        assert rig.counters(0).inbound_packets == 2
         # The last one is cut off inside its inner packet, but its VNI is looked at first.
         assert rig.drops(0) == {"other_vni": 11}
 
@@ -168,8 +168,9 @@ def test_random_datagrams_break_nothing(data: Any) -> None:
         send_all(peer, [*datagrams, frame(last)])
         written = rig.inbound()
         assert written[-1][1] == last
-        _, _, packets, size, drops, _ = rig.forwarder.counters(0)
-        assert packets + sum(drops) == len(datagrams) + 1
+        counters = rig.counters(0)
+        packets, size = counters.inbound_packets, counters.inbound_bytes
+        assert packets + sum(counters.drops.values()) == len(datagrams) + 1
         assert rig.drops(-1) == {}
         if len(written) == packets:  # nothing was joined
             assert size == sum(len(packet) for _, packet in written)

@@ -122,7 +122,7 @@ def test_a_peer_that_asks_is_answered(tun: Rig, case: str) -> None:
     assert (tun.drops(-1), tun.drops(0)) == ({}, {})
     assert (tun.work()["neighbours_heard"], tun.work()["neighbour_answers"]) == (1, 1)
     # Nobody's packets: the other side counts neither as such.
-    assert tun.forwarder.counters(0)[:4] == (0, 0, 0, 0)
+    assert tun.counters(0)[:4] == (0, 0, 0, 0)
 
 
 def letter(frame: Packet, *, size: int | None = None) -> tuple[int, bytes, int, bytes, bytes]:

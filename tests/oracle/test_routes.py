@@ -170,12 +170,12 @@ def test_a_peer_that_is_replaced_keeps_its_counters() -> None:
     with Rig() as rig:
         a, b = rig.add_peer(), rig.add_peer()
         rig.outbound(to("10.0.1.1"))
-        before = rig.forwarder.counters(0)
+        before = rig.counters(0)
         rig.forwarder.set_peer(0, packed(b.address), b.port, b.mac)
-        assert rig.forwarder.counters(0) == before
+        assert rig.counters(0) == before
         rig.outbound(to("10.0.1.1"))
         assert (len(a.take(1)), len(b.take(1))) == (1, 1)
-        assert rig.forwarder.counters(0)[0] == 2
+        assert rig.counters(0).outbound_packets == 2
         # Its old address is nobody's now, its new one is.
         a.send(of("10.0.1.1"))
         b.send(of("10.0.1.1"))
@@ -227,16 +227,16 @@ def test_counters_of_a_removed_peer_are_kept_apart() -> None:
         a.send(of("10.0.1.1"))
         a.send(of("10.0.9.1"))
         rig.inbound()
-        assert rig.forwarder.counters(0)[:4] == (2, 64, 1, 32)
+        assert rig.counters(0)[:4] == (2, 64, 1, 32)
         assert (rig.forwarder.sent()[0], rig.forwarder.received()[0]) == (2, 1)
         assert rig.drops(0) == {"spoofed": 1}
         rig.forwarder.set_routes([])
         rig.forwarder.remove_peer(0)
-        assert rig.forwarder.counters(-2)[:4] == (2, 64, 1, 32)
+        assert rig.counters(-2)[:4] == (2, 64, 1, 32)
         assert rig.drops(-2) == {"spoofed": 1}
         assert rig.drops(-1) == {"no_route": 1}
         rig.forwarder.set_peer(0, packed(a.address), a.port, a.mac)
-        assert rig.forwarder.counters(0)[:4] == (0, 0, 0, 0)
+        assert rig.counters(0)[:4] == (0, 0, 0, 0)
         assert rig.drops(0) == {}
 
 
@@ -255,8 +255,10 @@ def test_sums_never_go_back(steps: list[tuple[str, int]]) -> None:
         seen = 0
 
         def total() -> int:
-            rows = [rig.forwarder.counters(index) for index in (-2, -1, *present)]
-            return sum(row[0] + row[2] + sum(row[4]) for row in rows)
+            rows = [rig.counters(index) for index in (-2, -1, *present)]
+            return sum(
+                row.outbound_packets + row.inbound_packets + sum(row.drops.values()) for row in rows
+            )
 
         for step, index in steps:
             peer = peers[index]
@@ -291,13 +293,13 @@ def test_peers_behind_one_address(family: int) -> None:
         b.send(of("10.0.2.1"))
         b.send(of("10.0.1.1"))
         rig.inbound()
-        assert rig.forwarder.counters(0)[2] == 2
-        assert rig.forwarder.counters(1)[2] == 1
+        assert rig.counters(0).inbound_packets == 2
+        assert rig.counters(1).inbound_packets == 1
         rig.forwarder.set_routes([route for route in rig.routes if route[2] == 1])
         rig.forwarder.remove_peer(0)
         a.send(of("10.0.2.1"))
         assert len(rig.inbound()) == 1
-        assert rig.forwarder.counters(1)[2] == 2
+        assert rig.counters(1).inbound_packets == 2
 
 
 def test_a_peer_sends_from_any_port() -> None:

@@ -283,13 +283,11 @@ class Node:
     def offloads(self) -> frozenset[str]:
         """Those in use now; ``trains`` as long as any peer gets them."""
         tcp, udp = self.workers.coalescing
-        indices = self.peers.indices.values()
         abilities = self.underlay.abilities
-        trains = not indices or any(self.workers.trains(index) for index in indices)
         in_use = {
             "tso": "tso" in self.device.offloads and tcp,
             "uso": "uso" in self.device.offloads and udp,
-            "trains": abilities.segments > 1 and trains,
+            "trains": abilities.segments > 1 and self.workers.send_trains(),
             "gro": abilities.gro,
         }
         return frozenset(word for word, used in in_use.items() if used)

@@ -1,67 +1,100 @@
 """
-What a node counts and knows now, put together for who asks. Nothing here changes anything.
+What a node counts and knows now, as values. Nothing here changes the node.
 
     counters of the workers, health of the peers, offloads in use  ->  Stats, Status, Drop, Route
+
+The counters of all peers are read in one call a worker, and each peer is visited once: the cost is
+linear in the number of peers, and packets wait for one copy of a worker's counters.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 
-from tunnel._native import DROP_REASONS
+from tunnel._native import DROP_REASONS, UNKNOWN_PEER, Counters
 from tunnel.linux.tun import Device
 from tunnel.node.node import Node
-from tunnel.node.workers import GONE, NOBODY
 from tunnel.status import Drop, PeerState, PeerStats, PeerStatus, Route, Stats, Status, Traffic
 from tunnel.types import Endpoint
 
 
-def count(node: Node) -> Stats:
-    """Counters since it opened."""
-    peers = {endpoint: node.workers.stats(index) for endpoint, index in node.peers.indices.items()}
-    nobody, gone = node.workers.stats(NOBODY), node.workers.stats(GONE)
-    everyone = [*peers.values(), nobody, gone]
-    drops: Counter[str] = Counter()
-    for one in everyone:
-        drops.update(one.drops)
+def read_stats(node: Node) -> Stats:
+    """Counters since the node opened."""
+    counters = _read_counters(node)
+    rows = counters.values()
     frames = node.fdb.counters() if node.fdb is not None else {}
     return Stats(
-        outbound=sum((one.outbound for one in everyone), Traffic()),
-        inbound=sum((one.inbound for one in everyone), Traffic()),
-        drops=dict(drops),
-        peers=peers,
+        outbound=Traffic(
+            sum(row.outbound_packets for row in rows), sum(row.outbound_bytes for row in rows)
+        ),
+        inbound=Traffic(
+            sum(row.inbound_packets for row in rows), sum(row.inbound_bytes for row in rows)
+        ),
+        drops=_sum_drops(rows),
+        peers={
+            endpoint: _make_peer_stats(counters[index])
+            for endpoint, index in node.peers.indices.items()
+        },
         work={
             **node.workers.work(),
             **{f"fdb_{name}": number for name, number in frames.items()},
             "device_overflows": node.device.overflows(),
         },
         offloads=node.offloads,
-        strays=nobody.drops,
+        strays=counters[UNKNOWN_PEER].drops,
     )
 
 
-def drops(node: Node) -> tuple[Drop, ...]:
-    """Every reason there is, also those that never occurred."""
-    stats = count(node)
+def read_status(node: Node) -> Status:
+    """The node and each of its peers."""
+    counters = _read_counters(node)
+    return Status(
+        name=node.config.name,
+        device=node.device.name if isinstance(node.device, Device) else None,
+        vni=node.config.vni,
+        endpoints=tuple(node.underlay.listening_addresses()),
+        mac=node.underlay.mac,
+        mtu=node.underlay.mtu,
+        offloads=node.offloads,
+        workers=len(node.workers),
+        uptime=time.monotonic() - node.opened,
+        peers=tuple(
+            _make_peer_status(node, endpoint, counters[index])
+            for endpoint, index in node.peers.indices.items()
+        ),
+        drops=_sum_drops(counters.values()),
+        subnets=node.config.subnets,
+        mode=node.config.mode,
+        device_up=node.device_up,
+        store=node.config_source.status() if node.config_source else None,
+        tasks=node.supervisor.tasks,
+    )
+
+
+def read_drops(node: Node) -> tuple[Drop, ...]:
+    """Every drop reason, also those that never occurred."""
+    counters = _read_counters(node)
+    total = _sum_drops(counters.values())
+    peers: dict[str, dict[Endpoint, int]] = {reason: {} for reason, _, _ in DROP_REASONS}
+    for endpoint, index in node.peers.indices.items():
+        for reason, count in counters[index].drops.items():
+            peers[reason][endpoint] = count
     return tuple(
         Drop(
             reason=reason,
             direction=direction,
-            count=stats.drops.get(reason, 0),
+            count=total.get(reason, 0),
             meaning=meaning,
-            peers={
-                endpoint: peer.drops[reason]
-                for endpoint, peer in stats.peers.items()
-                if reason in peer.drops
-            },
+            peers=peers[reason],
         )
         for reason, direction, meaning in DROP_REASONS
     )
 
 
-async def routes(node: Node) -> tuple[Route, ...]:
-    """Which peer owns what, and whether the kernel knows. Raises DeviceError."""
+async def read_routes(node: Node) -> tuple[Route, ...]:
+    """Each peer's prefixes, and whether the kernel routes them here. Raises DeviceError."""
     kernel = None
     if isinstance(node.device, Device):
         kernel = set(await node.netlink.routes(node.device.index))
@@ -72,57 +105,11 @@ async def routes(node: Node) -> tuple[Route, ...]:
     )
 
 
-def look(node: Node) -> Status:
-    """All that is known."""
-    stats = count(node)
-    return Status(
-        name=node.config.name,
-        device=node.device.name if isinstance(node.device, Device) else None,
-        vni=node.config.vni,
-        endpoints=tuple(node.underlay.listening_addresses()),
-        mac=node.underlay.mac,
-        mtu=node.underlay.mtu,
-        offloads=stats.offloads,
-        workers=len(node.workers),
-        uptime=time.monotonic() - node.opened,
-        peers=tuple(look_at(node, endpoint, stats.peers[endpoint]) for endpoint in stats.peers),
-        drops=stats.drops,
-        subnets=node.config.subnets,
-        mode=node.config.mode,
-        device_up=node.device_up,
-        store=node.config_source.status() if node.config_source else None,
-        tasks=node.supervisor.tasks,
-    )
-
-
-def look_at(node: Node, endpoint: Endpoint, counted: PeerStats) -> PeerStatus:
-    """All that is known of a peer."""
-    peer, index = node.peers.peer(endpoint), node.peers.indices[endpoint]
-    # One whose name is not resolved yet was never asked.
-    health = node.peers.prober.health(endpoint)
-    return PeerStatus(
-        endpoint=endpoint,
-        address=node.peers.address(endpoint),
-        mac=node.peers.vteps.used(peer),
-        prefixes=peer.prefixes,
-        state=health.state if health else PeerState.UNKNOWN,
-        state_age=time.monotonic() - (health.since if health else node.opened),
-        rtt=health.rtt if health else None,
-        loss=health.loss if health else None,
-        path_mtu=node.peers.prober.path_mtu(endpoint),
-        trains=node.workers.trains(index),
-        outbound=counted.outbound,
-        inbound=counted.inbound,
-        drops=counted.drops,
-        last_drop=node.workers.last_drop(index),
-    )
-
-
-def describe(node: Node) -> str:
-    """One line for people."""
+def summarize(node: Node) -> str:
+    """One line for the log."""
     used = node.offloads
     peers, workers = len(node.peers.indices), len(node.workers)
-    device = "+".join(word for word in ("tso", "uso") if word in used) or "plain"
+    device = "+".join(name for name in ("tso", "uso") if name in used) or "plain"
     return ", ".join(
         [
             f"{node.config.name}: vni {node.config.vni}",
@@ -136,3 +123,49 @@ def describe(node: Node) -> str:
             f"{workers} worker{'' if workers == 1 else 's'}",
         ]
     )
+
+
+def _read_counters(node: Node) -> Mapping[int, Counters]:
+    """By peer index; zeros for a peer that the packet path does not have yet."""
+    return defaultdict(_no_counters, node.workers.counters())
+
+
+def _no_counters() -> Counters:
+    return Counters((0, 0, 0, 0, {}, None, True))
+
+
+def _make_peer_stats(row: Counters) -> PeerStats:
+    return PeerStats(
+        outbound=Traffic(row.outbound_packets, row.outbound_bytes),
+        inbound=Traffic(row.inbound_packets, row.inbound_bytes),
+        drops=row.drops,
+    )
+
+
+def _make_peer_status(node: Node, endpoint: Endpoint, row: Counters) -> PeerStatus:
+    peer = node.peers.peer(endpoint)
+    health = node.peers.prober.health(endpoint)  # None until the peer's name is resolved
+    return PeerStatus(
+        endpoint=endpoint,
+        address=node.peers.address(endpoint),
+        mac=node.peers.vteps.used(peer),
+        prefixes=peer.prefixes,
+        state=health.state if health else PeerState.UNKNOWN,
+        state_age=time.monotonic() - (health.since if health else node.opened),
+        rtt=health.rtt if health else None,
+        loss=health.loss if health else None,
+        path_mtu=node.peers.prober.path_mtu(endpoint),
+        trains=row.trains,
+        outbound=Traffic(row.outbound_packets, row.outbound_bytes),
+        inbound=Traffic(row.inbound_packets, row.inbound_bytes),
+        drops=row.drops,
+        last_drop=row.last_drop,
+    )
+
+
+def _sum_drops(rows: Iterable[Counters]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for row in rows:
+        if row.drops:
+            total.update(row.drops)
+    return dict(total)
