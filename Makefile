@@ -1,27 +1,30 @@
-# Every target does its own set-up: .venv in this directory, and Debian packages where missing.
+# Every target sets itself up: .venv in this directory, and the Debian packages that are missing.
 
 BIN := .venv/bin
 C_FILES = $(wildcard src/tunnel/native/*.[ch]) $(shell find tests -name '*.[ch]')
 
 help:
-	@echo "make demo         two hosts on this machine, an overlay between them, and what it does"
-	@echo "make demo-pods    pods of two nodes, made by real CNI plugins, and whom they reach"
-	@echo "make demo-cluster three nodes that find each other in an etcd"
-	@echo "make test         lint and every test; the last line counts them"
+	@echo "make demo         connects two hosts on this machine by an overlay and measures it"
+	@echo "make demo-pods    connects pods of two nodes through real CNI plugins"
+	@echo "make demo-cluster starts three nodes that find each other in etcd"
+	@echo "make check        lint, unit tests and C tests, for every small step; needs no root"
+	@echo "make test         lint, docs and every test, as root; the last line counts the tests"
+	@echo "make unreadable   runs tests (ARGS=FILES) in a clone that only root can enter"
 	@echo "make lint         ruff, mypy, clang-format"
-	@echo "make bench-quick  this overlay beside plain veth, the kernel's vxlan and openvpn"
-	@echo "make bench        every overlay that Debian has, on every link; 45 minutes"
-	@echo "make chaos        nodes and etcd members of a cluster are killed in random order; 2 minutes"
-	@echo "make clean        removes all that was built here"
+	@echo "make docs         builds the documentation into build/site"
+	@echo "make bench-quick  compares with plain veth, the kernel's vxlan and openvpn"
+	@echo "make bench        compares with every overlay in Debian, on every link; 45 minutes"
+	@echo "make chaos        kills nodes and etcd members of a cluster in random order; 2 minutes"
+	@echo "make clean        removes everything that was built here"
 
-# setuptools is installed first and used as it is: no build isolation, so that what is
-# installed already needs no network.
+# setuptools is installed first and used without build isolation, so that a second run needs no
+# network.
 .venv/installed: pyproject.toml setup.py $(wildcard src/tunnel/native/*.[ch])
 	@.ci/packages python3-venv python3-dev gcc
 	@test -x $(BIN)/python || python3 -m venv .venv
 	@echo "installing tunnel into .venv"
 	@$(BIN)/pip install -q --disable-pip-version-check 'setuptools>=77'
-	@$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -e '.[dev]'
+	@$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -e '.[dev,docs]'
 	@touch $@
 
 demo: .venv/installed
@@ -36,16 +39,28 @@ demo-cluster: .venv/installed
 	@.ci/packages iproute2 iputils-ping etcd-server
 	@$(BIN)/python -m examples.cluster
 
-# Two minutes, where "make test" takes six seconds.
+# "make test" runs the same for six seconds.
 chaos: .venv/installed
 	@.ci/packages iproute2 etcd-server
 	@$(BIN)/python -m tests.netns.chaos 120
 
-test: lint
+# Tests of one file may run on different workers: otherwise the last long file delays the end.
+PYTEST := $(BIN)/pytest -n auto --dist worksteal
+
+check: lint
+	@$(PYTEST) tests/unit tests/native tests/test_architecture.py
+
+test: lint docs
 	@.ci/packages iproute2 iputils-ping iperf3 ethtool nftables tcpdump tshark libpcap0.8 systemd \
 		containernetworking-plugins udhcpc udhcpd etcd-server openssl clang libclang-rt-14-dev \
 		valgrind
-	@$(BIN)/pytest -n auto --dist loadfile
+	@$(PYTEST)
+
+unreadable: .venv/installed
+	@tests/unreadable.sh $(ARGS)
+
+docs: .venv/installed
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lint: .venv/installed
 	@$(BIN)/ruff check --quiet
@@ -53,7 +68,7 @@ lint: .venv/installed
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/clang-format --dry-run -Werror $(C_FILES)
 
-# Whatever other overlays Debian has, each measured if it comes up.
+# Every other overlay that Debian has; those that fail to start are left out.
 bench: .venv/installed
 	@.ci/packages iproute2 iputils-ping iperf3 ethtool socat fastd openvpn tinc vtun n2n nebula \
 		wireguard-go wireguard-tools
@@ -71,4 +86,4 @@ clean:
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help demo demo-pods demo-cluster chaos test lint bench bench-quick clean
+.PHONY: help demo demo-pods demo-cluster chaos check test unreadable lint docs bench bench-quick clean

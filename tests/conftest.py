@@ -1,4 +1,4 @@
-"""What all tests share: hosts, both event loops, a network for each process, no skips in CI."""
+"""Shared by all tests: hosts, both event loops, a network for each process, no skips in CI."""
 
 import asyncio
 import ctypes
@@ -15,7 +15,7 @@ from tunnel.testing.lab import Lab
 
 _CLONE_NEWNET = 0x40000000
 
-# How long an example takes says how busy the machine is.
+# The time an example takes measures the load of the machine, not the code.
 settings.register_profile("tunnel", deadline=None)
 settings.load_profile("tunnel")
 
@@ -23,16 +23,17 @@ Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Of several processes (pytest -n) each has loopback, and its ports, for itself; and no test
-    knows how wide the terminal is."""
+    """Gives each worker of ``pytest -n`` a network namespace, so that ports do not collide, and
+    hides the width of the terminal. Without root the workers share the host's loopback: the unit
+    tests bind no fixed port."""
     os.environ.pop("COLUMNS", None)
-    # Hundreds of nodes are started: not each shall compile what it imports.
+    # Tests start hundreds of nodes: each would otherwise compile every module that it imports.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    if not hasattr(config, "workerinput"):
+    if not hasattr(config, "workerinput") or os.geteuid() != 0:
         return
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_CLONE_NEWNET) < 0:
-        raise pytest.UsageError(f"no network of its own: {os.strerror(ctypes.get_errno())}")
+        raise pytest.UsageError(f"no network namespace: {os.strerror(ctypes.get_errno())}")
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 
 
@@ -58,7 +59,7 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 
 def _skip_is_failure_in_ci(report: Report) -> Report:
-    """What is skipped in CI has never been tested: a missing tool is a failure there."""
+    """In CI a skipped test is a failed one: a tool is missing there."""
     if os.environ.get("CI") and report.skipped and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"skipped, which is a failure in CI: {report.longrepr}"

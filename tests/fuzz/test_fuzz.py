@@ -12,23 +12,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.c_build import BUILD, make
+
 HERE = Path(__file__).parent
-BUILD = HERE.parent / "build"
 CORPUS = HERE / "corpus"
 TARGETS = ["parse", "split", "coalesce", "inbound", "frames"]
 
 
 @cache
 def build(compiler: str) -> Path:
-    """Where the targets are. Failing, it fails every test with what the compiler said."""
-    made = subprocess.run(
-        ["make", "-s", "-j2", "-C", HERE, f"CC={compiler}"],
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    if made.returncode:
-        pytest.fail(made.stderr, pytrace=False)
+    """Builds the targets and returns their directory."""
+    make(HERE, f"CC={compiler}")
     return BUILD / f"fuzz-{compiler}"
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.c_build import BUILD, make
+
 HERE = Path(__file__).parent
-BUILD = HERE.parent / "build"
 PROGRAMS = sorted(HERE.glob("test_*.c"))
 
 
@@ -24,16 +25,9 @@ def names_in(program: Path) -> list[str]:
 
 @cache
 def build(compiler: str, *, sanitize: str) -> Path:
-    """Where the programs are. Failing, it fails every test with what the compiler said."""
+    """Builds the programs and returns their directory."""
     goal = "threads" if sanitize == "thread" else "all"
-    made = subprocess.run(
-        ["make", "-s", "-j2", "-C", HERE, goal, f"CC={compiler}", f"SANITIZE={sanitize}"],
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    if made.returncode:
-        pytest.fail(made.stderr, pytrace=False)
+    make(HERE, goal, f"CC={compiler}", f"SANITIZE={sanitize}")
     return BUILD / f"native-{compiler}-{sanitize.partition(',')[0]}"
 
 
