@@ -60,7 +60,9 @@ unreadable: .venv/installed
 	@tests/unreadable.sh $(ARGS)
 
 docs: .venv/installed
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@mkdir -p build
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict >build/docs.log 2>&1 || \
+		{ cat build/docs.log; exit 1; }
 
 lint: .venv/installed
 	@$(BIN)/ruff check --quiet

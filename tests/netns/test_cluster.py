@@ -19,6 +19,7 @@ from tests.netns import chaos
 from tests.netns.etcd import Authority, Etcd
 from tests.netns.member import PREFIX, Keys, Member, keys_on, reach, until
 from tests.netns.traffic import inside
+from tests.netns.unprivileged import python_as_nobody
 from tunnel.cluster.config_source import StoreConfigSource
 from tunnel.cluster.connection import StoreConnection
 from tunnel.cluster.registry import open_store
@@ -27,7 +28,6 @@ from tunnel.config.cluster import ClusterConfig, read_config
 from tunnel.testing.lab import Host, Lab
 
 OUR_TTL = ("--subnet-lease-ttl", "3")
-NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
 
 
 @contextmanager
@@ -457,7 +457,7 @@ def test_a_directory_that_all_share(lab: Lab) -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:
         Path(directory).chmod(0o777)
         words = ["network", "init", "--network", "10.42.0.0/16", "--store", directory]
-        hosts[0].run([*NOBODY, sys.executable, "-m", "tunnel", *words])
+        hosts[0].run([*python_as_nobody(), "-m", "tunnel", *words])
         members = [Member(host, "--store", directory, "--user", "nobody") for host in hosts]
         all_up(members)
         reach(*members)

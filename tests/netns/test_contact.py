@@ -169,9 +169,10 @@ async def test_peers_that_come_and_go_are_told() -> None:
         await one.add_peer("127.0.0.3=10.3.0.0/16")
         await one.remove_peer("127.0.0.3")
         third = Endpoint("127.0.0.3")
-        assert [await anext(events) for _ in range(2)] == [PeerAdded(third), PeerRemoved(third)]
         await one.close()
-        assert [event async for event in events] == []
+        # The search for the path MTU of the other peer may still report.
+        told = [event async for event in events if not isinstance(event, PathChanged)]
+        assert told == [PeerAdded(third), PeerRemoved(third)]
 
 
 async def test_ping_of_any_size() -> None:

@@ -5,28 +5,19 @@ import os
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
 from pathlib import Path
 
 import pytest
 
-import tunnel
+from tests.netns.unprivileged import python_as_nobody
 
 DEMO = ["-m", "tunnel", "demo", "--seconds"]
 
-# Interpreter and checkout may be where only root may look, so both get a second place.
-AS_ORDINARY_USER = """
-mount -t tmpfs none /mnt
-mkdir /mnt/python /mnt/site /mnt/src
-mount --bind {base} /mnt/python
-mount --bind {site} /mnt/site
-mount --bind {src} /mnt/src
+# /dev/net/tun with another mode.
+OWN_TUN = """
 mknod -m {mode} /mnt/tun c 10 200
 mount --bind /mnt/tun /dev/net/tun
-export PYTHONPATH=/mnt/src:/mnt/site LD_LIBRARY_PATH=/mnt/python/lib
-cd /
-exec setpriv --reuid=65534 --regid=65534 --clear-groups -- /mnt/python/bin/{python} "$@"
 """
 
 
@@ -37,16 +28,9 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def run_as_ordinary_user(*words: str, mode: str) -> subprocess.CompletedProcess[str]:
-    """The same by nobody, for whom /dev/net/tun has `mode`."""
-    script = AS_ORDINARY_USER.format(
-        base=sys.base_prefix,
-        site=sysconfig.get_path("purelib"),
-        src=Path(tunnel.__file__).parent.parent,
-        python=Path(sys.executable).resolve().name,
-        mode=mode,
-    )
+    """Runs as nobody, with `mode` for /dev/net/tun."""
     return subprocess.run(
-        ["unshare", "--mount", "sh", "-ec", script, "sh", *words],
+        [*python_as_nobody(more=OWN_TUN.format(mode=mode)), *words],
         capture_output=True,
         text=True,
         timeout=60,

@@ -21,19 +21,11 @@ import pytest
 from tests.netns.node import Node
 from tests.netns.test_overlay import mesh, pair
 from tests.netns.traffic import exchange, numbered
+from tests.netns.unprivileged import python_as_nobody
 from tests.unit.cli.test_node_verbs import check
 from tunnel.testing.lab import Host, Lab, LabError
 
 PYTHON = [sys.executable, "-m", "tunnel"]
-# Somebody else only when Python is loaded: who may not be able to read it.
-AS_NOBODY = """
-import os, sys
-from tunnel.cli import main
-os.setgroups([])
-os.setgid(65534)
-os.setuid(65534)
-sys.exit(main(sys.argv[1:]))
-"""
 
 
 def tell(host: Host, words: str, *, code: int = 0, python: Sequence[str] = PYTHON) -> str:
@@ -174,7 +166,7 @@ def test_who_may_not_ask_is_told_so(lab: Lab) -> None:
     a.up(peers=[b.at(4)])
     for verb in ("status", "doctor", "capture"):
         for words in (verb, f"{verb} --control /run/tunnel/tunnel1.sock"):
-            said = tell(a.host, words, code=2, python=[sys.executable, "-c", AS_NOBODY])
+            said = tell(a.host, words, code=2, python=[*python_as_nobody(), "-m", "tunnel"])
             assert "/run/tunnel/tunnel1.sock: permission denied (run as its owner" in said
     assert a.down() == {}
 

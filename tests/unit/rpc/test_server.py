@@ -249,14 +249,18 @@ async def down_asked(path: Path, **words: Any) -> AsyncIterator[tuple[Tunnel, as
 async def test_events_are_told_as_they_happen(path: Path) -> None:
     async with served(path) as (one, node):
         events = node.events()
-        first = asyncio.ensure_future(anext(events))
-        while not first.done():
+        seen = asyncio.ensure_future(take(events, 2))
+        while not seen.done():
             await one.add_peer("127.0.0.3=10.3.0.0/16")
             await one.remove_peer("127.0.0.3")
             await asyncio.sleep(0.01)
-        kinds = {(await first)["event"], (await anext(events))["event"]}
+        kinds = {event["event"] for event in await seen}
         assert kinds <= {"PeerAdded", "PeerRemoved", "PeerUp", "PathChanged"}
         await events.aclose()
+
+
+async def take(events: AsyncIterator[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    return [await anext(events) for _ in range(count)]
 
 
 async def test_events_end_with_the_service(path: Path) -> None:
