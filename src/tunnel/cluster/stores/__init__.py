@@ -1,4 +1,9 @@
 """
-Stores of keys with revisions, leases and a watch: the interface in ``base``, a directory, and etcd
-over its JSON gateway. Imports errors and :mod:`tunnel.linux.inotify` at most.
+The stores in which the nodes of a cluster find each other.
+
+    base            the interface: keys with revisions, leases, a watch
+    directory       a shared directory; keys is the content of its file
+    etcd            etcd's API; etcd_gateway is the HTTP client below it
+
+Imports ``tunnel.linux.files`` and ``tunnel.linux.inotify`` at most, and what is below them.
 """

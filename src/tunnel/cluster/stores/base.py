@@ -1,13 +1,12 @@
 """
-Where the members of a cluster find each other: a small store of keys with revisions.
+The interface of a store: keys with revisions, leases and a watch.
 
-What is written is guarded by the revision that was read, what is bound to a lease goes when
-nobody keeps that alive, and a watch tells what changed since a revision. Which kinds there are is
-:mod:`tunnel.stores`; all of them raise only what is under :class:`tunnel.errors.StoreError`, and
-each call ends within the store's time-out.
+A write is guarded by the revision that the writer has read, an entry that is bound to a lease is
+deleted when the lease expires, and a watch reports what changed after a revision. A store raises
+only what is under :class:`tunnel.errors.StoreError`, and each call ends within its time limit.
 
-An answer may be lost on its way. So :class:`tunnel.errors.StoreUnavailableError` from a call that
-writes says nothing about whether it was done, nor does cancelling one: read again before the next
+An answer may be lost. So :class:`tunnel.errors.StoreUnavailableError` from a call that writes does
+not say whether the write was done, and neither does cancelling the call: read again before the next
 write.
 """
 
@@ -22,12 +21,13 @@ from typing import Protocol, Self
 @dataclass(frozen=True, slots=True)
 class Entry:
     """
-    What is under a key.
+    A value in the store.
 
     Attributes:
-        revision: Of the last write to this key: what guards the next one.
-        lease: What it is bound to; None for what stays until somebody deletes it.
-        created: Revision at which the key came to be: who was there first, also after renewals.
+        revision: Of the last write to this key; it guards the next one.
+        lease: The id of the lease that the entry is bound to; None for an entry that stays until
+            it is deleted.
+        created: The revision at which the key was created; renewals do not change it.
     """
 
     value: bytes
@@ -46,7 +46,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A key that was written; ``entry`` is None where it was deleted, or its lease ended."""
+    """A key that was written; `entry` is None if the key was deleted or its lease expired."""
 
     key: str
     entry: Entry | None
@@ -54,9 +54,12 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What changed until ``revision``, in that order: the next watch goes on after it. Of a key
-    that was written more than once there may be the last write only; and nothing at all, when only
-    the revision is news."""
+    """
+    The changes up to `revision`, in their order; the next watch continues after it.
+
+    Only the last of several writes to a key may be included. There are no changes at all if only
+    the revision has advanced.
+    """
 
     revision: int
     changes: tuple[Change, ...]
@@ -64,15 +67,15 @@ class Batch:
 
 class Store(Protocol):
     """
-    A store that was entered with ``async with``; leaving that gives back what it holds.
+    A store, open within its ``async with`` block.
 
-    Whatever it does may raise :class:`tunnel.errors.StoreUnavailableError` (try again later) or
-    :class:`tunnel.errors.StoreRefusedError` (somebody has to change something first).
+    Every method may raise :class:`tunnel.errors.StoreUnavailableError` (try again later) or
+    :class:`tunnel.errors.StoreRefusedError` (an administrator has to change something first).
     """
 
     @property
     def address(self) -> str:
-        """Which endpoint or directory the next call asks first: the one that answered last."""
+        """The endpoint or directory that answered last; the next call asks it first."""
 
     async def __aenter__(self) -> Self: ...
 
@@ -85,59 +88,70 @@ class Store(Protocol):
     ) -> None: ...
 
     async def read(self, prefix: str) -> Snapshot:
-        """All keys that begin with ``prefix``, as they are now: nobody sees older ones after."""
+        """All keys that begin with `prefix`, not older than any state that was read before."""
 
     def watch(self, prefix: str, *, after: int) -> AsyncGenerator[Batch, None]:
         """
-        What changes under ``prefix`` after a revision, as it comes; close it with ``aclose()``
-        when it is left before its end.
+        The changes under `prefix` after a revision, as they happen.
 
-        It changes endpoints by itself and loses nothing by that. It ends only with an error.
+        The watch changes endpoints by itself without losing a change. It ends only with an error;
+        close it with ``aclose()`` to end it before.
 
         Raises:
-            Gap: The store no longer has all changes since ``after``: read again, and compare
-                whole values.
+            WatchGapError: The store no longer has all changes after that revision: read again, and
+                compare whole values.
         """
 
     async def put(self, key: str, value: bytes, *, expect: int, lease: int | None = None) -> int:
         """
-        Writes a key whose last revision is ``expect``; 0 means that it must not be there.
+        Writes a key whose last revision is `expect`; 0 means that the key must not exist.
 
-        Under a lease it is also done when this very value is there already: our own write, whose
-        answer was lost.
+        With a lease it also succeeds if the key has this value and lease already: that is our own
+        write, whose answer was lost.
 
-        Returns: Its new revision.
+        Returns: The new revision of the key.
 
         Raises:
-            Conflict: Somebody was faster; nothing was written.
-            LeaseGone: There is no such lease (any more); nothing was written.
+            ConflictError: The key has another revision; nothing was written.
+            LeaseExpiredError: There is no such lease; nothing was written.
         """
 
     async def delete(self, key: str, *, expect: int) -> None:
         """
-        Deletes a key whose last revision is ``expect``. It is also done when it is not there.
+        Deletes a key whose last revision is `expect`; succeeds if there is no such key.
 
         Raises:
-            Conflict: It has been written since; it is still there.
+            ConflictError: The key has another revision, and still exists.
         """
 
     async def grant(self, ttl: int, *, lease: int = 0) -> int:
-        """A new lease, which ends when it was not kept alive for ``ttl`` seconds; the store may
-        make that longer. Entries that are bound to it end with it."""
+        """
+        Creates a lease that expires unless it is kept alive within `ttl` seconds; the store may
+        choose a longer time.
+
+        Args:
+            lease: The id, 1 to 2**63-1; 0 has one chosen. A lease that exists is kept alive
+                instead, so the caller can repeat a call whose answer was lost.
+
+        Returns: The id.
+        """
 
     async def keep_alive(self, lease: int) -> float:
-        """Makes a lease as long as it was granted for. Returns: that time, in seconds.
+        """
+        Extends a lease to its full time. Returns that, in seconds.
 
         Raises:
-            LeaseGone: It has ended.
+            LeaseExpiredError: The lease has expired.
         """
 
     async def time_left(self, lease: int) -> float:
-        """Seconds until a lease ends.
+        """
+        Seconds until a lease expires.
 
         Raises:
-            LeaseGone: It has ended.
+            LeaseExpiredError: The lease has expired.
         """
 
     async def revoke(self, lease: int) -> None:
-        """Ends a lease, and the entries that are bound to it; done if it has ended already."""
+        """Ends a lease, and deletes the entries that are bound to it; succeeds if the lease has
+        expired."""

@@ -1,78 +1,95 @@
 """
-A shared directory as a store: one file with all keys, replaced whole under a lock.
+A shared directory as a store: one file with all keys, replaced as a whole under a lock.
 
-One file, so that a snapshot is one read and a crash leaves the old one or the new one. That is
-for tens of nodes, not for thousands: each write costs the whole file.
+With one file a snapshot is one read, and a crash leaves the old content or the new one. Each write
+costs the whole file: that is for tens of nodes, not for thousands.
 
-What tells a watch of changes is inotify, and a look at the file each second: another host's
-writes to a network file system reach no inotify here. Leases end by wall clock, so the
-clocks of hosts that share a directory have to agree, to a small part of a lease.
+A watch learns of changes from inotify, and reads the file once a second: inotify does not report
+what another host writes to a network file system.
 
-The file is JSON, and may be read and (while nobody is up) edited by hand::
-
-    {"revision": 7, "forgotten": 0,
-     "entries": {"/a": {"value": "text", "revision": 7, "created": 5, "lease": 1234}},
-     "deleted": {"/b": 6},
-     "leases": {"1234": {"ttl": 60, "until": 1790000000.5}}}
+Leases expire by a clock that is in the file, so the wall clocks of the hosts do not matter. Each
+node advances it by its own monotonic clock and writes it down with every change, at least every few
+minutes. It stands still while no node runs. A file server's clock (the mtime of a file) would be
+simpler, but some clients of network file systems set that from their own clock.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import fcntl
-import json
 import os
-import secrets
+import stat
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
-from tunnel.cluster.stores.base import Batch, Change, Entry, Snapshot
-from tunnel.errors import (
-    ConflictError,
-    LeaseExpiredError,
-    StoreRefusedError,
-    StoreUnavailableError,
-    WatchGapError,
-)
+from tunnel.cluster.stores.base import Batch, Snapshot
+from tunnel.cluster.stores.keys import Keys
+from tunnel.errors import StoreRefusedError, StoreUnavailableError
+from tunnel.linux.files import replace_file
+from tunnel.linux.inotify import DirectoryWatch
 
 T = TypeVar("T")
 
 _FILE, _LOCK = "store.json", "store.lock"
+_MODE = 0o644  # of a new file; one that exists keeps its own
 _MOST_BYTES = 64 << 20  # of the file
-_MOST_DELETED = 1000  # deletions that are remembered for watches
-_POLL = 1.0  # seconds between two looks at the file, whatever inotify says
+_POLL = 1.0  # seconds between two reads of the file by a watch
 _PAUSE = 0.01  # seconds between two attempts to lock
+_CLOCK_LAG = 300.0  # seconds by which the clock in the file may lag; a quarter of a shorter lease
 
-_IN_MOVED_TO = 0x80
+
+class StoreClock:
+    """
+    The clock of a store, read with the help of a monotonic clock of this host.
+
+    All nodes together advance it as one clock: it is the latest of what each of them derives from
+    the value that it read last and the seconds since then.
+    """
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._time = self._read_at = float("-inf")
+
+    def read(self, stored: float) -> float:
+        """The time now, if the file says `stored`."""
+        now = self._monotonic()
+        derived = self._time + now - self._read_at if self._time >= 0 else stored
+        self._time, self._read_at = max(stored, derived), now
+        return self._time
 
 
 class DirectoryStore:
     """
-    The keys in a directory that all members mount, as a :class:`tunnel.cluster.stores.base.Store`.
+    A directory that all nodes have mounted, as a :class:`tunnel.cluster.stores.base.Store`.
 
     Args:
-        path: Has to be there: where it is a mount point, one made by us would hide that nothing
-            is mounted.
-        timeout: Seconds that a call takes at the most; with a network file system it may hang.
+        path: Must exist: a directory that this program made would hide that nothing is mounted.
+        timeout: Seconds that a call takes at most; a network file system may hang.
+        monotonic: A clock that never goes back, in seconds.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, timeout: float = 10.0) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        timeout: float = 10.0,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._path = Path(path)
         self._timeout = timeout
+        self._clock = StoreClock(monotonic)
 
     @property
     def address(self) -> str:
         return str(self._path)
 
     async def __aenter__(self) -> Self:
-        # A thread of its own: a file system that hangs must not take those of all others.
+        # A thread of its own: a file system that hangs must not occupy the threads of others.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         return self
 
@@ -86,45 +103,47 @@ class DirectoryStore:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def read(self, prefix: str) -> Snapshot:
-        keys = await self._do(self._present)
+        keys, _ = await self._run(self._read_current)
         entries = {key: entry for key, entry in keys.entries.items() if key.startswith(prefix)}
         return Snapshot(keys.revision, entries)
 
     async def put(self, key: str, value: bytes, *, expect: int, lease: int | None = None) -> int:
-        return await self._change(lambda keys: keys.put(key, value, expect=expect, lease=lease))
+        return await self._change(
+            lambda keys, now: keys.put(key, value, expect=expect, lease=lease)
+        )
 
     async def delete(self, key: str, *, expect: int) -> None:
-        await self._change(lambda keys: keys.delete(key, expect=expect))
+        await self._change(lambda keys, now: keys.delete(key, expect=expect))
 
     async def grant(self, ttl: int, *, lease: int = 0) -> int:
-        return await self._change(lambda keys: keys.grant(ttl, now=time.time()))
+        return await self._change(lambda keys, now: keys.grant(ttl, lease=lease, now=now))
 
     async def keep_alive(self, lease: int) -> float:
-        return await self._change(lambda keys: keys.keep_alive(lease, now=time.time()))
+        return await self._change(lambda keys, now: keys.keep_alive(lease, now=now))
 
     async def time_left(self, lease: int) -> float:
-        keys = await self._do(self._present)
-        return keys.lease(lease).until - time.time()
+        keys, now = await self._run(self._read_current)
+        return keys.lease(lease).ends - now
 
     async def revoke(self, lease: int) -> None:
-        await self._change(lambda keys: keys.revoke(lease))
+        await self._change(lambda keys, now: keys.revoke(lease))
 
     async def watch(self, prefix: str, *, after: int) -> AsyncGenerator[Batch, None]:
-        with _Notice(self._path) as notice:
+        with DirectoryWatch(self._path) as directory:
             while True:
-                keys = await self._do(self._present)
+                keys, now = await self._run(self._read_current)
                 if keys.revision != after:
                     changes = keys.since(after, prefix)
                     after = keys.revision
                     yield Batch(after, changes)
-                soon = min((lease.until for lease in keys.leases.values()), default=0.0)
-                await notice.wait(min(_POLL, soon - time.time()) if soon else _POLL)
+                next_end = min((lease.ends for lease in keys.leases.values()), default=now + _POLL)
+                await directory.wait(max(0.0, min(_POLL, next_end - now)))
 
-    async def _change(self, operation: Callable[[_Keys], T]) -> T:
-        return await self._do(lambda: self._replace(operation))
+    async def _change(self, operation: Callable[[Keys, float], T]) -> T:
+        return await self._run(lambda: self._replace(operation))
 
-    async def _do(self, work: Callable[[], T]) -> T:
-        """Has the thread do something; when that takes too long it is not waited for."""
+    async def _run(self, work: Callable[[], T]) -> T:
+        """The result of `work` in the thread; after the time limit the thread is left to it."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._timeout):
@@ -139,28 +158,33 @@ class DirectoryStore:
             why = os.strerror(error.errno or 0).lower()
             raise StoreUnavailableError(f"{self._path}: {why} (is it mounted?)") from error
 
-    # What follows runs in the thread.
+    # The thread runs what follows.
 
-    def _present(self) -> _Keys:
-        """What is there, without what has expired: whoever sees that first takes it away."""
+    def _read_current(self) -> tuple[Keys, float]:
+        """The keys without what has expired, which the first reader removes, and the time."""
         keys = self._load()
-        if keys.expired(time.time()):
-            return self._replace(lambda keys: keys)
-        return keys
+        now = self._clock.read(keys.clock)
+        if keys.expired(now):
+            keys = self._replace(lambda keys, now: keys)
+        elif now - keys.clock > _clock_lag(keys):
+            keys = self._replace(_write_clock)
+        return keys, now
 
-    def _replace(self, operation: Callable[[_Keys], T]) -> T:
-        """Does something to the keys while nobody else does."""
+    def _replace(self, operation: Callable[[Keys, float], T]) -> T:
+        """Applies `operation` to the keys while no other node writes them."""
         with self._locked():
             keys = self._load()
             before = keys.text()
-            keys.expire(time.time())
+            now = self._clock.read(keys.clock)
+            keys.expire(now)
             try:
-                return operation(keys)
+                return operation(keys, now)
             finally:
                 if keys.text() != before:
+                    keys.clock = now
                     self._save(keys)
 
-    def _load(self) -> _Keys:
+    def _load(self) -> Keys:
         path = self._path / _FILE
         try:
             with path.open("rb") as file:
@@ -168,29 +192,26 @@ class DirectoryStore:
         except FileNotFoundError:
             if not self._path.is_dir():
                 raise
-            return _Keys()
+            return Keys()
         try:
             if len(text) > _MOST_BYTES:
                 raise ValueError(f"more than {_MOST_BYTES >> 20} MiB")
-            return _Keys.parse(text)
+            return Keys.parse(text)
         except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError) as error:
-            raise StoreRefusedError(f"{path} is not a file of ours: {error!r}") from error
+            raise StoreRefusedError(f"{path} is not the file of a store: {error!r}") from error
         except ValueError as error:
-            raise StoreRefusedError(f"{path} is not a file of ours: {error}") from error
+            raise StoreRefusedError(f"{path} is not the file of a store: {error}") from error
 
-    def _save(self, keys: _Keys) -> None:
-        path = self._path / _FILE
-        new = path.with_suffix(".new")
-        with new.open("w", encoding="ascii") as file:
-            file.write(keys.text())
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
+    def _save(self, keys: Keys) -> None:
+        path, mode = self._path / _FILE, _MODE
+        with suppress(FileNotFoundError):
+            mode = stat.S_IMODE(path.stat().st_mode)
+        replace_file(path, keys.text().encode("ascii"), mode=mode)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Keeps others out, on other hosts as well; the kernel unlocks it for whoever dies."""
-        # Half, so that it is us who say why, not who waits for us.
+        """Excludes the other nodes, also on other hosts; the kernel unlocks when a process ends."""
+        # Half the time limit: the error then names the lock.
         deadline = time.monotonic() + self._timeout / 2
         path = self._path / _LOCK
         with path.open("ab") as lock:
@@ -201,159 +222,17 @@ class DirectoryStore:
                 except BlockingIOError:
                     if time.monotonic() > deadline:
                         raise StoreUnavailableError(
-                            f"{path}: somebody has held it for too long"
+                            f"{path}: locked by another process for too long"
                         ) from None
                     time.sleep(_PAUSE)
             yield
 
 
-@dataclass
-class _StoredLease:
-    ttl: int
-    until: float  # by the wall clock
+def _clock_lag(keys: Keys) -> float:
+    """Seconds by which the clock in the file may lag: a node that restarts loses them."""
+    return min((_CLOCK_LAG, *(lease.ttl / 4 for lease in keys.leases.values())))
 
 
-@dataclass
-class _Keys:
-    """All that is in the file; ``deleted`` has revisions, and what was deleted until ``forgotten``
-    is not known any more."""
-
-    revision: int = 0
-    forgotten: int = 0
-    entries: dict[str, Entry] = field(default_factory=dict)
-    deleted: dict[str, int] = field(default_factory=dict)
-    leases: dict[int, _StoredLease] = field(default_factory=dict)
-
-    @classmethod
-    def parse(cls, text: bytes) -> _Keys:
-        """Raises what comes of it when that is no such text."""
-        found = json.loads(text)
-        return cls(
-            int(found["revision"]),
-            int(found["forgotten"]),
-            {str(key): _entry(one) for key, one in found["entries"].items()},
-            {str(key): int(revision) for key, revision in found["deleted"].items()},
-            {
-                int(lease): _StoredLease(int(one["ttl"]), float(one["until"]))
-                for lease, one in found["leases"].items()
-            },
-        )
-
-    def text(self) -> str:
-        """Values are text in truth; a byte that is none survives as a lone surrogate."""
-        found = asdict(self)
-        for entry in found["entries"].values():
-            entry["value"] = entry["value"].decode(errors="surrogateescape")
-        return json.dumps(found, indent=1)
-
-    def put(self, key: str, value: bytes, *, expect: int, lease: int | None) -> int:
-        if lease is not None:
-            self.lease(lease)
-        there = self.entries.get(key)
-        revision = there.revision if there else 0
-        if revision == expect:
-            self.revision += 1
-            created = there.created if there else self.revision
-            self.entries[key] = Entry(value, self.revision, lease=lease, created=created)
-            self.deleted.pop(key, None)
-            return self.revision
-        if there and lease is not None and (there.value, there.lease) == (value, lease):
-            return there.revision
-        raise ConflictError(key, expect=expect, revision=revision)
-
-    def delete(self, key: str, *, expect: int) -> None:
-        there = self.entries.get(key)
-        if there and there.revision != expect:
-            raise ConflictError(key, expect=expect, revision=there.revision)
-        if there:
-            self._drop([key])
-
-    def grant(self, ttl: int, *, now: float) -> int:
-        lease = secrets.randbits(62)
-        self.leases[lease] = _StoredLease(ttl, now + ttl)
-        return lease
-
-    def lease(self, lease: int) -> _StoredLease:
-        if lease not in self.leases:
-            raise LeaseExpiredError(lease)
-        return self.leases[lease]
-
-    def keep_alive(self, lease: int, *, now: float) -> float:
-        one = self.lease(lease)
-        one.until = now + one.ttl
-        return one.ttl
-
-    def revoke(self, lease: int) -> None:
-        self.leases.pop(lease, None)
-        self._drop([key for key, entry in self.entries.items() if entry.lease == lease])
-
-    def expired(self, now: float) -> list[int]:
-        return [lease for lease, one in self.leases.items() if one.until <= now]
-
-    def expire(self, now: float) -> None:
-        for lease in self.expired(now):
-            self.revoke(lease)
-
-    def since(self, after: int, prefix: str) -> tuple[Change, ...]:
-        """What changed; of a key that did so more than once, the last."""
-        if not self.forgotten <= after <= self.revision:
-            raise WatchGapError(
-                f"changes from {self.forgotten} to {self.revision} are known, not {after}"
-            )
-        written = [(entry.revision, Change(key, entry)) for key, entry in self.entries.items()]
-        deleted = [(revision, Change(key, None)) for key, revision in self.deleted.items()]
-        changes = sorted(written + deleted, key=lambda one: one[0])
-        return tuple(
-            change
-            for revision, change in changes
-            if revision > after and change.key.startswith(prefix)
-        )
-
-    def _drop(self, keys: list[str]) -> None:
-        for key in keys:
-            self.revision += 1
-            del self.entries[key]
-            self.deleted[key] = self.revision
-        for key in list(self.deleted)[:-_MOST_DELETED]:
-            self.forgotten = self.deleted.pop(key)
-
-
-def _entry(found: Any) -> Entry:
-    return Entry(
-        found["value"].encode(errors="surrogateescape"),
-        revision=int(found["revision"]),
-        lease=None if found["lease"] is None else int(found["lease"]),
-        created=int(found["created"]),
-    )
-
-
-class _Notice:
-    """Says that the file was replaced, where the kernel knows of it."""
-
-    def __init__(self, path: Path) -> None:
-        self._replaced = asyncio.Event()
-        libc = ctypes.CDLL(None)
-        self._inotify = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-        libc.inotify_add_watch(self._inotify, os.fsencode(path), _IN_MOVED_TO)
-
-    def __enter__(self) -> Self:
-        if self._inotify >= 0:  # else there are too many; the file is looked at each second
-            asyncio.get_running_loop().add_reader(self._inotify, self._readable)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._inotify >= 0:
-            asyncio.get_running_loop().remove_reader(self._inotify)
-            os.close(self._inotify)
-
-    async def wait(self, seconds: float) -> None:
-        """Until it may have been replaced."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._replaced.wait()
-        self._replaced.clear()
-
-    def _readable(self) -> None:
-        with suppress(BlockingIOError):
-            os.read(self._inotify, 4096)
-        self._replaced.set()
+def _write_clock(keys: Keys, now: float) -> Keys:
+    keys.clock = now
+    return keys

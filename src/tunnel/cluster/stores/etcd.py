@@ -9,6 +9,7 @@ expects. Where it cannot be told which of them did, that is what is said.
 from __future__ import annotations
 
 import asyncio
+import secrets
 from base64 import b64decode, b64encode
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from types import TracebackType
@@ -17,6 +18,7 @@ from typing import Any, Self
 from tunnel.cluster.stores.base import Batch, Change, Entry, Snapshot
 from tunnel.cluster.stores.etcd_gateway import (
     NOT_FOUND,
+    PRECONDITION,
     RANGE,
     UNAUTHENTICATED,
     Failed,
@@ -155,9 +157,16 @@ class EtcdStore:
         return await self._gateway.ask_counting("kv/txn", request, _outcome)
 
     async def grant(self, ttl: int, *, lease: int = 0) -> int:
-        return await self._gateway.ask(
-            "lease/grant", {"TTL": ttl}, lambda answer: int(answer["ID"])
-        )
+        # Always with an id: the gateway repeats a request whose answer was lost.
+        lease = lease or secrets.randbits(62) + 1
+        request = {"TTL": ttl, "ID": lease}
+        try:
+            await self._gateway.ask("lease/grant", request, lambda answer: int(answer["ID"]))
+        except SaidNo as no:
+            if no.code != PRECONDITION or "already exists" not in str(no):
+                raise
+            await self.keep_alive(lease)
+        return lease
 
     async def keep_alive(self, lease: int) -> float:
         return await self._left("lease/keepalive", lease)
