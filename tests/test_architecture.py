@@ -121,7 +121,12 @@ PURE = [
     ),
     PACKAGE / "prefixes.py",
     PACKAGE / "config" / "rules.py",
-    *(PACKAGE / "diagnostics" / f"{name}.py" for name in ("firewall", "flow", "path_trace")),
+    *(PACKAGE / "diagnostics" / f"{name}.py" for name in ("firewall", "flow", "host_report")),
+    *sorted((PACKAGE / "diagnostics" / "path_trace").glob("*.py")),
+    *(
+        PACKAGE / "diagnostics" / "doctor" / f"{name}.py"
+        for name in ("finding", "host_checks", "peer_checks", "underlay_checks")
+    ),
 ]
 """Rules, which know no clock, socket or loop."""
 

@@ -18,8 +18,8 @@ from tunnel.config.node import Config, differences
 from tunnel.diagnostics import capture, doctor
 from tunnel.diagnostics.capture import Capture
 from tunnel.diagnostics.doctor import Finding
-from tunnel.diagnostics.path_inputs import Explainer
-from tunnel.diagnostics.path_trace import PathTrace, walk
+from tunnel.diagnostics.path_inputs import PathInputReader
+from tunnel.diagnostics.path_trace import PathTrace, trace
 from tunnel.errors import ClosedError, ConfigError, TunnelError
 from tunnel.events import Event
 from tunnel.linux.socketpair import SocketPair
@@ -549,7 +549,7 @@ class Tunnel:
             DeviceError: The tunnel is closed.
         """
         self._node.check_open()
-        facts = await Explainer(self._node, self.status(watch=False)).gather(
+        inputs = await PathInputReader(self._node, self.status(watch=False)).read(
             parse_address(address),
             source=None if source is None else parse_address(source),
             size=size,
@@ -557,7 +557,7 @@ class Tunnel:
             sport=sport,
             dport=dport,
         )
-        return walk(facts)
+        return trace(inputs)
 
 
 def _mac(mac: str | Mac) -> Mac:

@@ -58,7 +58,7 @@ def trouble(report: dict[str, Any]) -> list[str]:
 
 def chain(host: Host, words: str, *, table: str) -> None:
     """A chain of nftables, in force."""
-    host.run(["nft", f"table {table} {{\n chain eats {{\n {words}\n }}\n}}"])
+    host.run(["nft", f"table {table} {{\n chain guard {{\n {words}\n }}\n}}"])
 
 
 def write(host: Host, value: int, *switches: str) -> None:
@@ -98,14 +98,14 @@ def test_a_healthy_pair_has_no_warning(pair: tuple[Node, Node]) -> None:
         report = doctor(node.host)
         assert report["node"] == "tunnel1"
         assert trouble(report) == []
-        assert found(report, "peers") == [("ok", "1 peer heard")]
-        assert found(report, "trains") == [("ok", "reach 1 peer undamaged")]
+        assert found(report, "peers") == [("ok", "1 peer heard from")]
+        assert found(report, "trains") == [("ok", "arrive undamaged at 1 peer")]
 
 
 def test_people_get_a_line_for_each_check(pair: tuple[Node, Node]) -> None:
     output = pair[0].host.run([sys.executable, "-m", "tunnel", "doctor"]).stdout
     lines = output.splitlines()
-    assert "ok       peers         1 peer heard" in lines
+    assert "ok       peers         1 peer heard from" in lines
     # Advice stands below what it is about, on a line of its own.
     assert all(line.startswith(("ok  ", "warning  ", " " * 23)) for line in lines)
 
@@ -113,25 +113,25 @@ def test_people_get_a_line_for_each_check(pair: tuple[Node, Node]) -> None:
 FIREWALLS = {
     "a rule": (
         "type filter hook input priority 0; udp dport 8472 counter drop;",
-        "the rule with handle 2 of chain inet doctor eats drops UDP to port 8472 from 192.0.2.2",
+        "the rule with handle 2 of chain inet doctor guard drops UDP to port 8472 from 192.0.2.2",
     ),
     "a range, in prerouting": (
         "type filter hook prerouting priority -300; "
         "udp dport 8000-9000 ip saddr 192.0.2.0/24 drop;",
-        "the rule with handle 2 of chain inet doctor eats drops UDP to port 8472 from",
+        "the rule with handle 2 of chain inet doctor guard drops UDP to port 8472 from",
     ),
     "a policy": (
         "type filter hook input priority 0; policy drop; ct state established,related accept; "
         'iifname "lo" accept; tcp dport { 22, 80 } accept; meta l4proto icmp accept;',
-        "the policy of chain inet doctor eats drops UDP to port 8472 from",
+        "the policy of chain inet doctor guard drops UDP to port 8472 from",
     ),
     "a reject, out": (
         "type filter hook output priority 0; meta l4proto udp th dport 8472 reject;",
-        "the rule with handle 2 of chain inet doctor eats drops UDP to port 8472 to 192.0.2.2",
+        "the rule with handle 2 of chain inet doctor guard drops UDP to port 8472 to 192.0.2.2",
     ),
     "what is not understood": (
         "type filter hook input priority 0; policy drop; fib saddr type local accept;",
-        "the policy of chain inet doctor eats may drop UDP to port 8472 from",
+        "the policy of chain inet doctor guard may drop UDP to port 8472 from",
     ),
 }
 
@@ -197,7 +197,7 @@ def test_strict_reverse_path_filter(hosts: tuple[Host, Host]) -> None:
         b.ping(a.ipv4)
     ((level, text),) = found(report := doctor(a, *PEER), "reverse-path")
     assert level == "failed"
-    assert text.startswith("eth0 filters strictly, and the way back to 192.0.2.2 is other")
+    assert text.startswith("the strict reverse-path filter of eth0 drops packets from 192.0.2.2")
     assert "so far" in text
     paste(a, report, "reverse-path")
     assert trouble(doctor(a, *PEER)) == []
@@ -208,8 +208,8 @@ def test_forwarding_off(hosts: tuple[Host, Host]) -> None:
     write(a, 0, "ipv4/ip_forward", "ipv6/conf/all/forwarding")
     report = doctor(a, *PEER, "--subnet", "10.244.1.0/24", "--subnet", "fd00:1::/64")
     assert found(report, "forwarding") == [
-        ("warning", "IPv4 forwarding is off: of 10.244.1.0/24 peers reach this host alone"),
-        ("warning", "IPv6 forwarding is off: of fd00:1::/64 peers reach this host alone"),
+        ("warning", "IPv4 forwarding is off: in 10.244.1.0/24, peers reach this host only"),
+        ("warning", "IPv6 forwarding is off: in fd00:1::/64, peers reach this host only"),
     ]
     assert trouble(doctor(a, *PEER, "--subnet", "10.244.1.1/32")) == []
     for subnet in ("10.244.1.0/24", "fd00:1::/64"):
@@ -230,7 +230,7 @@ def test_an_mtu_too_large(hosts: tuple[Host, Host]) -> None:
     report = doctor(hosts[0], *PEER, "--mtu", "1500")
     assert trouble(report) == ["mtu"]
     assert found(report, "mtu") == [
-        ("failed", "mtu 1500 is more than the way to 192.0.2.2:8472 carries (1450)")
+        ("failed", "mtu 1500 is more than the route to 192.0.2.2:8472 carries (1450)")
     ]
 
 
@@ -248,7 +248,7 @@ def test_a_port_that_a_kernel_vxlan_device_has(hosts: tuple[Host, Host]) -> None
     report = doctor(hosts[0], *PEER)
     assert trouble(report) == ["port"]
     assert found(report, "port") == [
-        ("failed", "UDP port 8472 is in use by the kernel's vxlan device vx0")
+        ("failed", "UDP port 8472 is in use by the kernel vxlan device vx0")
     ]
     paste(hosts[0], report, "port")
     assert trouble(doctor(hosts[0], *PEER)) == []
@@ -273,8 +273,8 @@ def test_a_port_that_a_process_has(hosts: tuple[Host, Host]) -> None:
 def test_no_route_and_no_name(hosts: tuple[Host, Host]) -> None:
     peers = ("--peer", "203.0.113.9=10.1.0.0/24", "--peer", "no-such-host.invalid=10.2.0.0/24")
     assert found(doctor(hosts[0], *peers), "routes") == [
-        ("failed", "peer 203.0.113.9:8472: this host has no route to 203.0.113.9"),
-        ("failed", "peer no-such-host.invalid:8472: its name has no address"),
+        ("failed", "this host has no route to 203.0.113.9 of peer 203.0.113.9:8472"),
+        ("failed", "the name of peer no-such-host.invalid:8472 has no address"),
     ]
 
 
@@ -282,7 +282,7 @@ def test_packets_that_a_kernel_route_leads_astray(pair: tuple[Node, Node]) -> No
     pair[0].host.run("ip route add 10.244.2.128/25 via 192.0.2.2")
     report = doctor(pair[0].host)
     assert trouble(report) == ["routes"]
-    assert "packets for 10.244.2.0/24 go to eth0" in found(report, "routes")[0][1]
+    assert "packets for 10.244.2.0/24 leave through eth0" in found(report, "routes")[0][1]
 
 
 def test_a_device_that_was_set_down(pair: tuple[Node, Node]) -> None:
@@ -308,7 +308,7 @@ def test_without_the_device_file(hosts: tuple[Host, Host]) -> None:
 def test_without_privilege(hosts: tuple[Host, Host]) -> None:
     report = doctor(hosts[0], *PEER, prefix=NO_PRIVILEGE)
     assert found(report, "privileges") == [
-        ("failed", "CAP_NET_ADMIN is missing: no device can be made")
+        ("failed", "CAP_NET_ADMIN is missing, so no device can be created")
     ]
 
 
@@ -325,7 +325,7 @@ def test_tiny_socket_buffers(hosts: tuple[Host, Host]) -> None:
     report = json.loads(process.communicate(timeout=30)[0])
     ((level, text),) = [one for one in found(report, "buffers") if "receive" in one[1]]
     assert level == "warning"
-    assert f"gets {allowed >> 10} of {2 * allowed >> 10} KiB to receive" in text
+    assert f"a receive buffer of {allowed >> 10} instead of {2 * allowed >> 10} KiB" in text
 
 
 def test_a_node_that_is_elsewhere(pair: tuple[Node, Node], tmp_path: Path) -> None:
@@ -376,7 +376,7 @@ def test_a_node_that_does_not_keep_up(pair: tuple[Node, Node]) -> None:
     os.kill(a.pid, signal.SIGCONT)
     ((level, text),) = found(doctor(a.host), "overflows")
     assert level == "warning"
-    assert text.startswith("tunnel1 has lost ")
+    assert text.startswith("tunnel1 has dropped ")
 
 
 # A path that corrupts trains.
@@ -418,7 +418,7 @@ def test_a_path_that_corrupts_trains(lab: Lab) -> None:
             exchange(near.host, far.host, far.ipv4, size=SMALL)
         report = doctor(a.host)
         assert report["healthy"]
-        assert "gets none" in found(report, "trains")[0][1]
+        assert "no trains go to" in found(report, "trains")[0][1]
 
 
 def tunnels(at: str, back: str, *, port: int) -> tuple[Tunnel, Tunnel]:

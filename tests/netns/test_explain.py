@@ -163,20 +163,20 @@ def test_where_it_ends(lab: Lab) -> None:
     step, why, what = end(host, "10.244.2.200")
     assert (step, what) == (
         "kernel route",
-        "see all that match: ip route show match 10.244.2.200",
+        "see all matching routes: ip route show match 10.244.2.200",
     )
-    assert "leaves by eth0, though peer 192.0.2.2:8472 owns 10.244.2.0/24" in why
+    assert "leaves through eth0, although peer 192.0.2.2:8472 owns 10.244.2.0/24" in why
 
     assert end(host, b.ipv4, host.ipv4)[0] == "their checks"
     assert end(host, a.ipv4, "10.5.5.5")[0] == "source check"
-    assert "forwards no IPv4" in end(host, "10.244.1.7", b.ipv4)[1]
+    assert "does not forward IPv4" in end(host, "10.244.1.7", b.ipv4)[1]
     host.run("sysctl -w net.ipv4.ip_forward=1")
     assert end(host, "10.244.1.7", b.ipv4)[0] == "kernel route"
     host.run("ip link set tunnel1 down")
     step, why, what = end(host, b.ipv4)
     assert (step, what) == (
         "kernel route",
-        "set it up, and it is put back: ip link set tunnel1 up",
+        "set it up, and the node restores the route: ip link set tunnel1 up",
     )
     assert "tunnel1 is down" in why
 
@@ -206,7 +206,7 @@ def test_a_pod_behind_a_bridge(lab: Lab) -> None:
         pod.ping(far)
         out = explain(host, far, own)
         assert out["ends"] is None
-        assert steps(out)["packet"]["why"] == "comes from cni0: this host forwards it"
+        assert steps(out)["packet"]["why"] == "arrives on cni0; this host forwards it"
         home = explain(host, own, far)
         assert home["ends"] is None
         last = steps(home)["neighbour"]
@@ -258,17 +258,17 @@ def test_frames_by_way_of_a_bridge(lab: Lab) -> None:
         host.run("ip link set br0 up")
     assert end(a, "10.7.0.2")[:2] == (
         "neighbour",
-        "not known yet: the kernel asks by ARP or NDP, which goes to every peer",
+        "not resolved yet: the kernel asks by ARP or NDP, and every peer gets the request",
     )
     a.ping("10.7.0.2")
     found = explain(a, "10.7.0.2")
     assert found["ends"] is None
-    assert "tunnel1 is a port of that bridge" in steps(found)["kernel route"]["why"]
+    assert "tunnel1 is a port of this bridge" in steps(found)["kernel route"]["why"]
     entry = r"02:00:00:00:00:02 -> 192\.0\.2\.2:8472 learned \d s ago"
     assert re.fullmatch(entry, steps(found)["fdb"]["entry"])
     home = explain(b, "10.7.0.2", "10.7.0.1")
     assert home["ends"] is None
-    assert steps(home)["outer source"]["entry"] == "any peer's"
+    assert steps(home)["outer source"]["entry"] == "any peer"
 
 
 @pytest.mark.parametrize("mode", ["tun", "tap"])

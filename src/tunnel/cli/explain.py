@@ -15,7 +15,7 @@ _INDENT = " " * (_STEP + 4)
 _WIDTH = 100
 _ENDED = "the packet does not arrive"
 _END = {
-    "outbound": "nothing on this side stands in its way",
+    "outbound": "nothing on this side stops the packet",
     "inbound": "the packet arrives",
 }
 

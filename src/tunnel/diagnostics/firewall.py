@@ -1,12 +1,11 @@
 """
-Which nftables rule eats a datagram: a ruleset as ``nft -j list ruleset`` tells it, walked the way
-the kernel does.
+Which nftables rule drops a datagram: evaluates a ruleset as the kernel does.
 
-    Firewall(words).losses(datagram, hooks=INBOUND)  ->  Loss, ...
+    Firewall(ruleset).blockers(datagram, hooks=INBOUND)  ->  [Blocker, ...]
 
-Not all that a rule can ask is known here (limits, marks, iptables' own matches). What is not known
-may be or not be: a rule that would accept then only leaves a doubt about what comes behind it, and
-one that would drop counts if it names our very port.
+Some conditions cannot be evaluated here (limits, marks, iptables' own matches). They may hold or
+not: a rule that would accept then makes later results uncertain, and a rule that would drop counts
+only if it names the datagram's port.
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ from tunnel.types import Address
 
 INBOUND = ("ingress", "prerouting", "input")
 OUTBOUND = ("output", "postrouting", "egress")
-FORWARDED_IN = ("ingress", "prerouting", "forward")  # between which ``device`` is where it came in
-FORWARDED_OUT = ("forward", "postrouting", "egress")
+FORWARDED_IN = ("ingress", "prerouting", "forward")  # `Datagram.device` is where it came in
+FORWARDED_OUT = ("forward", "postrouting", "egress")  # `Datagram.device` is where it leaves
 
-_DEEPEST = 16  # chains that jump to each other, as in the kernel (NFT_JUMP_STACK_SIZE)
+_MAX_DEPTH = 16  # chains that jump to each other, as in the kernel (NFT_JUMP_STACK_SIZE)
 _CONDITIONS = {"limit", "quota", "connlimit", "ct count", "meter", "xt"}
-"""Statements that may stop a rule, in ways that are not known here."""
+"""Statements that may end a rule, by conditions that cannot be evaluated here."""
 
 _IPTABLES_COMMENT = {"type": "match", "name": "comment"}
 _IPTABLES_REJECT = {"type": "target", "name": "REJECT"}
 _VERDICTS = {"accept", "drop", "reject", "return", "jump", "goto", "queue"}
 
-_Words = Mapping[str, Any]
+_Json = Mapping[str, Any]
 _Key = tuple[str, str, str]
 """Family, table, and chain or set."""
 
@@ -39,10 +38,11 @@ _Key = tuple[str, str, str]
 @dataclass(frozen=True)
 class Datagram:
     """
-    The first UDP datagram of a flow, as rules see it; None for what is not known, or not to matter.
+    The first UDP datagram of a flow. None stands for what is unknown or does not matter.
 
     Attributes:
-        device: It comes in, or goes out, by that.
+        port: Destination port.
+        device: By which it enters or leaves.
     """
 
     port: int | None
@@ -51,8 +51,8 @@ class Datagram:
     destination: Address | None = None
     device: str | None = None
 
-    def words(self, *, inbound: bool) -> dict[str, Any]:
-        """What is known, by nft's names."""
+    def fields(self, *, inbound: bool) -> dict[str, Any]:
+        """Returns the known fields by nft's names."""
         ip = "ip" if self.family == 4 else "ip6"
         known = {
             "meta l4proto": "udp",
@@ -75,115 +75,118 @@ class Datagram:
 
 
 @dataclass(frozen=True)
-class Loss:
+class Blocker:
     """
-    Where a datagram ends.
+    A rule, or the policy of a chain, that drops a datagram.
 
     Attributes:
-        handle: The rule's, None where it is the chain's policy.
-        sure: No rule that is not understood here could have saved it.
+        handle: The rule's, None for the chain's policy.
+        certain: Whether no rule that cannot be evaluated could have accepted it before.
     """
 
     family: str
     table: str
     chain: str
     handle: int | None
-    sure: bool
+    certain: bool
 
     def __str__(self) -> str:
         what = "the policy" if self.handle is None else f"the rule with handle {self.handle}"
         return f"{what} of chain {self.family} {self.table} {self.chain}"
 
 
-_End = Loss | Literal["accept"] | None
-"""Where a chain ends; None if behind its last rule."""
+_Result = Blocker | Literal["accept"] | None
+"""What a chain decides, None after its last rule."""
 
 
 class Firewall:
-    """A ruleset: `words` are what ``nft -j list ruleset`` has printed, parsed."""
+    """A ruleset: the parsed output of ``nft -j list ruleset``."""
 
-    def __init__(self, words: _Words) -> None:
-        self._bases: list[_Words] = []
-        self._rules: dict[_Key, list[_Words]] = {}
+    def __init__(self, ruleset: _Json) -> None:
+        self._base_chains: list[_Json] = []
+        self._rules: dict[_Key, list[_Json]] = {}
         self._sets: dict[_Key, Sequence[Any]] = {}
-        for entry in words.get("nftables", []):
-            for kind, one in entry.items():
-                if kind == "chain" and one.get("type") == "filter":
-                    self._bases.append(one)
+        for entry in ruleset.get("nftables", []):
+            for kind, content in entry.items():
+                if kind == "chain" and content.get("type") == "filter":
+                    self._base_chains.append(content)
                 elif kind == "rule":
-                    self._rules.setdefault(_key(one, one["chain"]), []).append(one)
+                    self._rules.setdefault(_key(content, content["chain"]), []).append(content)
                 elif kind in ("set", "map"):
-                    self._sets[_key(one, one["name"])] = one.get("elem", [])
+                    self._sets[_key(content, content["name"])] = content.get("elem", [])
 
-    def losses(self, datagram: Datagram, *, hooks: Iterable[str]) -> list[Loss]:
-        """Every base chain of `hooks` in which it ends: one that accepts it does not save it from
-        the others."""
+    def blockers(self, datagram: Datagram, *, hooks: Iterable[str]) -> list[Blocker]:
+        """Returns what drops it in each base chain of `hooks`: a chain that accepts it does not
+        prevent another from dropping it."""
         hooks = frozenset(hooks)
-        inbound = "prerouting" in hooks
-        families = ("inet", "netdev", "ip" if datagram.family == 4 else "ip6")
-        found = []
-        for chain in self._bases:
-            device = chain.get("dev", datagram.device)
-            if chain["hook"] not in hooks or chain["family"] not in families:
-                continue
-            if datagram.device not in (device if isinstance(device, list) else [device]):
-                continue
-            walk = _Walk(self._rules, self._sets, datagram.words(inbound=inbound))
-            found.append(walk.base(chain))
-        return [loss for loss in found if loss is not None]
+        fields = datagram.fields(inbound="prerouting" in hooks)
+        results = [
+            _Evaluation(self._rules, self._sets, fields).base_chain(chain)
+            for chain in self._base_chains
+            if _applies(chain, datagram, hooks)
+        ]
+        return [blocker for blocker in results if blocker is not None]
 
 
-class _Walk:
-    """One datagram's way from one base chain on."""
+def _applies(chain: _Json, datagram: Datagram, hooks: frozenset[str]) -> bool:
+    families = ("inet", "netdev", "ip" if datagram.family == 4 else "ip6")
+    devices = chain.get("dev", datagram.device)
+    if chain["hook"] not in hooks or chain["family"] not in families:
+        return False
+    return datagram.device in (devices if isinstance(devices, list) else [devices])
+
+
+class _Evaluation:
+    """Evaluates one base chain for one datagram, whose known fields are `fields`."""
 
     def __init__(
         self,
-        rules: Mapping[_Key, Sequence[_Words]],
+        rules: Mapping[_Key, Sequence[_Json]],
         sets: Mapping[_Key, Sequence[Any]],
-        known: Mapping[str, Any],
+        fields: Mapping[str, Any],
     ) -> None:
-        self._rules, self._sets, self._known = rules, sets, known
-        self._doubt = False
+        self._rules, self._sets, self._fields = rules, sets, fields
+        self._certain = True
 
-    def base(self, chain: _Words) -> Loss | None:
-        end = self._chain(_key(chain, chain["name"]), depth=0)
-        if isinstance(end, Loss):
-            return end
-        if end is None and chain.get("policy") == "drop":
-            return Loss(chain["family"], chain["table"], chain["name"], None, not self._doubt)
+    def base_chain(self, chain: _Json) -> Blocker | None:
+        result = self._chain(_key(chain, chain["name"]), depth=0)
+        if isinstance(result, Blocker):
+            return result
+        if result is None and chain.get("policy") == "drop":
+            return Blocker(chain["family"], chain["table"], chain["name"], None, self._certain)
         return None
 
-    def _chain(self, key: _Key, *, depth: int) -> _End:
-        """Where it ends; None if it comes out behind the last rule."""
-        for rule in self._rules.get(key, ()) if depth < _DEEPEST else ():
-            verdict, holds, names_port = self._judge(rule)
+    def _chain(self, key: _Key, *, depth: int) -> _Result:
+        for rule in self._rules.get(key, ()) if depth < _MAX_DEPTH else ():
+            verdict, holds, names_port = self._rule(rule)
             kind = next(iter(verdict), None)
             if kind is None or holds is False:
                 continue
             if kind in ("drop", "reject"):
                 if holds or names_port:
-                    return Loss(*key, rule.get("handle"), sure=bool(holds) and not self._doubt)
+                    certain = bool(holds) and self._certain
+                    return Blocker(*key, rule.get("handle"), certain)
                 continue
-            ended, end = self._follow(kind, verdict[kind], key, holds=bool(holds), depth=depth)
-            if ended:
-                return end
+            leaves, result = self._follow(kind, verdict[kind], key, holds=bool(holds), depth=depth)
+            if leaves:
+                return result
         return None
 
-    def _judge(self, rule: _Words) -> tuple[_Words, bool | None, bool]:
-        """A rule's verdict, empty where it has none; whether it holds; whether it names our
-        port."""
-        verdict: _Words = {}
+    def _rule(self, rule: _Json) -> tuple[_Json, bool | None, bool]:
+        """Returns the verdict, empty if there is none; whether the rule holds, None if that is
+        unknown; and whether it names the datagram's port."""
+        verdict: _Json = {}
         holds: bool | None = True
         names_port = False
         for statement in rule["expr"]:
             ((kind, value),) = statement.items()
             if kind == "match":
-                one = self._match(value, rule)
-                names_port |= one is True and _field(value["left"]).endswith(" dport")
-                holds = _both(holds, one)
+                matches = self._match(value, rule)
+                names_port |= matches is True and _field(value["left"]).endswith(" dport")
+                holds = _both(holds, matches)
             elif kind == "vmap":
-                verdict, one = self._choose(value, rule)
-                holds = _both(holds, one)
+                verdict, matches = self._verdict_map(value, rule)
+                holds = _both(holds, matches)
             elif value == _IPTABLES_REJECT:
                 verdict = {"reject": None}
             elif kind in _CONDITIONS and value != _IPTABLES_COMMENT:
@@ -194,71 +197,69 @@ class _Walk:
 
     def _follow(
         self, kind: str, value: Any, key: _Key, *, holds: bool, depth: int
-    ) -> tuple[bool, _End]:
-        """Whether the way through this chain ends at a verdict that drops nothing itself, and
-        where."""
-        end: _End = "accept"
+    ) -> tuple[bool, _Result]:
+        """Returns whether a verdict other than drop ends this chain, and with which result."""
+        result: _Result = "accept"
         if kind in ("jump", "goto"):
-            end = self._chain((*key[:2], value["target"]), depth=depth + 1)
+            result = self._chain((*key[:2], value["target"]), depth=depth + 1)
         elif kind == "return":
-            end = None
+            result = None
         if not holds:
-            self._doubt |= end == "accept" or kind == "return"
+            if result == "accept" or kind == "return":
+                self._certain = False
             return False, None
-        return kind != "jump" or end is not None, end
+        return kind != "jump" or result is not None, result
 
-    def _choose(self, vmap: _Words, rule: _Words) -> tuple[_Words, bool | None]:
-        """The verdict that a map has for it; no verdict where it is in none of its keys."""
-        data = vmap["data"]
-        elements = self._elements(data, rule)
-        value = self._known.get(_field(vmap["key"]))
+    def _verdict_map(self, vmap: _Json, rule: _Json) -> tuple[_Json, bool | None]:
+        """Returns the verdict for the datagram, empty if no key matches."""
+        elements = self._elements(vmap["data"], rule)
+        value = self._fields.get(_field(vmap["key"]))
         if value is None or elements is None:
-            # It may be any of them; only whether one would save it matters.
+            # Any of them may match; only whether one would accept matters.
             verdicts = [verdict for _, verdict in elements or ()]
             return next((one for one in verdicts if "accept" in one), {}), None
         for key, verdict in elements:
-            if self._within(value, key, rule):
+            if self._contains(key, value, rule):
                 return verdict, True
         return {}, False
 
-    def _match(self, match: _Words, rule: _Words) -> bool | None:
-        field = _field(match["left"])
-        if _is_foreign(match["left"], self._known):
+    def _match(self, match: _Json, rule: _Json) -> bool | None:
+        """Returns whether a match holds, None if that is unknown."""
+        if _is_foreign(match["left"], self._fields):
             return False
-        value = self._known.get(field)
+        value, right = self._fields.get(_field(match["left"])), match["right"]
         if value is None:
             return None
         if match["op"] in ("==", "in", "!="):
-            found = self._within(value, match["right"], rule)
+            found = self._contains(right, value, rule)
             return found if found is None or match["op"] != "!=" else not found
-        right = match["right"]
         if not (isinstance(value, int) and isinstance(right, int)):
             return None
         holds = {"<": value < right, ">": value > right, "<=": value <= right, ">=": value >= right}
         return holds.get(match["op"])
 
-    def _within(self, value: Any, right: Any, rule: _Words) -> bool | None:
-        """Whether a value is what stands on the right of a match."""
+    def _contains(self, right: Any, value: Any, rule: _Json) -> bool | None:
+        """Returns whether the right side of a match equals or contains a value."""
         elements = self._elements(right, rule)
         if elements is not None:
-            found = [self._within(value, one, rule) for one in elements]
+            found = [self._contains(element, value, rule) for element in elements]
             return True if True in found else None if None in found else False
         match right:
-            case {"elem": {"val": one}}:
-                return self._within(value, one, rule)
+            case {"elem": {"val": element}}:
+                return self._contains(element, value, rule)
             case {"prefix": {"addr": address, "len": length}}:
                 network = ipaddress.ip_network(f"{address}/{length}", strict=False)
-                return network.version == _version(value) and value in network
+                return network.version == getattr(value, "version", None) and value in network
             case {"range": [low, high]}:
-                first, last = _like(value, low), _like(value, high)
+                first, last = _comparable(low, value), _comparable(high, value)
                 return None if first is None or last is None else bool(first <= value <= last)
             case str() if right.endswith("*"):
                 return str(value).startswith(right[:-1])
-        same = _like(value, right)
+        same = _comparable(right, value)
         return None if same is None else bool(same == value)
 
-    def _elements(self, right: Any, rule: _Words) -> Sequence[Any] | None:
-        """Those of a list or set; None for what is neither."""
+    def _elements(self, right: Any, rule: _Json) -> Sequence[Any] | None:
+        """Returns the elements of a list or set, None for anything else."""
         match right:
             case list():
                 return right
@@ -269,12 +270,12 @@ class _Walk:
         return None
 
 
-def _key(one: _Words, name: str) -> _Key:
-    return one["family"], one["table"], name
+def _key(entry: _Json, name: str) -> _Key:
+    return entry["family"], entry["table"], name
 
 
 def _field(left: Any) -> str:
-    """``udp dport``, ``meta iifname``: what a match looks at; empty where that is not one field."""
+    """Returns what a match looks at, like ``udp dport``; empty if that is not a single field."""
     match left:
         case {"payload": {"protocol": protocol, "field": field}}:
             return f"{protocol} {field}"
@@ -285,11 +286,11 @@ def _field(left: Any) -> str:
     return ""
 
 
-def _is_foreign(left: Any, known: Mapping[str, Any]) -> bool:
-    """A field of a header that the datagram has not: such a match never holds."""
+def _is_foreign(left: Any, fields: Mapping[str, Any]) -> bool:
+    """Returns whether the match is on a header that the datagram lacks; it never holds."""
     match left:
         case {"payload": {"protocol": protocol}}:
-            return protocol not in ("udp", "th", "ether", known["meta protocol"])
+            return protocol not in ("udp", "th", "ether", fields["meta protocol"])
     return False
 
 
@@ -299,12 +300,8 @@ def _both(one: bool | None, other: bool | None) -> bool | None:
     return None if one is None or other is None else True
 
 
-def _version(value: Any) -> int | None:
-    return getattr(value, "version", None)
-
-
-def _like(value: Any, text: Any) -> Any:
-    """`text` as something that `value` can be compared with, None where it cannot be."""
+def _comparable(text: Any, value: Any) -> Any:
+    """Returns `text` as the type of `value`, None if it cannot be compared with it."""
     if isinstance(value, str | int):
         return text if type(text) is type(value) else None
     try:

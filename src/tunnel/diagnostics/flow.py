@@ -1,4 +1,4 @@
-"""A packet that is not there, as Linux would send it: to ask what would become of it."""
+"""A packet built as Linux would send it, to ask what would happen to it."""
 
 from __future__ import annotations
 
@@ -9,25 +9,30 @@ from tunnel.errors import ConfigError
 from tunnel.types import Address
 
 PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17}
+"""Protocol numbers; icmp is ICMPv6 in an IPv6 packet."""
+
 IP_HEADER = {4: 20, 6: 40}
 """Bytes, by version."""
 
-TTL = 64
-"""Of what Linux sends, and of our datagrams."""
+ICMP_HEADER, TCP_HEADER, UDP_HEADER = 8, 20, 8
+"""Bytes."""
 
-_ICMP6, _ECHO, _ECHO6 = 58, 8, 128
-_FRAGMENT, _FRAGMENT_HEADER = 44, 8  # of IPv6
+TTL = 64
+"""Of packets that Linux sends, and of our datagrams."""
+
+_ICMPV6, _ECHO_REQUEST, _ECHO_REQUEST_V6 = 58, 8, 128
+_FRAGMENT, _FRAGMENT_HEADER = 44, 8  # the IPv6 extension header
 _DONT_FRAGMENT, _MORE_FRAGMENTS = 0x4000, 0x2000
 
 
 @dataclass(frozen=True)
 class Flow:
     """
-    The packet whose way is asked for.
+    The packet whose path is traced.
 
     Attributes:
-        size: Bytes of the whole inner packet, IP header and all.
-        sport, dport: Of TCP and UDP.
+        size: Bytes of the whole inner packet, IP header included.
+        sport, dport: Ports of TCP and UDP.
 
     Raises:
         ConfigError: There is no such packet.
@@ -45,10 +50,10 @@ class Flow:
             raise ConfigError(f"protocol {self.protocol!r} is not known (tcp, udp or icmp)")
         if self.source.version != self.destination.version:
             raise ConfigError(
-                f"from {self.source} to {self.destination}: no packet has addresses of both "
-                "families (give both of one)"
+                f"source {self.source} and destination {self.destination} are of different "
+                "families (give two of the same family)"
             )
-        least = IP_HEADER[self.source.version] + (20 if self.protocol == "tcp" else 8)
+        least = IP_HEADER[self.version] + (TCP_HEADER if self.protocol == "tcp" else UDP_HEADER)
         if not least <= self.size <= 65_535:
             raise ConfigError(f"size {self.size} is out of range ({least} to 65535 bytes)")
         for name, port in (("sport", self.sport), ("dport", self.dport)):
@@ -59,8 +64,9 @@ class Flow:
     def version(self) -> int:
         return self.destination.version
 
-    def piece(self, mtu: int) -> int:
-        """Bytes of what enters a device first: the whole packet, or a first segment or fragment."""
+    def first_piece(self, mtu: int) -> int:
+        """Returns the bytes of what enters a device first: the whole packet, or its first segment
+        or fragment."""
         if self.size <= mtu:
             return self.size
         if self.protocol == "tcp":
@@ -69,26 +75,31 @@ class Flow:
         return header + (mtu - header) // 8 * 8
 
     def packet(self, mtu: int) -> bytes:
-        """That piece as Linux sends it, with DF unless it is a fragment. Payload and checksums are
-        zeros: nothing on the way reads them."""
-        size, number = self.piece(mtu), PROTOCOLS[self.protocol]
-        cut = size < self.size and self.protocol != "tcp"
-        if self.version == 4:
-            flags = _MORE_FRAGMENTS if cut else _DONT_FRAGMENT
-            header = struct.pack("!BBHHHBBH", 0x45, 0, size, 0, flags, TTL, number, 0)
-        else:
-            number = _ICMP6 if self.protocol == "icmp" else number
-            first = _FRAGMENT if cut else number
-            header = struct.pack("!IHBB", 6 << 28, size - 40, first, TTL)
+        """Returns that first piece as Linux sends it, with DF unless it is a fragment. Payload and
+        checksums are zero: nothing on the path reads them."""
+        size = self.first_piece(mtu)
+        fragmented = size < self.size and self.protocol != "tcp"
+        ip = self._ipv4 if self.version == 4 else self._ipv6
+        return (ip(size, fragmented=fragmented) + self._transport()).ljust(size, b"\0")
+
+    def _ipv4(self, size: int, *, fragmented: bool) -> bytes:
+        flags = _MORE_FRAGMENTS if fragmented else _DONT_FRAGMENT
+        number = PROTOCOLS[self.protocol]
+        header = struct.pack("!BBHHHBBH", 0x45, 0, size, 0, flags, TTL, number, 0)
+        return header + self.source.packed + self.destination.packed
+
+    def _ipv6(self, size: int, *, fragmented: bool) -> bytes:
+        number = _ICMPV6 if self.protocol == "icmp" else PROTOCOLS[self.protocol]
+        first = _FRAGMENT if fragmented else number
+        header = struct.pack("!IHBB", 6 << 28, size - IP_HEADER[6], first, TTL)
         header += self.source.packed + self.destination.packed
-        if cut and self.version == 6:
-            header += struct.pack("!BBHI", number, 0, 1, 0)  # offset 0, more to come
-        return (header + self._transport()).ljust(size, b"\0")
+        # Offset 0, more fragments follow.
+        return header + (struct.pack("!BBHI", number, 0, 1, 0) if fragmented else b"")
 
     def _transport(self) -> bytes:
-        """The header behind the IP header, or its first bytes."""
+        """Returns the transport header, or its first bytes."""
         if self.protocol == "icmp":
-            return bytes([_ECHO if self.version == 4 else _ECHO6, 0])
+            return bytes([_ECHO_REQUEST if self.version == 4 else _ECHO_REQUEST_V6, 0])
         ports = struct.pack("!HH", self.sport, self.dport)
         if self.protocol == "udp":
             return ports + struct.pack("!H", self.size - IP_HEADER[self.version])
@@ -98,10 +109,10 @@ class Flow:
         if self.protocol == "icmp":
             return f"{self.source} > {self.destination} icmp echo, {self.size} bytes"
         return (
-            f"{_place(self.source, self.sport)} > {_place(self.destination, self.dport)} "
+            f"{_with_port(self.source, self.sport)} > {_with_port(self.destination, self.dport)} "
             f"{self.protocol}, {self.size} bytes"
         )
 
 
-def _place(address: Address, port: int) -> str:
+def _with_port(address: Address, port: int) -> str:
     return f"{address}:{port}" if address.version == 4 else f"[{address}]:{port}"

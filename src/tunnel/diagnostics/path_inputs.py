@@ -1,9 +1,9 @@
 """
-What is to be known of one packet's way through a running tunnel, gathered for ``control/walk.py``.
+Gathers what a path trace is computed from.
 
-    kernel routes and neighbours, the packet path itself, peers  ->  Facts
+    kernel routes and neighbours, the packet path, peers  ->  TraceInputs
 
-Nothing is sent and nothing changes: the kernel and the packet path are asked what they would do.
+Sends nothing and changes nothing: the kernel and the packet path are asked what they would do.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 from tunnel._native import DROP_REASONS
 from tunnel.diagnostics.flow import Flow
-from tunnel.diagnostics.host_report import FORWARDING
-from tunnel.diagnostics.path_trace import Passage, TraceInputs
+from tunnel.diagnostics.host_inspection import forwards
+from tunnel.diagnostics.path_trace import ForwardingDecision, TraceInputs
 from tunnel.errors import ConfigError
-from tunnel.linux import hostinfo
 from tunnel.linux.socketpair import SocketPair
 from tunnel.linux.tun import Device
 from tunnel.node.node import Node
@@ -26,13 +25,13 @@ _ETHERTYPES = {4: b"\x08\x00", 6: b"\x86\xdd"}
 
 
 @dataclass(frozen=True)
-class Explainer:
-    """Asks the parts of a node, whose `status` is as it is now."""
+class PathInputReader:
+    """Reads the inputs of a trace from a running node; `status` is the node's current one."""
 
     node: Node
     status: Status
 
-    async def gather(
+    async def read(
         self,
         destination: Address,
         *,
@@ -43,19 +42,21 @@ class Explainer:
         dport: int,
     ) -> TraceInputs:
         """
+        Returns the inputs for one packet. Cancelled, nothing changes.
+
         Raises:
-            ConfigError: There is no such packet, or nobody can tell whose it is.
+            ConfigError: There is no such packet, or its source is needed and missing.
         """
         if self.node.fdb is not None and isinstance(self.node.device, SocketPair):
             raise ConfigError(
-                f"{self.status.name} has no device: the program itself says to which MAC a packet "
-                "goes (open it with a device, or with mode tun)"
+                f"{self.status.name} has no device: the program itself chooses the destination "
+                "MAC of a packet (open it with a device, or in TUN mode)"
             )
         inbound = await self._is_ours(destination)
         if source is None:
             if inbound:
                 raise ConfigError(
-                    f"{destination} is ours: whose packet is on its way to it? "
+                    f"{destination} is on this side: the packet's source is needed "
                     f"(add --from ADDRESS{self._example(destination.version)})"
                 )
             source = await self._choose_source(destination)
@@ -65,72 +66,72 @@ class Explainer:
         return await (self._inbound(flow) if inbound else self._outbound(flow))
 
     async def _outbound(self, flow: Flow) -> TraceInputs:
-        kernel, neighbour, known = None, None, True
-        arrival: str | None = ""
+        route, neighbour, resolved = None, None, True
+        ingress: str | None = ""
         if isinstance(self.node.device, Device):
-            arrival = await self._arrival(flow.source)
-            kernel = await self.node.netlink.get_route(
-                flow.destination, source=flow.source, arrival=arrival or ""
+            ingress = await self._ingress(flow.source)
+            route = await self.node.netlink.get_route(
+                flow.destination, source=flow.source, arrival=ingress or ""
             )
-            neighbour = await self._next_hop(kernel, flow.destination)
-            known = self.node.fdb is None or bool(neighbour and neighbour.mac)
-        passages = self._trace(flow, kernel, neighbour) if known else []
-        peer = passages[0].peer if passages else None
-        route, hop, local = await self._underlay_of(peer)
+            neighbour = await self._next_hop(route, flow.destination)
+            resolved = self.node.fdb is None or bool(neighbour and neighbour.mac)
+        decisions = self._decisions(flow, route, neighbour) if resolved else []
+        peer = decisions[0].peer if decisions else None
+        underlay_route, underlay_neighbour, local_address = await self._underlay(peer)
         return TraceInputs(
             flow=flow,
             status=self.status,
             inbound=False,
             mode=self._mode,
-            up=self.status.device_up,
-            arrival=arrival,
-            kernel=kernel,
-            neighbour=neighbour,
+            device_up=self.status.device_up,
+            ingress=ingress,
+            kernel_route=route,
+            kernel_neighbour=neighbour,
             bridge=await self._bridge(),
-            forwards=_forwards(flow.version),
-            passages=passages,
-            entry=self._entry(neighbour),
-            underlay=route,
-            hop=hop,
-            local=local,
+            forwarding=forwards(flow.version),
+            decisions=decisions,
+            fdb_entry=self._fdb_entry(neighbour),
+            underlay_route=underlay_route,
+            underlay_neighbour=underlay_neighbour,
+            local_address=local_address,
         )
 
     async def _inbound(self, flow: Flow) -> TraceInputs:
-        kernel, neighbour = None, None
+        route, neighbour = None, None
         if isinstance(self.node.device, Device):
-            arrival = await self._bridge() or self.node.device.name
-            kernel = await self.node.netlink.get_route(
-                flow.destination, source=flow.source, arrival=arrival
+            ingress = await self._bridge() or self.node.device.name
+            route = await self.node.netlink.get_route(
+                flow.destination, source=flow.source, arrival=ingress
             )
-            neighbour = await self._next_hop(kernel, flow.destination)
+            neighbour = await self._next_hop(route, flow.destination)
         return TraceInputs(
             flow=flow,
             status=self.status,
             inbound=True,
             mode=self._mode,
-            up=self.status.device_up,
-            kernel=kernel,
-            neighbour=neighbour,
-            forwards=_forwards(flow.version),
+            device_up=self.status.device_up,
+            kernel_route=route,
+            kernel_neighbour=neighbour,
+            forwarding=forwards(flow.version),
             owner=self._peer_at(self.node.workers.owner(flow.source.packed)),
         )
 
     # The packet path.
 
-    def _trace(
-        self, flow: Flow, kernel: KernelRoute | None, neighbour: KernelNeighbour | None
-    ) -> list[Passage]:
+    def _decisions(
+        self, flow: Flow, route: KernelRoute | None, neighbour: KernelNeighbour | None
+    ) -> list[ForwardingDecision]:
         packet = flow.packet(self.status.mtu if self._mode else flow.size)
-        if self.node.fdb is not None and kernel is not None and neighbour is not None:
-            ends = Mac.parse(neighbour.mac).packed + Mac.parse(kernel.mac).packed
-            packet = ends + _ETHERTYPES[flow.version] + packet
-        return [self._passage(*found) for found in self.node.workers.trace(packet)]
+        if self.node.fdb is not None and route is not None and neighbour is not None:
+            macs = Mac.parse(neighbour.mac).packed + Mac.parse(route.mac).packed
+            packet = macs + _ETHERTYPES[flow.version] + packet
+        return [self._decision(*found) for found in self.node.workers.trace(packet)]
 
-    def _passage(
+    def _decision(
         self, index: int, flooded: bool, reason: int, descriptor: int, headers: bytes
-    ) -> Passage:
+    ) -> ForwardingDecision:
         name, _, meaning = DROP_REASONS[reason] if reason >= 0 else ("", "", "")
-        return Passage(
+        return ForwardingDecision(
             peer=self._peer_at(index),
             reason=name,
             meaning=meaning,
@@ -140,19 +141,20 @@ class Explainer:
         )
 
     def _peer_at(self, index: int) -> PeerStatus | None:
-        indices = self.node.peers.indices  # of those who are peers still
+        """Returns the peer with this index in the packet path, None if it was removed."""
+        indices = self.node.peers.indices
         found = (peer for peer in self.status.peers if indices.get(peer.endpoint) == index)
         return next(found, None)
 
-    def _entry(self, neighbour: KernelNeighbour | None) -> str:
-        """The FDB's, of the MAC that a frame goes to."""
+    def _fdb_entry(self, neighbour: KernelNeighbour | None) -> str:
+        """Returns the FDB entry of the MAC that the frame goes to, empty if there is none."""
         if self.node.fdb is None or neighbour is None or not neighbour.mac:
             return ""
         mac = Mac.parse(neighbour.mac)
-        for packed, vlan, index, fixed, age in self.node.fdb.entries():
+        for packed, vlan, index, static, age in self.node.fdb.entries():
             peer = self._peer_at(index)
             if (packed, vlan) == (mac.packed, None) and peer is not None:
-                return f"{mac} -> {peer.endpoint} {'static' if fixed else f'learned {age} s ago'}"
+                return f"{mac} -> {peer.endpoint} {'static' if static else f'learned {age} s ago'}"
         return ""
 
     # This host.
@@ -167,13 +169,13 @@ class Explainer:
         return await self.node.netlink.bridge_of(self.node.device.index)
 
     async def _is_ours(self, address: Address) -> bool:
-        """Whether it is this host's, or of what lives behind it."""
+        """Returns whether the address is in a subnet of the node, or this host's own."""
         if any(address in subnet for subnet in self.node.config.subnets):
             return True
         return self._mode != "" and (await self.node.netlink.get_route(address)).kind == "local"
 
     async def _choose_source(self, destination: Address) -> Address:
-        """As the kernel chooses for a packet made here; without a device, of a subnet of ours."""
+        """Returns the kernel's choice; without a device, the first address of a subnet."""
         if isinstance(self.node.device, Device):
             chosen = (await self.node.netlink.get_route(destination)).source
             if chosen is not None:
@@ -182,26 +184,26 @@ class Explainer:
             if subnet.version == destination.version:
                 return subnet.network_address
         raise ConfigError(
-            f"no address of this node's could send to {destination} (add --from ADDRESS)"
+            f"this node has no address that can send to {destination} (add --from ADDRESS)"
         )
 
-    async def _arrival(self, source: Address) -> str | None:
-        """By which device a packet comes that this host did not make itself; empty where it did,
-        None where no route leads to its source."""
-        home = await self.node.netlink.get_route(source)
-        if home.error:
+    async def _ingress(self, source: Address) -> str | None:
+        """Returns the device on which a packet enters that this host forwards; empty for one that
+        it sends itself, None if no kernel route leads to the source."""
+        route = await self.node.netlink.get_route(source)
+        if route.error:
             return None
-        return "" if home.kind == "local" else home.device
+        return "" if route.kind == "local" else route.device
 
-    async def _next_hop(self, route: KernelRoute, to: Address) -> KernelNeighbour | None:
+    async def _next_hop(self, route: KernelRoute, destination: Address) -> KernelNeighbour | None:
         if route.error or route.kind == "local":
             return None
-        return await self.node.netlink.neighbour(route.gateway or to, device=route.device)
+        return await self.node.netlink.neighbour(route.gateway or destination, device=route.device)
 
-    async def _underlay_of(
+    async def _underlay(
         self, peer: PeerStatus | None
     ) -> tuple[KernelRoute | None, KernelNeighbour | None, Address | None]:
-        """The way of datagrams to a peer, its next hop, and our own address there."""
+        """Returns the route of datagrams to the peer, its next hop and our source address."""
         if peer is None or peer.address is None:
             return None, None, next(iter(self.node.underlay.locals.values()), None)
         local = self.node.underlay.locals.get(peer.address.version)
@@ -212,8 +214,4 @@ class Explainer:
     def _example(self, version: int) -> str:
         prefixes = (prefix for peer in self.status.peers for prefix in peer.prefixes)
         first = next((one for one in prefixes if one.version == version), None)
-        return f", like --from {first.network_address}" if first else ""
-
-
-def _forwards(version: int) -> bool:
-    return bool(hostinfo.sysctl(FORWARDING[version].removeprefix("net.").replace(".", "/")))
+        return f", for example --from {first.network_address}" if first else ""

@@ -1,4 +1,4 @@
-"""What doctor makes of facts, as a table; what a firewall does to a datagram, as another."""
+"""What doctor makes of report, as a table; what a firewall does to a datagram, as another."""
 
 import errno
 import ipaddress
@@ -18,16 +18,32 @@ from tunnel import Config, Endpoint, Mac, Peer, PeerState, PeerStatus, Status, T
 from tunnel.cli import main
 from tunnel.diagnostics.doctor import Finding, Level, diagnose, examine
 from tunnel.diagnostics.firewall import INBOUND, OUTBOUND, Datagram, Firewall
-from tunnel.diagnostics.host_report import HostReport, Way, config_of
+from tunnel.diagnostics.host_report import HostReport, UnderlayPath, config_of
 from tunnel.linux import hostinfo
 from tunnel.rpc.client import read_status
 
 OURS, THEIRS = ipaddress.ip_address("192.0.2.1"), ipaddress.ip_address("192.0.2.2")
 END = Endpoint("192.0.2.2")
 PEER = Peer(END, ["10.244.2.0/24"])
-WAY = Way(END, THEIRS, OURS, "eth0", "eth0", 1500)
+PATH = UnderlayPath(END, THEIRS, OURS, "eth0", "eth0", 1450)
 CONFIG = Config(subnets=["10.244.1.0/24"], peers=[PEER])
-STARTING = HostReport(CONFIG, ways=(WAY,), forwards=frozenset({4, 6}))
+STARTING = HostReport(
+    CONFIG,
+    underlay_paths=(PATH,),
+    forwarding=frozenset({4, 6}),
+    buffers=(8 << 20, 8 << 20),
+    wanted_buffer=8 << 20,
+)
+ASYMMETRIC = replace(
+    STARTING,
+    underlay_paths=(replace(PATH, device="eth1"),),
+    strict_devices=frozenset({"eth0"}),
+)
+LOOPBACK_SOURCE = replace(
+    STARTING,
+    underlay_paths=(replace(PATH, source_device="lo"),),
+    strict_devices=frozenset({"eth0", "lo"}),
+)
 HEARD = PeerStatus(
     endpoint=END,
     address=THEIRS,
@@ -63,7 +79,7 @@ RUNNING = replace(
     status=STATUS,
     device_mtu=1450,
     trains={END: True},
-    led_to={PEER.prefixes[0]: "tunnel1"},
+    prefix_devices={PEER.prefixes[0]: "tunnel1"},
 )
 QUIET = Traffic()
 
@@ -97,13 +113,13 @@ FAULTS: dict[str, tuple[HostReport, str, Level, str]] = {
     "no file": (replace(STARTING, tun_error=errno.ENOENT), "tun", Level.FAILED, "does not exist"),
     "no right": (replace(STARTING, tun_error=errno.EACCES), "tun", Level.FAILED, "denied"),
     "vxlan": (
-        replace(STARTING, port_error="in use", vxlan="vx0"),
+        replace(STARTING, port_error="in use", vxlan_device="vx0"),
         "port",
         Level.FAILED,
         "ip link delete vx0",
     ),
     "a process": (
-        replace(STARTING, port_error="in use", holders={7: "socat"}),
+        replace(STARTING, port_error="in use", port_owners={7: "socat"}),
         "port",
         Level.FAILED,
         "in use by socat (pid 7) (choose another --port, or stop it: kill 7",
@@ -121,10 +137,10 @@ FAULTS: dict[str, tuple[HostReport, str, Level, str]] = {
         "nft insert rule ip t i udp dport 8472 accept",
     ),
     "no peer, a firewall": (
-        replace(STARTING, ruleset=RULE, ways=()),
+        replace(STARTING, ruleset=RULE, underlay_paths=()),
         "firewall",
         Level.FAILED,
-        "from anybody",
+        "from any host",
     ),
     "a secret firewall": (
         replace(STARTING, ruleset_error="nft is not installed"),
@@ -133,45 +149,52 @@ FAULTS: dict[str, tuple[HostReport, str, Level, str]] = {
         "nft is not installed",
     ),
     "another firewall": (
-        replace(STARTING, legacy=True),
+        replace(STARTING, legacy_rules=True),
         "firewall",
         Level.WARNING,
         "iptables-legacy -S",
     ),
     "no name": (
-        replace(STARTING, ways=(Way(Endpoint("b.example")),)),
+        replace(STARTING, underlay_paths=(UnderlayPath(Endpoint("b.example")),)),
         "routes",
         Level.FAILED,
         "getent hosts b.example",
     ),
     "no route": (
-        replace(STARTING, ways=(Way(END, THEIRS),)),
+        replace(STARTING, underlay_paths=(UnderlayPath(END, THEIRS),)),
         "routes",
         Level.FAILED,
         "no route to 192.0.2.2",
     ),
     "astray": (
-        replace(RUNNING, led_to={PEER.prefixes[0]: "eth1"}),
+        replace(RUNNING, prefix_devices={PEER.prefixes[0]: "eth1"}),
         "routes",
         Level.FAILED,
-        "10.244.2.0/24 go to eth1",
+        "10.244.2.0/24 leave through eth1",
     ),
     "strict, perhaps": (
-        replace(STARTING, ways=(replace(WAY, device="eth1"),), strict=frozenset({"eth0"})),
+        replace(
+            STARTING,
+            underlay_paths=(replace(PATH, device="eth1"),),
+            strict_devices=frozenset({"eth0"}),
+        ),
         "reverse-path",
         Level.WARNING,
-        "eth0 filters strictly, and the way back to 192.0.2.2 is eth1",
+        "filter of eth0 may drop packets from 192.0.2.2, because the route back leads to eth1",
     ),
     "strict, surely": (
         replace(
-            STARTING, ways=(replace(WAY, device="eth1"),), strict=frozenset({"eth0"}), filtered=3
+            STARTING,
+            underlay_paths=(replace(PATH, device="eth1"),),
+            strict_devices=frozenset({"eth0"}),
+            filtered=3,
         ),
         "reverse-path",
         Level.FAILED,
         "(3 packets so far)",
     ),
     "no forwarding": (
-        replace(STARTING, forwards=frozenset({6})),
+        replace(STARTING, forwarding=frozenset({6})),
         "forwarding",
         Level.WARNING,
         "net.ipv4.ip_forward=1",
@@ -180,12 +203,12 @@ FAULTS: dict[str, tuple[HostReport, str, Level, str]] = {
         replace(STARTING, config=Config(mtu=1451, peers=[PEER])),
         "mtu",
         Level.FAILED,
-        "1451 is more than the way to 192.0.2.2:8472 carries (1450)",
+        "1451 is more than the route to 192.0.2.2:8472 carries (1450)",
     ),
     "raised": (replace(RUNNING, device_mtu=9000), "mtu", Level.FAILED, "9000 is more"),
-    "a narrow path": (with_peer(path_mtu=1350), "mtu", Level.WARNING, "takes 1350 bytes"),
+    "a narrow path": (with_peer(path_mtu=1350), "mtu", Level.WARNING, "carries 1350 bytes"),
     "a bad kernel": (
-        replace(STARTING, lacks=("trains off: kernels 7.0 to 7.1.4 corrupt them",)),
+        replace(STARTING, missing_offloads=("trains off: kernels 7.0 to 7.1.4 corrupt them",)),
         "offloads",
         Level.WARNING,
         "7.1.4",
@@ -200,21 +223,21 @@ FAULTS: dict[str, tuple[HostReport, str, Level, str]] = {
         replace(STARTING, buffers=(8 << 20, 212_992)),
         "buffers",
         Level.WARNING,
-        "gets 208 of 8192 KiB to receive",
+        "a receive buffer of 208 instead of 8192 KiB",
     ),
     "a full queue": (
-        replace(RUNNING, overflows=(3, 0)),
+        replace(RUNNING, device_drops=3),
         "overflows",
         Level.WARNING,
-        "tunnel1 has lost 3 packets",
+        "tunnel1 has dropped 3 packets",
     ),
     "full sockets": (
-        replace(RUNNING, overflows=(0, 1)),
+        replace(RUNNING, socket_drops=1),
         "overflows",
         Level.WARNING,
-        "sockets have lost 1 datagram in",
+        "sockets have dropped 1 datagram because",
     ),
-    "no clock": (replace(STARTING, clock=False), "clock", Level.WARNING, "timesyncd"),
+    "no clock": (replace(STARTING, clock_synchronised=False), "clock", Level.WARNING, "timesyncd"),
     "another namespace": (
         replace(RUNNING, device_mtu=None),
         "node",
@@ -222,7 +245,7 @@ FAULTS: dict[str, tuple[HostReport, str, Level, str]] = {
         "not in this network namespace",
     ),
     "set down": (
-        replace(RUNNING, device_up=False, led_to={PEER.prefixes[0]: "eth0"}),
+        replace(RUNNING, device_up=False, prefix_devices={PEER.prefixes[0]: "eth0"}),
         "node",
         Level.FAILED,
         "ip link set tunnel1 up",
@@ -231,13 +254,13 @@ FAULTS: dict[str, tuple[HostReport, str, Level, str]] = {
         with_peer(state=PeerState.SILENT, state_age=30.0),
         "peers",
         Level.FAILED,
-        "is silent for 30 s: 7 packets went there, 7 came",
+        "has been silent for 30 s: 7 packets sent, 7 received",
     ),
     "never heard": (
         with_peer(state=PeerState.UNKNOWN, inbound=QUIET),
         "peers",
         Level.FAILED,
-        "has never answered: 7 packets went there, none came",
+        "has never answered: 7 packets sent, none received",
     ),
     "a kernel's, never heard": (
         with_peer(
@@ -257,7 +280,7 @@ FAULTS: dict[str, tuple[HostReport, str, Level, str]] = {
         replace(RUNNING, trains={END: False}),
         "trains",
         Level.FAILED,
-        "trains of datagrams arrive damaged",
+        "192.0.2.2:8472 arrive damaged",
     ),
     "no answer": (
         replace(RUNNING, trains={END: None}),
@@ -269,46 +292,54 @@ FAULTS: dict[str, tuple[HostReport, str, Level, str]] = {
         with_peer(trains=False),
         "trains",
         Level.WARNING,
-        "192.0.2.2:8472 gets none",
+        "no trains go to 192.0.2.2:8472",
     ),
 }
 
 
-def trouble(facts: HostReport) -> list[Finding]:
-    return [one for one in diagnose(facts) if one.level is not Level.OK]
+def trouble(report: HostReport) -> list[Finding]:
+    return [one for one in diagnose(report) if one.level is not Level.OK]
 
 
 @pytest.mark.parametrize("case", FAULTS)
 def test_each_fault_is_one_finding(case: str) -> None:
-    facts, name, level, text = FAULTS[case]
-    (finding,) = trouble(facts)
+    report, name, level, text = FAULTS[case]
+    (finding,) = trouble(report)
     assert (finding.check, finding.level) == (name, level)
     assert text in f"{finding.text} ({finding.advice})"
     assert finding.advice
 
 
 @pytest.mark.parametrize(
-    "facts",
+    "report",
     [
         STARTING,
         RUNNING,
         HostReport(Config()),
-        replace(STARTING, clock=None),
-        replace(STARTING, ways=(replace(WAY, home="lo"),), strict=frozenset({"eth0", "lo"})),
+        replace(STARTING, clock_synchronised=None),
+        replace(
+            STARTING,
+            underlay_paths=(replace(PATH, source_device="lo"),),
+            strict_devices=frozenset({"eth0", "lo"}),
+        ),
         with_peer(state=PeerState.UNKNOWN, mac=Mac.parse("02:00:5e:00:53:02")),
         replace(
-            running(device=None, peers=(), offloads=frozenset({"trains"})), led_to={}, trains={}
+            running(device=None, peers=(), offloads=frozenset({"trains"})),
+            prefix_devices={},
+            trains={},
         ),
     ],
 )
-def test_where_nothing_is_wrong_nothing_is_said(facts: HostReport) -> None:
-    assert trouble(facts) == []
+def test_where_nothing_is_wrong_nothing_is_said(report: HostReport) -> None:
+    assert trouble(report) == []
 
 
 def test_many_peers_behind_one_rule_are_one_finding() -> None:
     ends = [Endpoint(f"192.0.2.{n}") for n in range(2, 9)]
-    ways = tuple(Way(end, end.address, OURS, "eth0", "eth0", 1500) for end in ends)
-    (finding,) = trouble(replace(STARTING, ways=ways, ruleset=RULE))
+    underlay_paths = tuple(
+        UnderlayPath(end, end.address, OURS, "eth0", "eth0", 1450) for end in ends
+    )
+    (finding,) = trouble(replace(STARTING, underlay_paths=underlay_paths, ruleset=RULE))
     assert finding.text.endswith("from 192.0.2.2:8472 and 6 more")
 
 
@@ -410,8 +441,8 @@ SEEN = Datagram(8472, 4, THEIRS, OURS, "eth0")
 
 def losses(entries: list[dict[str, Any]]) -> Iterator[tuple[int | None, bool]]:
     firewall = Firewall({"nftables": [{"metainfo": {}}, chain("in", hook="input"), *entries]})
-    for loss in firewall.losses(SEEN, hooks=INBOUND):
-        yield loss.handle, loss.sure
+    for blocker in firewall.blockers(SEEN, hooks=INBOUND):
+        yield blocker.handle, blocker.certain
 
 
 @pytest.mark.parametrize("case", PASSES)
@@ -440,8 +471,10 @@ def test_rules_that_eat_it(case: str) -> None:
 )
 def test_chains_that_it_meets(words: dict[str, Any], hooks: tuple[str, ...], lost: bool) -> None:
     firewall = Firewall({"nftables": [chain("in", **{"hook": "input", **words})]})
-    found = firewall.losses(SEEN, hooks=hooks)
-    assert [(loss.handle, loss.sure) for loss in found] == ([(None, True)] if lost else [])
+    found = firewall.blockers(SEEN, hooks=hooks)
+    assert [(blocker.handle, blocker.certain) for blocker in found] == (
+        [(None, True)] if lost else []
+    )
 
 
 # The host.

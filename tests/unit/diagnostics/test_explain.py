@@ -1,4 +1,4 @@
-"""The way of one packet: rules as tables of facts, and the verb against a node without a device."""
+"""The trace of one packet: each rule in a table, and the verb against a node without a device."""
 
 import errno
 import ipaddress
@@ -16,7 +16,14 @@ from tests.unit.cli.test_node_verbs import Node, check, running
 from tunnel import ConfigError
 from tunnel.cli.explain import picture
 from tunnel.diagnostics.flow import Flow
-from tunnel.diagnostics.path_trace import Outcome, Passage, PathTrace, TraceInputs, TraceStep, walk
+from tunnel.diagnostics.path_trace import (
+    ForwardingDecision,
+    Outcome,
+    PathTrace,
+    TraceInputs,
+    TraceStep,
+    trace,
+)
 from tunnel.rpc.methods import plain
 from tunnel.status import PeerState, PeerStatus, Status, Traffic
 from tunnel.types import ANY_VTEP_MAC, Endpoint, KernelNeighbour, KernelRoute, Mac, parse_prefix
@@ -62,19 +69,21 @@ OUT = TraceInputs(
     status=STATUS,
     inbound=False,
     mode="tun",
-    kernel=INTO,
-    passages=(Passage(PEER, port=40123, headers=HEADERS),),
-    underlay=KernelRoute("192.0.2.0/24 dev eth0 proto kernel scope link", "unicast", "eth0"),
-    hop=KernelNeighbour("eth0", "02:00:00:00:aa:02", "REACHABLE"),
-    local=A("192.0.2.1"),
+    kernel_route=INTO,
+    decisions=(ForwardingDecision(PEER, port=40123, headers=HEADERS),),
+    underlay_route=KernelRoute("192.0.2.0/24 dev eth0 proto kernel scope link", "unicast", "eth0"),
+    underlay_neighbour=KernelNeighbour("eth0", "02:00:00:00:aa:02", "REACHABLE"),
+    local_address=A("192.0.2.1"),
 )
 IN = TraceInputs(
     flow=Flow(A("10.244.1.9"), A("10.244.2.7")),
     status=STATUS,
     inbound=True,
     mode="tun",
-    kernel=KernelRoute("10.244.1.0/24 dev cni0 proto kernel scope link", "unicast", "cni0"),
-    neighbour=KernelNeighbour("cni0", "02:00:00:00:00:09", "REACHABLE", "veth9", namespace=True),
+    kernel_route=KernelRoute("10.244.1.0/24 dev cni0 proto kernel scope link", "unicast", "cni0"),
+    kernel_neighbour=KernelNeighbour(
+        "cni0", "02:00:00:00:00:09", "REACHABLE", "veth9", namespace=True
+    ),
     owner=PEER,
 )
 VTEP = KernelRoute(
@@ -86,40 +95,40 @@ VTEP = KernelRoute(
 TAP = replace(
     OUT,
     mode="tap",
-    kernel=VTEP,
-    neighbour=KernelNeighbour("tunnel1", "02:00:00:00:00:02", "PERMANENT"),
-    entry="02:00:00:00:00:02 -> 192.0.2.2:8472 static",
+    kernel_route=VTEP,
+    kernel_neighbour=KernelNeighbour("tunnel1", "02:00:00:00:00:02", "PERMANENT"),
+    fdb_entry="02:00:00:00:00:02 -> 192.0.2.2:8472 static",
 )
 
 
-def steps(facts: TraceInputs) -> list[str]:
-    return [step.step for step in walk(facts).steps]
+def steps(inputs: TraceInputs) -> list[str]:
+    return [step.step for step in trace(inputs).steps]
 
 
-def last(facts: TraceInputs) -> TraceStep:
+def last(inputs: TraceInputs) -> TraceStep:
     """The step at which the way ends."""
-    found = walk(facts)
+    found = trace(inputs)
     assert found.ends == found.steps[-1].step
     assert all(step.verdict is Outcome.GOES_ON for step in found.steps[:-1])
     return found.steps[-1]
 
 
-def step(facts: TraceInputs, name: str) -> TraceStep:
-    return next(one for one in walk(facts).steps if one.step == name)
+def step(inputs: TraceInputs, name: str) -> TraceStep:
+    return next(one for one in trace(inputs).steps if one.step == name)
 
 
 def peer(**words: Any) -> TraceInputs:
     """The way out, with a peer that is in another state."""
     other = replace(PEER, **words)
-    return replace(OUT, passages=(replace(OUT.passages[0], peer=other),))
+    return replace(OUT, decisions=(replace(OUT.decisions[0], peer=other),))
 
 
 def refused(error: int, **words: Any) -> TraceInputs:
-    return replace(OUT, kernel=KernelRoute(error=error), **words)
+    return replace(OUT, kernel_route=KernelRoute(error=error), **words)
 
 
 def test_the_whole_way_out() -> None:
-    found = walk(OUT)
+    found = trace(OUT)
     assert found.ends is None
     assert steps(OUT) == [
         "packet",
@@ -168,16 +177,21 @@ def test_the_whole_way_in() -> None:
         "kernel route",
         "neighbour",
     ]
-    assert walk(IN).ends is None
-    assert walk(IN).headers == ()
+    assert trace(IN).ends is None
+    assert trace(IN).headers == ()
     assert "veth9, whose other end is in another network namespace" in step(IN, "neighbour").why
-    local = replace(IN, kernel=KernelRoute("local 10.244.1.0 dev lo table 255", "local", "lo"))
-    assert walk(local).steps[-1].why == "this host's own address: it has arrived"
+    local = replace(
+        IN, kernel_route=KernelRoute("local 10.244.1.0 dev lo table 255", "local", "lo")
+    )
+    assert trace(local).steps[-1].why == "an address of this host: the packet has arrived"
 
 
 ANY_HEADERS = HEADERS[:8] + ANY_VTEP_MAC.packed + HEADERS[14:]
 TO_ANY = replace(
-    OUT, passages=(Passage(replace(PEER, state=PeerState.UNKNOWN), port=1, headers=ANY_HEADERS),)
+    OUT,
+    decisions=(
+        ForwardingDecision(replace(PEER, state=PeerState.UNKNOWN), port=1, headers=ANY_HEADERS),
+    ),
 )
 OTHER = replace(PEER, endpoint=Endpoint("192.0.2.3"), prefixes=(parse_prefix("10.244.3.0/24"),))
 NAMED = replace(PEER, endpoint=Endpoint("b.example"))
@@ -185,24 +199,27 @@ SILENT = {"state": PeerState.SILENT, "state_age": 42.0}
 LOOP = KernelRoute("10.244.2.0/24 dev tunnel1", "unicast", "tunnel1")
 DEFAULT = KernelRoute("default via 192.0.2.254 dev eth0", "unicast", "eth0", A("192.0.2.254"))
 DEAD = KernelNeighbour("eth0", "", "FAILED")
-DROPPED = (Passage(PEER, reason="too_big", meaning="..."),)
-NOBODY = (Passage(reason="no_route", meaning="no peer owns the destination"),)
+NO_NEIGHBOUR = replace(OUT, underlay_neighbour=DEAD)
+DROPPED = (ForwardingDecision(PEER, reason="too_big", meaning="..."),)
+UNRESOLVED = (ForwardingDecision(replace(NAMED, address=None), reason="unresolved"),)
+NOBODY = (ForwardingDecision(reason="no_route", meaning="no peer owns the destination"),)
+TWO_WORKERS = (*OUT.decisions, ForwardingDecision(PEER, port=5, headers=HEADERS))
 ELSEWHERE = Flow(A("9.9.9.9"), A("10.244.1.0"))
-FROM_POD: dict[str, Any] = {"arrival": "cni0", "flow": Flow(A("10.244.2.7"), A("10.244.1.5"))}
+FROM_POD: dict[str, Any] = {"ingress": "cni0", "flow": Flow(A("10.244.2.7"), A("10.244.1.5"))}
 
 
 @pytest.mark.parametrize(
-    ("facts", "at", "why", "what"),
+    ("inputs", "at", "why", "what"),
     [
-        (replace(OUT, arrival=None), "packet", "not this host's", "ip route"),
+        (replace(OUT, ingress=None), "packet", "not an address of this host", "ip route"),
         (
             refused(errno.ENETUNREACH),
             "kernel route",
-            "10.244.2.0/24 of peer 192.0.2.2:8472 is gone",
+            "10.244.2.0/24 of peer 192.0.2.2:8472 is missing",
             "ip route add 10.244.2.0/24 dev tunnel1 proto 84",
         ),
         (
-            refused(errno.ENETUNREACH, flow=ELSEWHERE, passages=NOBODY),
+            refused(errno.ENETUNREACH, flow=ELSEWHERE, decisions=NOBODY),
             "kernel route",
             "no kernel route matches 9.9.9.9",
             "ip route get 9.9.9.9",
@@ -218,82 +235,101 @@ FROM_POD: dict[str, Any] = {"arrival": "cni0", "flow": Flow(A("10.244.2.7"), A("
             "ip route get 10.244.1.5",
         ),
         (
-            refused(errno.EHOSTUNREACH, forwards=False, **FROM_POD),
+            refused(errno.EHOSTUNREACH, forwarding=False, **FROM_POD),
             "kernel route",
-            "forwards no IPv4",
+            "does not forward IPv4",
             "sysctl -w net.ipv4.ip_forward=1",
         ),
         (
-            replace(OUT, kernel=KernelRoute("local 10.244.2.7 dev lo", "local", "lo")),
+            refused(errno.ENETUNREACH, **FROM_POD),
             "kernel route",
-            "this host's own",
+            "10.244.2.0/24 of peer 192.0.2.2:8472 is missing",
+            "ip route add 10.244.2.0/24 dev tunnel1 proto 84",
+        ),
+        (
+            replace(OUT, kernel_route=KernelRoute("local 10.244.2.7 dev lo", "local", "lo")),
+            "kernel route",
+            "is an address of this host",
             "",
         ),
         (
-            replace(OUT, kernel=DEFAULT),
+            replace(OUT, kernel_route=DEFAULT),
             "kernel route",
-            "leaves by eth0, though peer 192.0.2.2:8472 owns 10.244.2.0/24",
+            "leaves through eth0, although peer 192.0.2.2:8472 owns 10.244.2.0/24",
             "ip route show match 10.244.2.7",
         ),
         (
-            replace(OUT, kernel=DEFAULT, flow=ELSEWHERE, passages=NOBODY),
+            replace(OUT, kernel_route=DEFAULT, flow=ELSEWHERE, decisions=NOBODY),
             "kernel route",
-            "leaves by eth0, not through the overlay",
+            "leaves through eth0, not the overlay",
             "tunnel route list",
         ),
         # Where nothing else matches, and where a default route does.
         (
-            refused(errno.ENETUNREACH, up=False),
+            refused(errno.ENETUNREACH, device_up=False),
             "kernel route",
-            "tunnel1 is down, and with it the kernel route for 10.244.2.0/24",
+            "tunnel1 is down, so the kernel has removed the route for 10.244.2.0/24",
             "ip link set tunnel1 up",
         ),
         (
-            replace(OUT, kernel=DEFAULT, up=False),
+            replace(OUT, kernel_route=DEFAULT, device_up=False),
             "kernel route",
             "tunnel1 is down",
             "ip link set tunnel1 up",
         ),
-        (replace(OUT, up=False), "device", "is down", "ip link set tunnel1 up"),
+        (replace(OUT, device_up=False), "device", "is down", "ip link set tunnel1 up"),
         (
             replace(
                 OUT,
-                arrival="cni0",
+                ingress="cni0",
                 flow=replace(FLOW, size=1500, protocol="tcp"),
                 status=replace(STATUS, offloads=frozenset()),
             ),
             "device",
-            "1500 bytes are more than its MTU: the sender gets ICMP",
+            "1500 bytes exceed the MTU: the kernel drops the packet",
             "ping -M do -s 1422 10.244.2.7",
         ),
         (
-            replace(OUT, flow=ELSEWHERE, passages=NOBODY),
+            replace(OUT, flow=ELSEWHERE, decisions=NOBODY),
             "route",
             "no peer owns the destination",
             "tunnel peer add ENDPOINT=9.9.9.9",
         ),
         (
-            replace(OUT, passages=(Passage(replace(NAMED, address=None), reason="unresolved"),)),
+            replace(
+                OUT,
+                decisions=(ForwardingDecision(replace(NAMED, address=None), reason="unresolved"),),
+            ),
             "name",
             "no address",
             "getent hosts b.example",
         ),
         (
-            replace(OUT, passages=DROPPED, flow=replace(FLOW, protocol="tcp", size=1440)),
+            replace(OUT, decisions=DROPPED, flow=replace(FLOW, protocol="tcp", size=1440)),
             "path",
-            "the sender gets ICMP",
+            "its sender gets ICMP",
             "tunnel ping 192.0.2.2:8472 --size 1450",
         ),
-        (replace(OUT, underlay=KernelRoute(error=101)), "underlay", "no route", "ip route get"),
         (
-            replace(OUT, underlay=LOOP),
+            replace(OUT, underlay_route=KernelRoute(error=101)),
             "underlay",
-            "into the tunnel again, for ever",
+            "no route",
+            "ip route get",
+        ),
+        (
+            replace(OUT, underlay_route=LOOP),
+            "underlay",
+            "the tunnel again, in a loop",
             "ip route add",
         ),
-        (replace(OUT, hop=DEAD), "underlay", "does not answer ARP on eth0", "ping -c 1 192.0.2.2"),
         (
-            replace(OUT, hop=DEAD, underlay=DEFAULT),
+            NO_NEIGHBOUR,
+            "underlay",
+            "does not answer ARP on eth0",
+            "ping -c 1 192.0.2.2",
+        ),
+        (
+            replace(OUT, underlay_neighbour=DEAD, underlay_route=DEFAULT),
             "underlay",
             "192.0.2.254 does not answer",
             "ping -c 1 192.0.2.254",
@@ -302,7 +338,7 @@ FROM_POD: dict[str, Any] = {"arrival": "cni0", "flow": Flow(A("10.244.2.7"), A("
         (
             replace(OUT, flow=replace(FLOW, source=A("192.0.2.1"))),
             "their checks",
-            "not in our 10.244.1.0/24: the peer drops it as spoofed",
+            "not in this node's 10.244.1.0/24: the peer drops the packet as spoofed",
             "tunnel explain 10.244.2.7 --from 10.244.1.0",
         ),
         # Frames of whom nobody knows may pass, but not those of whom another peer owns.
@@ -313,64 +349,64 @@ FROM_POD: dict[str, Any] = {"arrival": "cni0", "flow": Flow(A("10.244.2.7"), A("
                 status=replace(STATUS, peers=(PEER, OTHER)),
             ),
             "their checks",
-            "the peer drops it as spoofed",
+            "the peer drops the packet as spoofed",
             "--from 10.244.1.0",
         ),
         (replace(IN, owner=None), "source check", "no peer owns it", "tunnel peer add"),
-        (replace(IN, up=False), "device", "is down", "ip link set tunnel1 up"),
+        (replace(IN, device_up=False), "device", "is down", "ip link set tunnel1 up"),
         (
-            replace(IN, kernel=KernelRoute(error=errno.EHOSTUNREACH), forwards=False),
+            replace(IN, kernel_route=KernelRoute(error=errno.EHOSTUNREACH), forwarding=False),
             "kernel route",
-            "forwards no IPv4",
+            "does not forward IPv4",
             "sysctl -w net.ipv4.ip_forward=1",
         ),
-        (replace(IN, forwards=False), "kernel route", "forwards no IPv4", "sysctl"),
+        (replace(IN, forwarding=False), "kernel route", "does not forward IPv4", "sysctl"),
         (
-            replace(IN, kernel=KernelRoute(error=errno.EINVAL)),
+            replace(IN, kernel_route=KernelRoute(error=errno.EINVAL)),
             "kernel route",
             "the reverse-path filter of tunnel1",
             "ip route get 10.244.2.7",
         ),
         (
-            replace(IN, kernel=INTO),
+            replace(IN, kernel_route=INTO),
             "kernel route",
-            "back into the tunnel",
+            "leads back into the tunnel",
             "ip route show match 10.244.1.9",
         ),
         (
-            replace(IN, kernel=KernelRoute(error=errno.ENETUNREACH)),
+            replace(IN, kernel_route=KernelRoute(error=errno.ENETUNREACH)),
             "kernel route",
             "no kernel route matches 10.244.1.9",
             "ip route get 10.244.1.9 from 10.244.2.7 iif tunnel1",
         ),
         (
-            replace(IN, neighbour=KernelNeighbour("cni0", "", "FAILED")),
+            replace(IN, kernel_neighbour=KernelNeighbour("cni0", "", "FAILED")),
             "neighbour",
-            "nobody on cni0 answers for 10.244.1.9",
+            "no host on cni0 answers for 10.244.1.9",
             "ping -c 1 10.244.1.9",
         ),
         (
-            replace(TAP, neighbour=KernelNeighbour("tunnel1", "", "FAILED"), passages=()),
+            replace(TAP, kernel_neighbour=KernelNeighbour("tunnel1", "", "FAILED"), decisions=()),
             "neighbour",
-            "nobody in the overlay answered for 10.244.2.0",
+            "no host in the overlay answered for 10.244.2.0",
             "tunnel neighbour list",
         ),
         (
-            replace(TAP, neighbour=None, passages=()),
+            replace(TAP, kernel_neighbour=None, decisions=()),
             "neighbour",
-            "not known yet",
+            "not resolved yet",
             "ping -c 1 10.244.2.7",
         ),
         (
-            replace(TAP, passages=(Passage(reason="no_fdb", meaning="..."),)),
+            replace(TAP, decisions=(ForwardingDecision(reason="no_fdb", meaning="..."),)),
             "fdb",
             "no_fdb",
             "tunnel fdb add 02:00:00:00:00:02 PEER",
         ),
     ],
 )
-def test_where_it_ends(facts: TraceInputs, at: str, why: str, what: str) -> None:
-    end = last(facts)
+def test_where_it_ends(inputs: TraceInputs, at: str, why: str, what: str) -> None:
+    end = last(inputs)
     assert end.step == at
     assert why in end.why
     assert what in end.next
@@ -378,84 +414,96 @@ def test_where_it_ends(facts: TraceInputs, at: str, why: str, what: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("facts", "name", "why"),
+    ("inputs", "name", "why"),
     [
-        (replace(OUT, **FROM_POD), "packet", "comes from cni0: this host forwards it"),
+        (replace(OUT, **FROM_POD), "packet", "arrives on cni0; this host forwards it"),
         (replace(OUT, flow=replace(FLOW, size=9000, protocol="tcp")), "device", "super-packet"),
-        (replace(OUT, flow=replace(FLOW, size=9000)), "device", "sends it as fragments"),
+        (replace(OUT, flow=replace(FLOW, size=9000)), "device", "the kernel fragments it"),
         (peer(path_mtu=None), "path", "answers no probes"),
         (
             replace(peer(path_mtu=1000), flow=replace(FLOW, size=1200)),
             "path",
-            "the underlay does that",
+            "the underlay fragments the datagram",
         ),
         (
-            replace(OUT, passages=(*OUT.passages, Passage(PEER, port=5, headers=HEADERS))),
+            replace(
+                OUT, decisions=(*OUT.decisions, ForwardingDecision(PEER, port=5, headers=HEADERS))
+            ),
             "worker",
-            "the kernel's own hash",
+            "the kernel's hash",
         ),
-        (replace(OUT, hop=None, underlay=DEFAULT), "underlay", "by way of 192.0.2.254"),
-        (peer(state=PeerState.UNKNOWN), "peer", "never answered"),
-        (peer(state=PeerState.UNKNOWN), "their checks", "has to know our address and VNI"),
-        (TO_ANY, "their checks", "a kernel device does not"),
-        (TO_ANY, "headers", "is any node's"),
-        (peer(last_drop="spoofed"), "peer", "last drop of its packets here: spoofed"),
-        (replace(OUT, passages=(replace(OUT.passages[0], peer=NAMED),)), "name", "asked again"),
-        (replace(IN, neighbour=None), "neighbour", "asks for its MAC on cni0"),
         (
-            replace(IN, neighbour=KernelNeighbour("eth1", "02:00:00:00:00:09", "STALE")),
+            replace(OUT, underlay_neighbour=None, underlay_route=DEFAULT),
+            "underlay",
+            "via 192.0.2.254",
+        ),
+        (peer(state=PeerState.UNKNOWN), "peer", "never answered"),
+        (peer(state=PeerState.UNKNOWN), "their checks", "must know this node's address and VNI"),
+        (TO_ANY, "their checks", "a kernel vxlan device does not"),
+        (TO_ANY, "headers", "every node accepts"),
+        (peer(last_drop="spoofed"), "peer", "last drop of its packets here: spoofed"),
+        (
+            peer(endpoint=NAMED.endpoint),
+            "name",
+            "resolved again",
+        ),
+        (replace(IN, kernel_neighbour=None), "neighbour", "resolves the MAC on cni0"),
+        (
+            replace(IN, kernel_neighbour=KernelNeighbour("eth1", "02:00:00:00:00:09", "STALE")),
             "neighbour",
-            "out of eth1",
+            "leaves through eth1",
         ),
         (
             replace(IN, owner=replace(PEER, drops={"spoofed": 3})),
             "source check",
             "so far: spoofed 3",
         ),
-        (replace(TAP, mode="tap"), "neighbour", "put there by us"),
+        (replace(TAP, mode="tap"), "neighbour", "set by the node"),
         (replace(TAP, mode="tap"), "fdb", "behind 192.0.2.2:8472"),
         (
             replace(TAP, flow=replace(FLOW, source=A("10.7.0.1"))),
             "their checks",
-            "a peer with --mode tap takes it, any other drops it as spoofed",
+            "a peer in TAP mode accepts it, others drop it as spoofed",
         ),
-        (replace(IN, mode="tap"), "mac", "any destination MAC"),
-        (replace(IN, mode="tap", owner=None), "outer source", "in nobody's prefix"),
+        (replace(IN, mode="tap"), "mac", "every destination MAC"),
+        (replace(IN, mode="tap", owner=None), "outer source", "no peer owns the inner source"),
     ],
 )
-def test_what_is_said_on_the_way(facts: TraceInputs, name: str, why: str) -> None:
-    assert walk(facts).ends is None
-    assert why in step(facts, name).why
+def test_what_is_said_on_the_way(inputs: TraceInputs, name: str, why: str) -> None:
+    assert trace(inputs).ends is None
+    assert why in step(inputs, name).why
 
 
 def test_ways_of_frames() -> None:
     assert steps(TAP)[:5] == ["packet", "kernel route", "neighbour", "device", "fdb"]
-    flooded = replace(TAP, passages=(Passage(flooded=True),))
-    assert walk(flooded).headers == ()
-    assert "a copy goes to each of 1 peers" in walk(flooded).steps[-1].why
+    flooded = replace(TAP, decisions=(ForwardingDecision(flooded=True),))
+    assert trace(flooded).headers == ()
+    assert "each of 1 peers gets a copy" in trace(flooded).steps[-1].why
     bridged = replace(
         TAP,
-        kernel=KernelRoute("10.244.2.0/24 dev br0", "unicast", "br0"),
-        neighbour=KernelNeighbour("br0", "02:00:00:00:00:02", "REACHABLE", "tunnel1"),
+        kernel_route=KernelRoute("10.244.2.0/24 dev br0", "unicast", "br0"),
+        kernel_neighbour=KernelNeighbour("br0", "02:00:00:00:00:02", "REACHABLE", "tunnel1"),
         bridge="br0",
-        passages=(Passage(PEER, port=1, headers=TAGGED),),
+        decisions=(ForwardingDecision(PEER, port=1, headers=TAGGED),),
     )
-    assert walk(bridged).ends is None
-    ethernet = walk(bridged).headers[3]
+    assert trace(bridged).ends is None
+    ethernet = trace(bridged).headers[3]
     assert (ethernet.bytes, ethernet.fields["vlan"], ethernet.fields["type"]) == (18, "7", "0800")
-    past = replace(bridged, neighbour=KernelNeighbour("br0", "02:00:00:00:00:02", "STALE", "eth1"))
+    past = replace(
+        bridged, kernel_neighbour=KernelNeighbour("br0", "02:00:00:00:00:02", "STALE", "eth1")
+    )
     assert last(past).step == "neighbour"
-    assert "behind its port eth1, not in the overlay" in last(past).why
+    assert "behind port eth1, not tunnel1" in last(past).why
     assert last(past).next.endswith("bridge fdb show br br0")
     assert last(replace(bridged, bridge="")).step == "kernel route"
 
 
 def test_without_a_device_the_program_is_one() -> None:
-    program = replace(OUT, mode="", kernel=None)
+    program = replace(OUT, mode="", kernel_route=None)
     assert "device" not in steps(program)
-    assert "the program itself" in step(program, "kernel route").why
-    taken = replace(IN, mode="", kernel=None, neighbour=None)
-    assert walk(taken).steps[-1].step == "device"
+    assert "the program passes packets" in step(program, "kernel route").why
+    taken = replace(IN, mode="", kernel_route=None, kernel_neighbour=None)
+    assert trace(taken).steps[-1].step == "device"
 
 
 @pytest.mark.parametrize("protocol", ["icmp", "tcp", "udp"])
@@ -502,7 +550,7 @@ def test_of_what_is_too_long_the_first_fragment(version: int) -> None:
     ("words", "what"),
     [
         ({"protocol": "sctp"}, "tcp, udp or icmp"),
-        ({"source": A("fd00::1")}, "both families"),
+        ({"source": A("fd00::1")}, "different families"),
         ({"size": 27}, "28 to 65535"),
         ({"size": 65536}, "28 to 65535"),
         ({"size": 39, "protocol": "tcp"}, "40 to 65535"),
@@ -516,16 +564,16 @@ def test_packets_that_cannot_be(words: dict[str, Any], what: str) -> None:
 
 
 def test_it_is_drawn_as_it_is_told() -> None:
-    shown = picture(told(walk(OUT)))
+    shown = picture(told(trace(OUT)))
     assert shown[0] == "10.244.1.0 > 10.244.2.7 icmp echo, 84 bytes, outbound"
     assert " 2  kernel route  10.244.2.0/24 dev tunnel1 proto 84 scope link" in shown
     assert any("| UDP        |  8  40123 > 8472, length 114" in line for line in shown)
     assert max(len(line) for line in shown) <= 110
-    assert shown[-1] == "nothing on this side stands in its way"
-    ended = picture(told(walk(replace(OUT, up=False))))
+    assert shown[-1] == "nothing on this side stops the packet"
+    ended = picture(told(trace(replace(OUT, device_up=False))))
     assert any("ENDS HERE: the device is down" in line for line in ended)
     assert ended[-1] == "the packet does not arrive"
-    assert picture(told(walk(IN)))[-1] == "the packet arrives"
+    assert picture(told(trace(IN)))[-1] == "the packet arrives"
 
 
 def told(way: PathTrace) -> Any:
