@@ -26,7 +26,7 @@ LAYERS = [
     {"tunnel.status"},
     {"tunnel.prefixes"},
     {"tunnel.types"},
-    {"tunnel.errors"},
+    {"tunnel.errors", "tunnel.version"},
 ]
 """From the top; a module imports from layers below its own, or from its own package."""
 

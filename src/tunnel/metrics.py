@@ -1,9 +1,9 @@
 """
-What a tunnel counts and knows, for Prometheus, and whether it is well, for whoever asks.
+A tunnel's state as Prometheus metrics, and its health, over HTTP.
 
-    a scrape  ->  status and counters  ->  metric families  ->  text
+    scrape  ->  status and counters  ->  metric families  ->  text
 
-Nothing is kept between two scrapes, and a scrape is no look: it makes no echo more frequent.
+Nothing is kept between two scrapes, and a scrape does not make echoes more frequent.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Iterable, Iterator
-from importlib.metadata import version
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -28,25 +27,26 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from tunnel._native import DROP_REASONS
 from tunnel.config.options import OFFLOADS
 from tunnel.errors import ConfigError, UnderlayError
-from tunnel.status import PeerState, PeerStatus, Stats, Status, StoreStatus
+from tunnel.status import PeerState, PeerStatus, Stats, Status, StoreStatus, TaskHealth
 from tunnel.tunnel import Tunnel
+from tunnel.version import VERSION
 
 log = logging.getLogger(__name__)
 
 STRAY = ""
-"""The label `peer` of what belongs to no peer that is known."""
+"""The label `peer` of packets that belong to no known peer."""
 
-_METRICS = "text/plain; version=0.0.4; charset=utf-8"
-_WORDS = "text/plain; charset=utf-8"
-_MOST_HEAD = 8192  # bytes of a request
-_MOST_CLIENTS = 32
-_PATIENCE = 5.0  # seconds that a client has, from its connection to its last byte
+_PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
+_PLAIN_TEXT = "text/plain; charset=utf-8"
+_MAX_HEAD = 8192  # bytes of a request line and its headers
+_MAX_CLIENTS = 32
+_TIMEOUT = 5.0  # seconds from a client's connection to the last byte of its answer
 
 
-# Families: names and units by Prometheus' conventions.
+# Families. Names and units follow the conventions of Prometheus.
 
 _Rows = Iterable[tuple[tuple[str, ...], float]]
-"""Label values and the value."""
+"""Label values, and the value of that series."""
 
 
 def _is_up(peer: PeerStatus) -> float | None:
@@ -54,47 +54,51 @@ def _is_up(peer: PeerStatus) -> float | None:
 
 
 _PEER_GAUGES: tuple[tuple[str, str, Callable[[PeerStatus], float | None]], ...] = (
-    ("tunnel_peer_up", "Whether it answers echoes; absent as long as it never did", _is_up),
-    ("tunnel_peer_rtt_seconds", "Smoothed round trip of echoes", lambda peer: peer.rtt),
+    ("tunnel_peer_up", "Whether the peer answers echoes; absent until it first did", _is_up),
+    ("tunnel_peer_rtt_seconds", "Smoothed round-trip time of echoes", lambda peer: peer.rtt),
     ("tunnel_peer_loss_ratio", "Share of the last 20 echoes lost", lambda peer: peer.loss),
-    ("tunnel_peer_trains", "Whether it gets trains of datagrams", lambda peer: peer.trains),
-    ("tunnel_path_mtu_bytes", "Largest inner packet that reaches it", lambda peer: peer.path_mtu),
+    ("tunnel_peer_trains", "Whether the peer gets trains of datagrams", lambda peer: peer.trains),
+    (
+        "tunnel_path_mtu_bytes",
+        "Largest inner packet that reaches the peer",
+        lambda peer: peer.path_mtu,
+    ),
 )
 
 
 def families(status: Status, stats: Stats) -> Iterator[Metric]:
     """
-    Everything there is.
+    Yields every metric family.
 
-    A peer's series come and go with it, and its counters begin at 0 when it comes. What is not
-    known is absent. No family has a sum over peers beside them: each packet is in one series.
+    The series of a peer exist as long as the peer, and its counters start at 0 when it is added. An
+    unknown value has no series. No series is a sum of others: each packet is counted in one.
     """
     peers = [(str(peer.endpoint), peer) for peer in status.peers]
     yield _info(status)
     if status.device is not None:
-        text = "0 where somebody has set the device down"
+        text = "Whether the device is up; 0 after somebody has set it down"
         yield _gauge("tunnel_device_up", text, [((), status.device_up)])
     yield _gauge("tunnel_mtu_bytes", "MTU of the device", [((), status.mtu)])
     yield _gauge("tunnel_workers", "Threads that move packets", [((), status.workers)])
     offloads = [((offload,), offload in status.offloads) for offload in OFFLOADS]
-    yield _gauge("tunnel_offload", "Whether it is in use now", offloads, labels=["offload"])
+    yield _gauge("tunnel_offload", "Whether the offload is in use", offloads, labels=["offload"])
+    yield from _tasks(status.tasks)
     for name, text, value_of in _PEER_GAUGES:
         found = [((label,), value_of(peer)) for label, peer in peers]
         known = [(labels, value) for labels, value in found if value is not None]
         yield _gauge(name, text, known, labels=["peer"])
     if status.store is not None:
         yield from _store(status.store)
-    ways = [((label, "outbound"), peer.outbound) for label, peer in peers]
-    ways += [((label, "inbound"), peer.inbound) for label, peer in peers]
+    traffic = [((label, "outbound"), peer.outbound) for label, peer in peers]
+    traffic += [((label, "inbound"), peer.inbound) for label, peer in peers]
     labels = ["peer", "direction"]
-    packets = [(values, traffic.packets) for values, traffic in ways]
-    yield _counter("tunnel_packets_total", "Inner packets that went through", packets, labels)
-    sizes = [(values, traffic.bytes) for values, traffic in ways]
-    yield _counter("tunnel_bytes_total", "Bytes of these, IP headers and all", sizes, labels)
+    packets = [(values, one.packets) for values, one in traffic]
+    yield _counter("tunnel_packets_total", "Inner packets forwarded", packets, labels)
+    sizes = [(values, one.bytes) for values, one in traffic]
+    yield _counter("tunnel_bytes_total", "Bytes of these packets, with IP headers", sizes, labels)
     yield _counter(
         "tunnel_drops_total",
-        "Packets that were not forwarded, by reason (see tunnel drops); without a peer where "
-        "theirs is not known",
+        "Packets not forwarded, by reason (see tunnel drops); the peer is empty if it is unknown",
         _drops(peers, stats),
         ["peer", "reason"],
     )
@@ -102,29 +106,37 @@ def families(status: Status, stats: Stats) -> Iterator[Metric]:
     yield _counter("tunnel_work_total", "How packets were moved", work, ["kind"])
 
 
+def _tasks(tasks: Iterable[TaskHealth]) -> Iterator[Metric]:
+    healthy = [((task.name,), task.healthy) for task in tasks]
+    text = "Whether the task runs; 0 while it waits for its restart after a failure"
+    yield _gauge("tunnel_task_healthy", text, healthy, labels=["task"])
+    failures = [((task.name,), task.failures) for task in tasks]
+    yield _counter("tunnel_task_failures_total", "Failures of the task", failures, ["task"])
+
+
 def _store(store: StoreStatus) -> Iterator[Metric]:
     yield _gauge("tunnel_store_up", "Whether the store answers", [((), store.connected)])
     if store.lease_remaining is not None:
-        text = "Until its lease ends unless it is renewed"
+        text = "Seconds until the node's lease expires unless it is renewed"
         yield _gauge("tunnel_lease_seconds", text, [((), store.lease_remaining)])
-    text = "Records and settings in the store that something is wrong with"
+    text = "Records and settings in the store that are wrong"
     yield _gauge("tunnel_store_troubles", text, [((), len(store.troubles))])
 
 
 def _info(status: Status) -> Metric:
-    words = {
-        "version": version("tunnel"),
+    labels = {
+        "version": VERSION,
         "name": status.name,
         "device": status.device or "",
         "vni": str(status.vni),
         "mac": str(status.mac),
     }
-    return InfoMetricFamily("tunnel", "What it is", value=words)
+    return InfoMetricFamily("tunnel", "The node", value=labels)
 
 
 def _drops(peers: Iterable[tuple[str, PeerStatus]], stats: Stats) -> _Rows:
-    """Of strays every reason, so that each is there from the first scrape; of peers, who may be
-    many, those that occurred."""
+    """Every reason for packets of no known peer, so that each exists from the first scrape. Peers
+    may be many: for them, only reasons that occurred."""
     for reason, _, _ in DROP_REASONS:
         yield (STRAY, reason), stats.strays.get(reason, 0)
     for label, peer in peers:
@@ -148,7 +160,7 @@ def _counter(name: str, text: str, rows: _Rows, labels: Iterable[str]) -> Metric
 
 class TunnelCollector:
     """
-    A tunnel in a prometheus_client registry, for programs that have one already::
+    A tunnel as a collector, for programs that have a prometheus_client registry of their own::
 
         registry.register(TunnelCollector(tunnel))
     """
@@ -157,15 +169,15 @@ class TunnelCollector:
         self._tunnel = tunnel
 
     def collect(self) -> Iterator[Metric]:
-        """In the thread of the tunnel's loop."""
+        """Yields every metric family. Call it in the thread of the tunnel's loop."""
         return families(self._tunnel.status(watch=False), self._tunnel.stats)
 
 
-# The server: small enough to be read, bounded in all that comes from outside.
+# The server. Whatever comes from outside is bounded.
 
 
 class Place(NamedTuple):
-    """Where a server listens; without a host on every address."""
+    """An address and port to listen on; without a host, every address."""
 
     host: str | None
     port: int
@@ -176,13 +188,13 @@ class Place(NamedTuple):
         ``127.0.0.1:9472``, ``[::1]:9472``, ``:9472``.
 
         Raises:
-            ConfigError: It is none of these.
+            ConfigError: The text has none of these forms.
         """
         host, colon, digits = text.rpartition(":")
         bracketed = host.startswith("[") and host.endswith("]")
         number = int(digits) if digits.isascii() and digits.isdigit() else 0
         if not colon or not 0 < number < 65536 or (":" in host and not bracketed):
-            raise ConfigError(f"metrics {text!r} is no ADDR:PORT (like 127.0.0.1:9472)")
+            raise ConfigError(f"metrics {text!r} is not ADDR:PORT (like 127.0.0.1:9472)")
         return cls(host.strip("[]") or None, number)
 
     def __str__(self) -> str:
@@ -190,9 +202,9 @@ class Place(NamedTuple):
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
     def listen(self) -> list[socket.socket]:
-        """A socket for each of its addresses. Raises UnderlayError."""
+        """Opens a socket for each address of the host. Raises UnderlayError."""
         opened: list[socket.socket] = []
-        # A kernel without IPv6 names its wildcard all the same.
+        # getaddrinfo returns the IPv6 wildcard even on a kernel without IPv6.
         family = socket.AF_UNSPEC if socket.has_dualstack_ipv6() else socket.AF_INET
         try:
             found = socket.getaddrinfo(*self, family, socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -210,20 +222,20 @@ class Place(NamedTuple):
 
 class MetricsServer:
     """
-    Answers GET of these, over HTTP, in the running loop, until the ``async with`` block ends:
+    Serves these over HTTP, in the running loop, until the ``async with`` block ends:
 
     ``/metrics``
-        All of :func:`families` and of the process, as text or OpenMetrics.
+        All of :func:`families`, and metrics of the process, as text or OpenMetrics.
     ``/healthz``
-        200: the process runs and its loop turns.
+        200: the process runs, and its loop answers.
     ``/readyz``
-        200 if :attr:`Tunnel.ready`, else 503.
+        200 if :attr:`Tunnel.ready`, else 503 and the reason.
 
-    One request a connection; a client has 5 seconds and 8 KiB, and there are 32 at a time. Its
-    port is taken when it is made, which a program may do before it gives up the right to low ones.
+    A connection serves one request. A client has 5 seconds and 8 KiB; at most 32 are served at a
+    time. The constructor opens the port, so that a program can drop its privileges afterwards.
 
     Raises:
-        UnderlayError: The address is not ours or in use.
+        UnderlayError: The address is not on this host, or it is in use.
     """
 
     def __init__(self, tunnel: Tunnel, *, place: Place) -> None:
@@ -235,7 +247,7 @@ class MetricsServer:
 
     async def __aenter__(self) -> Self:
         self._servers = [
-            await asyncio.start_server(self._welcome, sock=listener, limit=_MOST_HEAD)
+            await asyncio.start_server(self._accept, sock=listener, limit=_MAX_HEAD)
             for listener in self._listeners
         ]
         return self
@@ -252,8 +264,8 @@ class MetricsServer:
             client.cancel()
         await asyncio.gather(*self._clients, return_exceptions=True)
 
-    def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._clients) >= _MOST_CLIENTS:
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._clients) >= _MAX_CLIENTS:
             writer.transport.abort()
             return
         client = asyncio.create_task(self._serve(reader, writer))
@@ -262,17 +274,17 @@ class MetricsServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            async with asyncio.timeout(_PATIENCE):
-                writer.write(await self._converse(reader))
+            async with asyncio.timeout(_TIMEOUT):
+                writer.write(await self._respond(reader))
                 await writer.drain()
                 writer.close()
                 await writer.wait_closed()
         except (OSError, EOFError):
-            pass  # it left, or was too slow, which TimeoutError says; nobody else is concerned
+            pass  # the client closed the connection, or was too slow (TimeoutError)
         finally:
             writer.transport.abort()
 
-    async def _converse(self, reader: asyncio.StreamReader) -> bytes:
+    async def _respond(self, reader: asyncio.StreamReader) -> bytes:
         try:
             head = await reader.readuntil(b"\r\n\r\n")
         except asyncio.LimitOverrunError:
@@ -285,10 +297,10 @@ class MetricsServer:
 
     async def _answer(self, head: bytes) -> bytes:
         request, *headers = head.decode("latin-1").split("\r\n")
-        words = request.split(" ")
-        if len(words) != 3 or not words[2].startswith("HTTP/1."):
+        parts = request.split(" ")
+        if len(parts) != 3 or not parts[2].startswith("HTTP/1."):
             return _response("400 Bad Request", b"")
-        method, target, _ = words
+        method, target, _ = parts
         if method not in ("GET", "HEAD"):
             return _response("405 Method Not Allowed", b"", "Allow: GET, HEAD")
         status, body, kind = await self._page(target.partition("?")[0], headers)
@@ -298,27 +310,34 @@ class MetricsServer:
         if path == "/metrics":
             accepted = " ".join(one for one in headers if one.lower().startswith("accept:"))
             if "application/openmetrics-text" in accepted:
-                body = await self._scrape(openmetrics.generate_latest)
+                body = await self._read(openmetrics.generate_latest)
                 return "200 OK", body, openmetrics.CONTENT_TYPE_LATEST
-            return "200 OK", await self._scrape(generate_latest), _METRICS
+            return "200 OK", await self._read(generate_latest), _PROMETHEUS_TEXT
         if path == "/healthz":
-            return "200 OK", b"ok\n", _WORDS
+            return "200 OK", b"ok\n", _PLAIN_TEXT
         if path == "/readyz" and self._tunnel.ready:
-            return "200 OK", b"ready\n", _WORDS
+            return "200 OK", b"ready\n", _PLAIN_TEXT
         if path == "/readyz":
-            return "503 Service Unavailable", b"not ready: it ends, or its device is down\n", _WORDS
-        return "404 Not Found", b"there are /metrics, /healthz and /readyz\n", _WORDS
+            text = f"not ready: {self._why_not_ready()}\n"
+            return "503 Service Unavailable", text.encode(), _PLAIN_TEXT
+        return "404 Not Found", b"try /metrics, /healthz or /readyz\n", _PLAIN_TEXT
 
-    async def _scrape(self, encode: Callable[[_Scraped], bytes]) -> bytes:
-        # With many peers most of the time goes into the text, which a thread makes while the loop
-        # goes on. One at a time: many who ask hold it up no more than one who asks often.
+    def _why_not_ready(self) -> str:
+        if self._tunnel.phase != "open":
+            return self._tunnel.phase
+        failed = [task for task in self._tunnel.supervisor.tasks if not task.healthy]
+        return "; ".join(f"{task.name} failed: {task.why}" for task in failed) or "device is down"
+
+    async def _read(self, encode: Callable[[_Scrape], bytes]) -> bytes:
+        # With many peers the text takes most of the time, so a thread makes it. One scrape at a
+        # time: many clients delay the loop no more than one that asks often.
         async with self._scraping:
             status, stats = self._tunnel.status(watch=False), self._tunnel.stats
-            return await asyncio.to_thread(encode, _Scraped(status, stats, self._process))
+            return await asyncio.to_thread(encode, _Scrape(status, stats, self._process))
 
 
-class _Scraped(NamedTuple):
-    """What the tunnel said at one moment, as prometheus_client takes it."""
+class _Scrape(NamedTuple):
+    """The state of the tunnel at one moment, as a collector."""
 
     status: Status
     stats: Stats

@@ -102,7 +102,7 @@ def refused(node: Node, *words: str) -> str:
 
 def test_places_that_cannot_be(lab: Lab) -> None:
     a, b = pair(lab)
-    assert "metrics 'x' is no ADDR:PORT (like 127.0.0.1:9472)" in refused(a, "--metrics", "x")
+    assert "metrics 'x' is not ADDR:PORT (like 127.0.0.1:9472)" in refused(a, "--metrics", "x")
     assert "cannot listen on 203.0.113.1:1 for metrics" in refused(a, "--metrics", "203.0.113.1:1")
     a.up("--metrics", "127.0.0.1:9472", peers=[b.at(4)])
     words = ("--metrics", "127.0.0.1:9472", "--vni", "2", "--port", "8473")

@@ -1,6 +1,7 @@
-"""Metrics as a real Prometheus parser reads them, and a server that nobody can hold up."""
+"""Metrics as a real Prometheus parser reads them, and a server that no client can block."""
 
 import asyncio
+import importlib.metadata
 import json
 import re
 import socket
@@ -23,6 +24,7 @@ from tunnel.metrics import MetricsServer, Place, TunnelCollector
 from tunnel.status import PeerState, PeerStats, PeerStatus, Stats, Status, Traffic
 from tunnel.tunnel import Tunnel
 from tunnel.types import Endpoint, Mac
+from tunnel.version import VERSION
 
 DASHBOARD = Path(__file__).parents[2] / "examples" / "grafana-dashboard.json"
 
@@ -76,7 +78,7 @@ def made(*peers: PeerStatus, strays: dict[str, int]) -> tuple[Status, Stats]:
 
 
 class Fixed:
-    """A collector of families that are there already."""
+    """A collector that returns the families it was given."""
 
     def __init__(self, families: list[Metric]) -> None:
         self._families = families
@@ -102,7 +104,7 @@ def scraped(*peers: PeerStatus, strays: dict[str, int] | None = None) -> Samples
     return samples(generate_latest(registry).decode())
 
 
-def test_everything_there_is() -> None:
+def test_every_family() -> None:
     found = scraped(KNOWN, UNKNOWN, strays={"no_route": 5})
     known, unknown = ("peer", "192.0.2.2:8472"), ("peer", "kernel.example:4789")
     assert found["tunnel_device_up", ()] == 1
@@ -124,7 +126,7 @@ def test_everything_there_is() -> None:
     assert (info["name"], info["vni"], info["device"]) == ("tunnel7", "7", "tunnel7")
 
 
-def test_what_is_not_known_is_not_there() -> None:
+def test_unknown_values_have_no_series() -> None:
     found = scraped(UNKNOWN)
     assert not {name for name, _ in found} & {
         "tunnel_peer_up",
@@ -136,7 +138,7 @@ def test_what_is_not_known_is_not_there() -> None:
     assert silent["tunnel_peer_up", (("peer", "192.0.2.2:8472"),)] == 0
 
 
-def test_each_reason_is_there_from_the_start() -> None:
+def test_each_reason_exists_from_the_first_scrape() -> None:
     reasons = {dict(labels)["reason"] for name, labels in scraped() if name == "tunnel_drops_total"}
     assert reasons == {reason for reason, _, _ in DROP_REASONS}
 
@@ -149,7 +151,7 @@ def test_names_follow_the_conventions() -> None:
             assert sample.name.endswith("_total") == (family.type == "counter")
 
 
-def test_the_dashboard_asks_for_what_there_is() -> None:
+def test_the_dashboard_asks_for_existing_metrics() -> None:
     families = metrics.families(*made(KNOWN, strays={}))
     there = {sample.name for family in families for sample in family.samples}
     there |= {"process_cpu_seconds_total", "process_resident_memory_bytes"}
@@ -160,7 +162,7 @@ def test_the_dashboard_asks_for_what_there_is() -> None:
 
 
 def queries(board: object) -> list[str]:
-    """All PromQL in a dashboard."""
+    """Every PromQL expression in a dashboard."""
     match board:
         case dict():
             own = [board[key] for key in ("expr", "definition") if isinstance(board.get(key), str)]
@@ -185,8 +187,8 @@ def test_places(text: str, host: str | None, port: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "9472", "127.0.0.1", "::1:9472", "a:0", "a:65536", "a:x"])
-def test_places_that_are_none(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"is no ADDR:PORT \(like 127.0.0.1:9472\)"):
+def test_texts_that_are_no_place(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"is not ADDR:PORT \(like 127.0.0.1:9472\)"):
         Place.parse(text)
 
 
@@ -299,9 +301,38 @@ async def test_health() -> None:
         assert (await get(place, "/"))[0] == 404
         assert (await get(place, "/metrics", method="POST"))[0] == 405
         await tunnel.close()
-        assert (await get(place, "/readyz"))[0] == 503
+        assert await get(place, "/readyz") == (503, "not ready: closed\n")
         assert (await get(place, "/healthz"))[0] == 200
         assert (await get(place, "/metrics"))[0] == 200
+
+
+async def test_readiness_names_the_failed_task() -> None:
+    async with serving() as (tunnel, place):
+        tunnel.supervisor.failed("worker 1", MemoryError("no room"))
+        text = "not ready: worker 1 failed: MemoryError: no room\n"
+        assert await get(place, "/readyz") == (503, text)
+        assert (await get(place, "/healthz"))[0] == 200
+        found = samples((await get(place, "/metrics"))[1])
+        assert found["tunnel_task_healthy", (("task", "worker 1"),)] == 0
+        assert found["tunnel_task_failures_total", (("task", "worker 1"),)] == 1
+        tunnel.supervisor.recovered("worker 1")
+        assert await get(place, "/readyz") == (200, "ready\n")
+        found = samples((await get(place, "/metrics"))[1])
+        assert found["tunnel_task_healthy", (("task", "worker 1"),)] == 1
+        assert found["tunnel_task_failures_total", (("task", "worker 1"),)] == 1
+
+
+async def test_a_scrape_reads_nothing_of_the_installation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user that a node runs as may not be allowed to."""
+
+    def refuse(name: str) -> str:
+        raise PermissionError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", refuse)
+    async with serving() as (_, place):
+        code, text = await get(place, "/metrics")
+        assert code == 200
+        assert f'version="{VERSION}"' in text
 
 
 @pytest.mark.parametrize(
@@ -319,14 +350,14 @@ async def test_nonsense(request_: bytes, code: bytes) -> None:
         assert (await get(place, "/healthz"))[0] == 200
 
 
-async def test_who_says_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "_PATIENCE", 0.2)
+async def test_a_silent_client_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "_TIMEOUT", 0.2)
     async with serving() as (_, place):
         assert await send(place, b"GET /healthz HTT") == b""
 
 
-async def test_who_holds_connections_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "_MOST_CLIENTS", 3)
+async def test_idle_connections_block_no_other_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "_MAX_CLIENTS", 3)
     async with serving() as (_, place), AsyncExitStack() as held:
         for _ in range(3):
             _, writer = await asyncio.open_connection(place.host, place.port)
@@ -334,7 +365,7 @@ async def test_who_holds_connections_holds_nobody_up(monkeypatch: pytest.MonkeyP
         assert await send(place, b"GET /healthz HTTP/1.1\r\n\r\n") == b""
 
 
-async def test_a_place_that_is_taken() -> None:
+async def test_an_address_in_use() -> None:
     async with serving() as (tunnel, place):
         with pytest.raises(UnderlayError, match=r"cannot listen on .* for metrics: .*in use"):
             async with MetricsServer(tunnel, place=place):
