@@ -1,4 +1,4 @@
-"""``python -m tunnel``."""
+"""``python -m tunnel``: the command ``tunnel``."""
 
 import sys
 

@@ -11,8 +11,9 @@ from ipaddress import IPv4Address
 import pytest
 
 from tests.netns.traffic import inside
-from tunnel import Config, Peer, PeerAdded, PeerChanged, PeerRemoved, Tunnel
+from tunnel import Config, Peer, Tunnel
 from tunnel.errors import ConfigError, TunnelError
+from tunnel.events import PeerAdded, PeerChanged, PeerRemoved
 from tunnel.linux.netlink import Netlink
 from tunnel.testing.lab import Host, Lab
 from tunnel.types import Endpoint

@@ -12,22 +12,13 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tests.netns.node import Node
-from tunnel import (
-    Endpoint,
-    Event,
-    PathChanged,
-    PeerAdded,
-    PeerRemoved,
-    PeerSilent,
-    PeerState,
-    PeerUp,
-    Tunnel,
-)
+from tunnel import Endpoint, Tunnel
 from tunnel.errors import PeerNotFoundError
+from tunnel.events import Event, PathChanged, PeerAdded, PeerRemoved, PeerSilent, PeerUp
 from tunnel.linux.underlay import Underlay
 from tunnel.protocol import control_frames
 from tunnel.protocol.control_frames import EchoReply, EchoRequest, Message
-from tunnel.status import PeerStatus
+from tunnel.status import PeerState, PeerStatus
 from tunnel.testing.lab import Lab
 from tunnel.types import ANY_VTEP_MAC, Address, Mac
 

@@ -17,9 +17,10 @@ import pytest
 
 from tests.netns.node import Node
 from tests.netns.traffic import exchange
-from tunnel import Endpoint, OffloadLost, Tunnel
+from tunnel import Endpoint, Tunnel
 from tunnel.diagnostics.doctor import Finding, Level, examine
 from tunnel.diagnostics.host_report import config_of
+from tunnel.events import OffloadLost
 from tunnel.testing.lab import Host, Lab, LabError
 
 RELAY = Path(__file__).with_name("relay.py")

@@ -11,21 +11,11 @@ import pytest
 from scapy.layers.inet import ICMP, IP, UDP
 
 from tests.netns.traffic import inside
-from tunnel import (
-    Capture,
-    ConfigError,
-    Drop,
-    Endpoint,
-    Finding,
-    Level,
-    NoAnswerError,
-    Packet,
-    Route,
-    Tunnel,
-    UnderlayError,
-)
-from tunnel.cli import verbs
-from tunnel.errors import ClosedError, StateError
+from tunnel import ConfigError, Endpoint, NoAnswerError, Tunnel
+from tunnel.cli import SECTIONS
+from tunnel.diagnostics import Capture, Finding, Level, Packet
+from tunnel.errors import ClosedError, StateError, UnderlayError
+from tunnel.status import Drop, Route
 from tunnel.testing.lab import Host, Lab
 from tunnel.types import parse_prefix
 
@@ -51,7 +41,9 @@ OF_NO_NODE = {"bench", "config", "decode", "demo", "network", "up"}
 
 
 def test_every_command_is_a_method() -> None:
-    assert set(verbs.commands) == METHODS.keys() | OF_NO_NODE
+    assert {
+        verb for section in SECTIONS.values() for verb in section
+    } == METHODS.keys() | OF_NO_NODE
     assert all(callable(getattr(Tunnel, method)) for method in METHODS.values())
 
 

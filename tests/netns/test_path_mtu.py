@@ -29,7 +29,8 @@ PATIENCE = 15.0  # seconds until a path has to be known
 # A node that says what happens to it, a line each.
 NODE = """
 import asyncio, json, signal, sys
-from tunnel import Config, PathChanged, Tunnel
+from tunnel import Config, Tunnel
+from tunnel.events import PathChanged
 
 def say(fact):
     sys.stdout.write(json.dumps(fact) + "\\n")

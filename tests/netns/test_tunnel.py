@@ -13,16 +13,8 @@ from pathlib import Path
 import pytest
 from scapy.layers.inet import IP, UDP
 
-from tunnel import (
-    ConfigError,
-    DeviceError,
-    Endpoint,
-    Peer,
-    Tunnel,
-    TunnelError,
-    UnderlayError,
-)
-from tunnel.errors import ClosedError, PeerNotFoundError
+from tunnel import ConfigError, Endpoint, Peer, Tunnel, TunnelError
+from tunnel.errors import ClosedError, DeviceError, PeerNotFoundError, UnderlayError
 from tunnel.linux.netlink import PROTOCOL
 from tunnel.testing.lab import Host, Lab
 

@@ -20,8 +20,9 @@ import pytest
 from tests.netns.node import Node
 from tests.netns.test_kernel_vxlan import KERNEL_MAC, OUR_MAC, flannel_up
 from tests.netns.traffic import exchange, inside, numbered
-from tunnel import ConfigError, DeviceError, Endpoint, Tunnel, UnderlayError
+from tunnel import ConfigError, Endpoint, Tunnel
 from tunnel.config.node import AUTO_WORKERS
+from tunnel.errors import DeviceError, UnderlayError
 from tunnel.testing.lab import Host, Lab
 
 FLOWS = 12

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import click
 
-from tunnel.cli import node
+from tunnel.cli.control import node_options, request
 from tunnel.diagnostics import Packet, pcapng
 from tunnel.diagnostics import capture as captures
 from tunnel.diagnostics.capture import Capture
@@ -41,7 +41,7 @@ Show = Callable[[Packet], None]
 @click.option(
     "-c", "--count", type=click.IntRange(min=1), metavar="N", help="End after so many packets."
 )
-@node.options
+@node_options
 @click.argument("words", nargs=-1, metavar="[FILTER]...")
 def capture(  # noqa: PLR0917 - click names them
     words: tuple[str, ...],
@@ -67,7 +67,7 @@ def capture(  # noqa: PLR0917 - click names them
         raise click.UsageError("--write and --json exclude each other: a file is pcapng")
     if write == "-" and sys.stdout.isatty():
         raise click.UsageError("-w - to a terminal: pcapng is for programs (pipe it, or -w FILE)")
-    status = read_status(node.ask("status", name=name, control=control))
+    status = read_status(request("status", name=name, control=control))
     asyncio.run(
         _run(status, " ".join(words), inner=inner, write=write, count=count, as_json=as_json)
     )

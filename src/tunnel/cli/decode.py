@@ -15,7 +15,8 @@ import click
 from rich.text import Text
 from rich.tree import Tree
 
-from tunnel.cli import node
+from tunnel.cli import output
+from tunnel.cli.control import node_options, request
 from tunnel.errors import CodecError, ConfigError
 from tunnel.types import Mac, Prefix, parse_prefix
 
@@ -39,7 +40,7 @@ _HEX = re.compile(r"[0-9a-fA-FxX:\s]*")
     metavar="N",
     help="The VNI that the checks expect.  [default: the node's, else the packet's own]",
 )
-@node.options
+@node_options
 @click.argument("source", metavar="[FILE.pcap|HEX|-]", default="-")
 def decode(  # noqa: PLR0917 - click names them
     source: str,
@@ -66,16 +67,16 @@ def decode(  # noqa: PLR0917 - click names them
     receiver = inspector.Receiver(vni=vni)
     judge = f"a node that takes {'every VNI' if vni is None else f'VNI {vni}'} and every source"
     if name or control:
-        status = node.ask("status", name=name, control=control)
+        status = request("status", name=name, control=control)
         receiver, judge = _receiver_from(status, vni=vni), f"{status['name']} and its peers"
     if not as_json:
-        node.console().print(Text(f"judged as by {judge}"))
+        output.console().print(Text(f"judged as by {judge}"))
     for number, frame in enumerate(inspector.read(_read(source), kind=kind), start=1):
         found = inspector.explain(frame, receiver=receiver)
         if as_json:
             click.echo(json.dumps(found.words()))
         else:
-            node.console().print(_tree(number, found))
+            output.console().print(_tree(number, found))
 
 
 def _load() -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from tunnel.cli import node
+from tunnel.cli import output
 from tunnel.cli.up import Words, up
 from tunnel.config.cluster import ClusterConfig
 from tunnel.config.node import Config
@@ -64,7 +64,7 @@ def doctor(
     path = control or _running(wanted.name if named else None)
     status, findings = asyncio.run(_examine(path, wanted if told or not path else None))
     if as_json:
-        node.print_json(_words(status, findings))
+        output.print_json(_words(status, findings))
     else:
         _print(findings)
     context.exit(any(one.level is Level.FAILED for one in findings))

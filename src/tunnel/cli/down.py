@@ -1,4 +1,4 @@
-"""``tunnel down``: ends a running node."""
+"""``tunnel down``: stops a running node."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ from pathlib import Path
 
 import click
 
-from tunnel.cli import node
+from tunnel.cli import output
+from tunnel.cli.control import node_options, request
 
-_PATIENCE = 60.0  # seconds; many kernel routes take some to remove
+_TIMEOUT = 60.0  # seconds: removing many kernel routes takes long
 
 
 @click.command()
-@node.options
+@node_options
 def down(name: str | None, control: Path | None, as_json: bool) -> None:
     """
-    End a running node, as SIGTERM does.
+    Stop a running node, as SIGTERM does.
 
-    Returns when its device, addresses and kernel routes are gone.
+    Returns after the node has removed its device, addresses and kernel routes.
     """
-    ended = node.ask("down", name=name, control=control, timeout=_PATIENCE)
+    ended = request("down", name=name, control=control, timeout=_TIMEOUT)
     if as_json:
-        node.print_json(ended)
+        output.print_json(ended)
     else:
         click.echo(f"{ended['name']} is down")

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from tunnel.cli import node
+from tunnel.cli import output
+from tunnel.cli.control import node_options, request
 
 _STEP = 14  # columns of a step's name
 _INDENT = " " * (_STEP + 4)
@@ -42,7 +43,7 @@ _END = {
 )
 @click.option("--sport", type=int, default=40_000, show_default=True, help="TCP or UDP port.")
 @click.option("--dport", type=int, default=80, show_default=True, help="TCP or UDP port.")
-@node.options
+@node_options
 @click.pass_context
 def explain(  # noqa: PLR0917 - click names them
     context: click.Context,
@@ -63,7 +64,7 @@ def explain(  # noqa: PLR0917 - click names them
     --from says whose packet it is, and the way is that from the peer to here. Exit code 1 where
     the way ends before the packet has arrived.
     """
-    found = node.ask(
+    found = request(
         "explain",
         name=name,
         control=control,
@@ -75,7 +76,7 @@ def explain(  # noqa: PLR0917 - click names them
         dport=dport,
     )
     if as_json:
-        node.print_json(found)
+        output.print_json(found)
     else:
         click.echo("\n".join(picture(found)))
     context.exit(found["ends"] is not None)

@@ -1,15 +1,17 @@
-"""``tunnel fdb``: behind which peer each MAC is, and changing that."""
+"""``tunnel fdb``: lists and changes the peer behind each MAC."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
-from tunnel.cli import node
+from tunnel.cli import output
+from tunnel.cli.control import node_options, request
 
-_vlan = click.option("--vlan", type=int, metavar="N", help="Of frames with this tag, 1 to 4094.")
+_vlan = click.option(
+    "--vlan", type=int, metavar="N", help="VLAN of the entry, 1 to 4094.  [default: untagged]"
+)
 
 
 @click.group(no_args_is_help=False)
@@ -18,66 +20,57 @@ def fdb() -> None:
 
 
 @fdb.command("list")
-@node.options
+@node_options
 def list_(name: str | None, control: Path | None, as_json: bool) -> None:
     """
-    Say, in the manner of "bridge fdb", behind which peer each MAC is.
+    List each MAC and the peer behind it, as "bridge fdb" does.
 
-    Learned entries say how long ago a frame from there was seen; the others are static.
+    A learned entry shows the time since the last frame from that MAC; all others are static.
     """
-    entries = node.ask("fdb", name=name, control=control)
+    entries = request("fdb", name=name, control=control)
     if as_json:
-        node.print_json(entries)
+        output.print_json(entries)
         return
     for one in entries:
         vlan = f" vlan {one['vlan']}" if one["vlan"] else ""
-        seen = "static" if one["static"] else f"learned {node.duration(one['age'])} ago"
-        click.echo(f"{one['mac']}{vlan} dst {one['peer']} {seen}")
+        kind = "static" if one["static"] else f"learned {output.duration(one['age'])} ago"
+        click.echo(f"{one['mac']}{vlan} dst {one['peer']} {kind}")
 
 
 @fdb.command()
 @click.argument("mac")
 @click.argument("peer")
 @_vlan
-@node.options
+@node_options
 def add(
     *, mac: str, peer: str, vlan: int | None, name: str | None, control: Path | None, as_json: bool
 ) -> None:
     """
-    Put a static entry: frames for MAC go to PEER.
+    Add a static entry: frames for MAC go to PEER.
 
-    PEER is its endpoint, its host alone, or an overlay address of its. The entry goes with it.
+    PEER is its endpoint, its host alone, or an overlay address within its prefixes. Removing the
+    peer removes the entry.
     """
-    changed = node.ask("fdb_add", name=name, control=control, mac=mac, peer=peer, vlan=vlan)
-    _tell(changed, as_json=as_json)
+    changed = request("fdb_add", name=name, control=control, mac=mac, peer=peer, vlan=vlan)
+    output.print_changes(changed, as_json=as_json)
 
 
 @fdb.command()
 @click.argument("mac")
 @_vlan
-@node.options
+@node_options
 def remove(
     mac: str, vlan: int | None, name: str | None, control: Path | None, as_json: bool
 ) -> None:
     """Remove an entry, static or learned."""
-    changed = node.ask("fdb_remove", name=name, control=control, mac=mac, vlan=vlan)
-    _tell(changed, as_json=as_json)
+    changed = request("fdb_remove", name=name, control=control, mac=mac, vlan=vlan)
+    output.print_changes(changed, as_json=as_json)
 
 
 @fdb.command()
-@click.option("--learned", is_flag=True, help="Only those that were learned.")
-@node.options
+@click.option("--learned", is_flag=True, help="Remove learned entries only.")
+@node_options
 def flush(learned: bool, name: str | None, control: Path | None, as_json: bool) -> None:
-    """Remove all entries but those of the peers themselves."""
-    changed = node.ask("fdb_flush", name=name, control=control, learned=learned)
-    _tell(changed, as_json=as_json)
-
-
-def _tell(changed: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        node.print_json(changed)
-        return
-    for entry in changed.get("added", ()):
-        click.echo(f"+ {entry}")
-    for entry in changed.get("removed", ()):
-        click.echo(f"- {entry}")
+    """Remove all entries except those of the peers' VTEPs."""
+    changed = request("fdb_flush", name=name, control=control, learned=learned)
+    output.print_changes(changed, as_json=as_json)

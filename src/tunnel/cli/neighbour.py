@@ -1,4 +1,4 @@
-"""``tunnel neighbour``: behind which MAC and endpoint each prefix is."""
+"""``tunnel neighbour``: lists the MAC and endpoint behind each prefix."""
 
 from __future__ import annotations
 
@@ -6,27 +6,29 @@ from pathlib import Path
 
 import click
 
-from tunnel.cli import node
+from tunnel.cli import output
+from tunnel.cli.control import node_options, request
 
 
 @click.group(no_args_is_help=False)
 def neighbour() -> None:
-    """Look at the VTEPs behind the overlay's prefixes."""
+    """List the VTEPs behind the prefixes of the overlay."""
 
 
 @neighbour.command("list")
-@node.options
+@node_options
 def list_(name: str | None, control: Path | None, as_json: bool) -> None:
     """
-    Say, in the manner of "ip neigh", to which MAC and endpoint packets for a prefix go.
+    List the MAC and the endpoint to which packets for a prefix go, as "ip neigh" does.
 
-    Behind the endpoint stands who told the MAC: its configuration, its control frames, or the
-    peer when it was asked by ARP or NDP ("resolved"). 02:76:74:65:70:00 is any node's. With --mode
-    tap "via" is the VTEP's address, which the kernel has as next hop.
+    The word after the endpoint is the source of the MAC: "configured", "control" (the peer's
+    control frames), "resolved" (the peer's answer to ARP or NDP) or "unknown". Every node accepts
+    02:76:74:65:70:00. With --mode tap, "via" is the address of the VTEP, the next hop of the
+    kernel's route.
     """
-    neighbours = node.ask("neighbours", name=name, control=control)
+    neighbours = request("neighbours", name=name, control=control)
     if as_json:
-        node.print_json(neighbours)
+        output.print_json(neighbours)
         return
     for one in neighbours:
         via = f" via {one['via']}" if one["via"] else ""

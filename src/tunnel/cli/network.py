@@ -11,7 +11,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from tunnel.cli import node
+from tunnel.cli import output
 from tunnel.cli.cluster import STORE_WORDS, store_options
 from tunnel.cluster.registry import Registry, SubnetHolder, make_network, make_owner, open_store
 from tunnel.config.cluster import ClusterConfig
@@ -136,7 +136,7 @@ def _show(*, as_json: bool, config: Path | None, words: dict[str, Any]) -> None:
     ]
     facts = {"vni": found.vni, "port": found.port, "mtu": found.mtu} if found else {}
     if as_json:
-        node.print_json({"valid": bool(found), "pools": pools, **facts, "remarks": remarks})
+        output.print_json({"valid": bool(found), "pools": pools, **facts, "remarks": remarks})
     else:
         for pool in pools:
             click.echo(
@@ -158,7 +158,7 @@ def leases(config: Path | None, as_json: bool, **words: Any) -> None:
     """Show who has which subnet, and for how long if he does not renew it."""
     found = _ask(lambda registry: registry.leases(), config=config, words=words)
     if as_json:
-        node.print_json([_plain(one) for one in found])
+        output.print_json([_plain(one) for one in found])
         return
     if not found:
         click.echo("no subnet is taken")
@@ -175,10 +175,10 @@ def leases(config: Path | None, as_json: bool, **words: Any) -> None:
             ", ".join(addresses) or "-",
             one.mac or "-",
             one.state,
-            "never" if one.remaining is None else node.duration(one.remaining),
+            "never" if one.remaining is None else output.duration(one.remaining),
         )
         table.add_row(*map(Text, row))
-    node.console().print(table)
+    output.console().print(table)
 
 
 def _plain(one: SubnetHolder) -> dict[str, Any]:
@@ -237,6 +237,6 @@ def release(
 
 def _changed(what: str, subnets: tuple[Any, ...], *, as_json: bool) -> None:
     if as_json:
-        node.print_json({what: [str(one) for one in subnets]})
+        output.print_json({what: [str(one) for one in subnets]})
     else:
         click.echo("\n".join(f"{'+' if what == 'added' else '-'} {one}" for one in subnets))

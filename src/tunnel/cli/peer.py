@@ -1,13 +1,13 @@
-"""``tunnel peer``: who a running node's peers are, and changing that."""
+"""``tunnel peer``: lists, adds and removes the peers of a running node."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import click
-from rich.table import Column, Table
 
-from tunnel.cli import node
+from tunnel.cli import output
+from tunnel.cli.control import node_options, request
 
 
 @click.group(no_args_is_help=False)
@@ -16,52 +16,49 @@ def peer() -> None:
 
 
 @peer.command("list")
-@node.options
+@node_options
 def list_(name: str | None, control: Path | None, as_json: bool) -> None:
-    """Say who the peers are and what they own."""
-    peers = node.ask("peers", name=name, control=control)
+    """List the peers and their prefixes."""
+    peers = request("peers", name=name, control=control)
     if as_json:
-        node.print_json(peers)
+        output.print_json(peers)
         return
-    columns = [Column(title, overflow="fold") for title in ("peer", "address", "mac", "prefixes")]
-    table = Table(*columns, box=None, pad_edge=False)
-    for one in peers:
-        table.add_row(
-            one["endpoint"],
-            one["address"] or "unresolved",
-            one["mac"] or "any",
-            ", ".join(one["prefixes"]),
-        )
-    node.console().print(table)
+    output.print_table(
+        ("peer", "address", "mac", "prefixes"),
+        (
+            (
+                one["endpoint"],
+                one["address"] or "unresolved",
+                one["mac"] or "any",
+                ", ".join(one["prefixes"]),
+            )
+            for one in peers
+        ),
+    )
 
 
 @peer.command()
 @click.argument("peer", metavar="ENDPOINT=PREFIX[,PREFIX...][,mac=MAC]")
-@node.options
+@node_options
 def add(peer: str, name: str | None, control: Path | None, as_json: bool) -> None:
     """
-    Let a peer in, until the node ends or reloads its file.
+    Add a peer, until the node ends or reloads its file.
 
-    It is written as "tunnel up --peer" takes it. Packets of other peers go on.
+    The argument has the format of "tunnel up --peer". Traffic of other peers is not interrupted.
     """
-    changed = node.ask("peer_add", name=name, control=control, peer=peer)
-    if as_json:
-        node.print_json(changed)
-    else:
-        click.echo("\n".join(f"+ {endpoint}" for endpoint in changed["added"]))
+    changed = request("peer_add", name=name, control=control, peer=peer)
+    output.print_changes(changed, as_json=as_json)
 
 
 @peer.command()
 @click.argument("endpoint")
-@node.options
+@node_options
 def remove(endpoint: str, name: str | None, control: Path | None, as_json: bool) -> None:
     """
-    Let a peer go.
+    Remove a peer.
 
-    ENDPOINT is its address or name, with :PORT unless that is 8472. Packets of other peers go on.
+    ENDPOINT is the peer's address or name, with :PORT unless that is 8472. Traffic of other peers
+    is not interrupted.
     """
-    changed = node.ask("peer_remove", name=name, control=control, endpoint=endpoint)
-    if as_json:
-        node.print_json(changed)
-    else:
-        click.echo("\n".join(f"- {gone}" for gone in changed["removed"]))
+    changed = request("peer_remove", name=name, control=control, endpoint=endpoint)
+    output.print_changes(changed, as_json=as_json)

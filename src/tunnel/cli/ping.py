@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from tunnel.cli import node
+from tunnel.cli import output
+from tunnel.cli.control import node_options
 from tunnel.rpc.client import Client, find
 
 _PAUSE = 0.2  # seconds between two
@@ -33,7 +34,7 @@ _HOPELESS = ("unresolved", "no_route")  # nothing was sent, and the next one wou
     metavar="BYTES",
     help="Of an inner packet, which must arrive whole.  [default: the least]",
 )
-@node.options
+@node_options
 @click.pass_context
 def ping(  # noqa: PLR0917 - click names them
     context: click.Context,
@@ -60,7 +61,7 @@ def ping(  # noqa: PLR0917 - click names them
             raise
     trips = [one["rtt"] for one in answers if one["rtt"] is not None]
     if as_json:
-        node.print_json(_summary(answers, trips))
+        output.print_json(_summary(answers, trips))
     else:
         click.echo(f"{len(trips)} of {len(answers)} answered{_spread(trips)}")
     if not trips:
@@ -78,7 +79,7 @@ async def _ping(
             answer = await running.call("ping", peer=peer, size=size)
             answers.append(answer)
             if not quiet:
-                click.echo(f"{answer['peer']}: {answer['why'] or node.trip(answer['rtt'])}")
+                click.echo(f"{answer['peer']}: {answer['why'] or output.round_trip(answer['rtt'])}")
             if answer["stage"] in _HOPELESS:
                 break
 
@@ -101,4 +102,4 @@ def _spread(trips: list[float]) -> str:
     if not trips:
         return ""
     least, mean, most = min(trips), sum(trips) / len(trips), max(trips)
-    return f", least/mean/most {' / '.join(node.trip(one) for one in (least, mean, most))}"
+    return f", least/mean/most {' / '.join(output.round_trip(one) for one in (least, mean, most))}"

@@ -1,4 +1,4 @@
-"""``tunnel reload``: a running node reads its file again."""
+"""``tunnel reload``: makes a running node read its file again."""
 
 from __future__ import annotations
 
@@ -6,25 +6,21 @@ from pathlib import Path
 
 import click
 
-from tunnel.cli import node
+from tunnel.cli import output
+from tunnel.cli.control import node_options, request
 
-_PATIENCE = 60.0  # seconds
+_TIMEOUT = 60.0  # seconds
 
 
 @click.command()
-@node.options
+@node_options
 def reload(name: str | None, control: Path | None, as_json: bool) -> None:
     """
-    Have a running node read its --config file again, as SIGHUP does.
+    Make a running node read its --config file again, as SIGHUP does.
 
-    Peers that came, went or changed are applied; packets of all others go on. Who was let in by
-    "tunnel peer add" and is not in the file goes. A file with a mistake changes nothing, and
-    neither does one that differs in more than its peers: that takes a restart.
+    Added, removed and changed peers are applied; traffic of all others is not interrupted. Peers
+    from "tunnel peer add" that are not in the file are removed. Nothing changes if the file has a
+    mistake, or differs in more than its peers, which needs a restart.
     """
-    changed = node.ask("reload", name=name, control=control, timeout=_PATIENCE)
-    if as_json:
-        node.print_json(changed)
-        return
-    lines = [f"- {endpoint}" for endpoint in changed["removed"]]
-    lines += [f"+ {endpoint}" for endpoint in changed["added"]]
-    click.echo("\n".join(lines) or "nothing changed")
+    changed = request("reload", name=name, control=control, timeout=_TIMEOUT)
+    output.print_changes(changed, as_json=as_json, nothing="nothing changed")

@@ -1,37 +1,36 @@
-"""``tunnel route``: which peer owns what."""
+"""``tunnel route``: lists which peer has which prefix."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import click
-from rich.table import Column, Table
 
-from tunnel.cli import node
+from tunnel.cli import output
+from tunnel.cli.control import node_options, request
 
 _KERNEL = {True: "yes", False: "missing", None: "-"}
 
 
 @click.group(no_args_is_help=False)
 def route() -> None:
-    """Look at the routes of a running node."""
+    """List the routes of a running node."""
 
 
 @route.command("list")
-@node.options
+@node_options
 def list_(name: str | None, control: Path | None, as_json: bool) -> None:
     """
-    Say which overlay prefix belongs to which peer.
+    List the prefixes of the overlay and their peers.
 
-    "kernel" is whether the kernel routes the prefix into the device: where it is missing,
-    somebody took that route away.
+    The column "kernel" says whether the kernel routes the prefix to the device; "missing" means
+    that another program removed the kernel's route.
     """
-    routes = node.ask("routes", name=name, control=control)
+    routes = request("routes", name=name, control=control)
     if as_json:
-        node.print_json(routes)
+        output.print_json(routes)
         return
-    columns = [Column(title, overflow="fold") for title in ("prefix", "peer", "kernel")]
-    table = Table(*columns, box=None, pad_edge=False)
-    for one in routes:
-        table.add_row(one["prefix"], one["peer"], _KERNEL[one["kernel"]])
-    node.console().print(table)
+    output.print_table(
+        ("prefix", "peer", "kernel"),
+        ((one["prefix"], one["peer"], _KERNEL[one["kernel"]]) for one in routes),
+    )

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from tunnel.cli import main
-from tunnel.cli.status import view
+from tunnel.cli.status_view import view
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 
@@ -158,10 +158,10 @@ STORE = {
     ("differs", "says"),
     [
         ({}, ["http://192.0.2.9:2379 for 1 min, revision 17", "22 h 13 min left", "one", "other"]),
-        ({"connected": False, "why": "no answer"}, ["away for 1 min: no answer"]),
+        ({"connected": False, "why": "no answer"}, ["unavailable for 1 min: no answer"]),
         ({"lease_remaining": None}, ["10.42.7.0-24, reserved"]),
-        ({"key": None}, ["none: looks for a subnet"]),
-        ({"key": None, "connected": False}, ["none: goes on with what it had"]),
+        ({"key": None}, ["none: acquires a subnet"]),
+        ({"key": None, "connected": False}, ["none: keeps the last known subnet"]),
     ],
 )
 def test_status_says_how_the_store_is(differs: dict[str, Any], says: list[str]) -> None:

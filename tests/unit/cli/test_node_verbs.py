@@ -17,8 +17,8 @@ from rich.console import Console
 
 from tests.unit.rpc.test_server import two_tunnels
 from tunnel import Service
-from tunnel.cli import main, node
-from tunnel.cli.status import view
+from tunnel.cli import main, output
+from tunnel.cli.status_view import view
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 
@@ -247,7 +247,7 @@ def test_every_verb_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     for verb in ("up", "down", "reload", "status", "peer", "route", "neighbour", "drops", "ping"):
         assert f"\n  {verb} " in out
-    assert out.index("Run a node:") < out.index("Look closer:") < out.index("Try it out:")
+    assert out.index("Run a node:") < out.index("Diagnose:") < out.index("Try it out:")
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_every_verb_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_durations(seconds: float, said: str) -> None:
-    assert node.duration(seconds) == said
+    assert output.duration(seconds) == said
 
 
 # Pictures.

@@ -14,13 +14,14 @@ import pytest
 
 from tests.unit.cli.test_node_verbs import check
 from tests.unit.rpc.test_server import served
-from tunnel import Config, Endpoint, Mac, Peer, PeerState, PeerStatus, Status, Traffic, TunnelError
+from tunnel import Config, Endpoint, Mac, Peer, TunnelError
 from tunnel.cli import main
 from tunnel.diagnostics.doctor import Finding, Level, diagnose, examine
 from tunnel.diagnostics.firewall import INBOUND, OUTBOUND, Datagram, Firewall
 from tunnel.diagnostics.host_report import HostReport, UnderlayPath, config_of
 from tunnel.linux import hostinfo
 from tunnel.rpc.client import read_status
+from tunnel.status import PeerState, PeerStatus, Status, Traffic
 
 OURS, THEIRS = ipaddress.ip_address("192.0.2.1"), ipaddress.ip_address("192.0.2.2")
 END = Endpoint("192.0.2.2")

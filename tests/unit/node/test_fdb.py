@@ -13,9 +13,10 @@ from scapy.layers.l2 import ARP, Dot1Q, Ether
 
 from tests.unit.cli.test_node_verbs import check
 from tests.unit.rpc.test_server import free_port
-from tunnel import Config, ConfigError, FdbEntry, Mac, Peer, Service, Tunnel
+from tunnel import Config, ConfigError, Mac, Peer, Service, Tunnel
 from tunnel.cli import main
 from tunnel.errors import PeerNotFoundError
+from tunnel.status import FdbEntry
 from tunnel.types import Endpoint
 
 A, B, C = (f"02:00:5e:00:00:0{number}" for number in (1, 2, 3))

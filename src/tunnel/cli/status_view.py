@@ -1,0 +1,146 @@
+"""The picture of a status: the node's facts, and a table of its peers as wide as the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.cells import cell_len
+from rich.console import (
+    Console,
+    ConsoleOptions,
+    Group,
+    JustifyMethod,
+    RenderableType,
+    RenderResult,
+)
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+from tunnel.cli import output
+
+Status = Mapping[str, Any]
+"""A status as JSON has it: the fields of :class:`tunnel.status.Status` by name."""
+
+_GAP = 2  # columns between two columns of a table
+_STYLES = {"up": "green", "silent": "red", "unknown": "yellow"}
+
+
+def view(now: Status, *, before: Status | None = None) -> RenderableType:
+    """Returns the picture of `now`, with rates if there is an earlier status."""
+    return Group(_head(now), Text(), _Peers(now, before=before))
+
+
+def _head(now: Status) -> Table:
+    mtu, workers = now["mtu"], now["workers"]
+    since = output.duration(now["uptime"])
+    device = f"{now['device']}{'' if now['device_up'] else ' (down)'}" if now["device"] else "none"
+    facts = {
+        now["name"]: f"vni {now['vni']}, mtu {mtu}, workers {workers}, up for {since}",
+        "endpoint": ", ".join(now["endpoints"]),
+        "device": f"{device}, mac {now['mac']}",
+        "offloads": " ".join(now["offloads"]) or "none",
+        "drops": ", ".join(f"{reason} {n}" for reason, n in now["drops"].items()) or "none",
+    }
+    if store := now.get("store"):
+        facts |= _store(store)
+    if failed := [task for task in now.get("tasks", ()) if not task["healthy"]]:
+        facts["failed"] = "\n".join(f"{task['name']}: {task['why']}" for task in failed)
+    table = Table.grid(padding=(0, _GAP, 0, 0))
+    for fact, value in facts.items():
+        table.add_row(Text(fact), Text(value))
+    return table
+
+
+def _store(store: Mapping[str, Any]) -> dict[str, str]:
+    since = output.duration(store["state_age"])
+    facts = {"store": f"{store['address']}, unavailable for {since}: {store['why']}"}
+    if store["connected"]:
+        facts["store"] = f"{store['address']} for {since}, revision {store['revision']}"
+    remaining = store["lease_remaining"]
+    left = "reserved" if remaining is None else f"{output.duration(remaining)} left"
+    none = "none: acquires a subnet" if store["connected"] else "none: keeps the last known subnet"
+    facts["lease"] = f"{store['key']}, {left}" if store["key"] else none
+    if store["troubles"]:
+        facts["trouble"] = "\n".join(store["troubles"])
+    return facts
+
+
+@dataclass(frozen=True)
+class _Column:
+    """The column of least `priority` is omitted first if the terminal is narrow."""
+
+    title: str
+    priority: int
+    cell: Callable[[Mapping[str, Any]], str]
+    justify: JustifyMethod = "right"
+
+
+def _loss(peer: Mapping[str, Any]) -> str:
+    return "-" if peer["loss"] is None else f"{100 * peer['loss']:.0f} %"
+
+
+_COLUMNS = (
+    _Column("peer", 99, lambda peer: peer["endpoint"], justify="left"),
+    _Column("address", 20, lambda peer: peer["address"] or "unresolved", justify="left"),
+    _Column("state", 98, lambda peer: peer["state"], justify="left"),
+    _Column("for", 70, lambda peer: output.duration(peer["state_age"])),
+    _Column("RTT", 90, lambda peer: output.round_trip(peer["rtt"])),
+    _Column("loss", 80, _loss),
+    _Column("path MTU", 50, lambda peer: str(peer["path_mtu"] or "-")),
+    _Column("out", 60, lambda peer: decimal(peer["outbound"]["bytes"])),
+    _Column("in", 59, lambda peer: decimal(peer["inbound"]["bytes"])),
+    _Column("packets out", 30, lambda peer: str(peer["outbound"]["packets"])),
+    _Column("packets in", 29, lambda peer: str(peer["inbound"]["packets"])),
+    _Column("last drop", 40, lambda peer: peer["last_drop"] or "-", justify="left"),
+)
+
+_RATES = (
+    _Column("out/s", 89, lambda peer: decimal(peer["out_rate"])),
+    _Column("in/s", 88, lambda peer: decimal(peer["in_rate"])),
+)
+
+
+class _Peers:
+    """One line a peer, with as many columns as fit: nothing wraps."""
+
+    def __init__(self, now: Status, *, before: Status | None) -> None:
+        self._peers: list[Mapping[str, Any]] = now["peers"]
+        self._columns: tuple[_Column, ...] = _COLUMNS
+        if before is not None:
+            self._peers = _with_rates(now, before)
+            self._columns = (*_COLUMNS[:5], *_RATES, *_COLUMNS[5:])
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if not self._peers:
+            yield Text("no peers")
+            return
+        cells = {one: [one.cell(peer) for peer in self._peers] for one in self._columns}
+        widths = {one: max(map(cell_len, [one.title, *cells[one]])) for one in self._columns}
+        while len(widths) > 1 and sum(widths.values()) + _GAP * len(widths) > options.max_width:
+            del widths[min(widths, key=lambda one: one.priority)]
+        table = Table(box=None, padding=(0, _GAP, 0, 0), header_style="bold")
+        for one in widths:
+            table.add_column(one.title, justify=one.justify, no_wrap=True)
+        for row in zip(*(cells[one] for one in widths), strict=True):
+            table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+        yield table
+
+
+def _with_rates(now: Status, before: Status) -> list[Mapping[str, Any]]:
+    """Returns the peers with ``out_rate`` and ``in_rate``, in bytes a second since `before`."""
+    earlier = {peer["endpoint"]: peer for peer in before["peers"]}
+    seconds: float = max(now["uptime"] - before["uptime"], 1e-3)
+
+    def rate(peer: Mapping[str, Any], direction: str) -> int:
+        # The counters of a peer that was removed and added again started at 0.
+        past = earlier.get(peer["endpoint"], peer)
+        gained: int = peer[direction]["bytes"] - past[direction]["bytes"]
+        return max(0, round(gained / seconds))
+
+    return [
+        {**peer, "out_rate": rate(peer, "outbound"), "in_rate": rate(peer, "inbound")}
+        for peer in now["peers"]
+    ]
