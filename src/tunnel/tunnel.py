@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Self, Unpack
 
 from tunnel.config.node import Config, differences
+from tunnel.config.options import ConfigOptions
 from tunnel.diagnostics import capture, doctor
 from tunnel.diagnostics.capture import Capture
 from tunnel.diagnostics.doctor import Finding
@@ -29,10 +29,8 @@ from tunnel.node.node import Node
 from tunnel.status import Drop, FdbEntry, Neighbour, Route, Stats, Status
 from tunnel.supervise import Supervisor
 from tunnel.types import (
-    DEFAULT_PORT,
     Address,
     Endpoint,
-    InterfaceAddress,
     Mac,
     Peer,
     Prefix,
@@ -60,7 +58,14 @@ class Tunnel:
     is entered all raises StateError, but for :attr:`config`, :attr:`phase`, :attr:`ready` and
     :meth:`events`.
 
-    Takes what :class:`Config` takes but ``loop``: it runs on the running one.
+    Takes a :class:`Config`, or the keywords of one: ``Tunnel(vni=7)`` is ``Tunnel(Config(vni=7))``.
+
+    Args:
+        device: ``"tun"`` creates the device that `mode` says, a TUN or a TAP; None creates none.
+        confined: Gives up, for good, all privileges of the process but CAP_NET_ADMIN when the
+            device is open, before any thread starts. For a process that only runs a node.
+        user: The user that a confined process then runs as.
+        config_source: Completes the configuration when the device is open.
 
     Raises:
         ConfigError: A value that cannot be, or an MTU that the underlay does not carry.
@@ -70,82 +75,30 @@ class Tunnel:
 
     def __init__(
         self,
-        *,
-        device: Literal["tun"] | None = "tun",
-        name: str = "",
-        vni: int = 1,
-        local: str | Address | None = None,
-        port: int = DEFAULT_PORT,
-        subnets: Iterable[str | Prefix] = (),
-        addresses: Iterable[str | InterfaceAddress] = (),
-        mtu: int | None = None,
-        mac: str | Mac | None = None,
-        peers: Iterable[str | Peer] = (),
-        offload: str | Iterable[str] = "auto",
-        source_ports: int = 8,
-        workers: int | str = "auto",
-        mode: Literal["tun", "tap"] = "tun",
-        flood: bool | None = None,
-        learning: bool | None = None,
-        ageing: int | None = None,
-        storm_limit: int | None = None,
-        networks: Iterable[str | Prefix] = (),
-        subnet_file: str | Path | None = None,
-        ip_masq: bool = False,
-    ) -> None:
-        config = Config(
-            name=name,
-            vni=vni,
-            local=local,
-            port=port,
-            subnets=subnets,
-            addresses=addresses,
-            mtu=mtu,
-            mac=mac,
-            peers=peers,
-            offload=offload,
-            source_ports=source_ports,
-            workers=workers,
-            mode=mode,
-            flood=flood,
-            learning=learning,
-            ageing=ageing,
-            storm_limit=storm_limit,
-            networks=networks,
-            subnet_file=subnet_file,
-            ip_masq=ip_masq,
-        )
-        self._node = Node(config, with_device=device is not None)
-
-    @classmethod
-    def from_config(
-        cls,
-        config: Config,
+        config: Config | None = None,
+        /,
         *,
         device: Literal["tun"] | None = "tun",
         confined: bool = False,
         user: str | None = None,
         config_source: ConfigSource | None = None,
-    ) -> Self:
-        """
-        One that is what `config` says.
-
-        Args:
-            confined: For a process that is nothing but a node. When its device is open, and before
-                any thread is started, it gives up for good all that it could do but for
-                CAP_NET_ADMIN.
-            user: Whom it becomes then.
-            config_source: Returns the rest of the configuration, once the device is open.
-        """
-        tunnel = cls.__new__(cls)
-        tunnel._node = Node(
-            config,
+        **options: Unpack[ConfigOptions],
+    ) -> None:
+        if device not in ("tun", None):
+            raise ConfigError(
+                f"device {device!r} is not known (leave it out and give mode: 'tun' or 'tap'; "
+                "None creates no device)",
+                key=("device",),
+            )
+        if config is not None and options:
+            raise TypeError("a Tunnel takes a Config or options, not both")
+        self._node = Node(
+            config if config is not None else Config(**options),
             with_device=device is not None,
             confined=confined,
             user=user,
             config_source=config_source,
         )
-        return tunnel
 
     # From its beginning to its end.
 

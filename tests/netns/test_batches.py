@@ -107,7 +107,7 @@ async def test_a_prefix_that_moves_stays_routed(host: Host, mode: str) -> None:
     """By the kernel's own account: no route of ours was ever deleted."""
     with inside(host):
         monitor = host.popen("stdbuf -oL ip monitor route neigh")
-    async with Tunnel(subnets=[SUBNET], peers=[peer(0), peer(1)], mode=mode) as tunnel:  # type: ignore[arg-type]
+    async with Tunnel(subnets=[SUBNET], peers=[peer(0), peer(1)], mode=mode) as tunnel:
         heir = Peer("198.18.0.9", peer(0).prefixes, mac="02:00:00:00:99:99")
         assert await tunnel.change_peers(add=[heir], remove=[peer(0).endpoint]) == {}
         assert set(routes(host)) == {"10.0.0.0/24", "10.0.1.0/24"}

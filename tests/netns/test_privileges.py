@@ -279,7 +279,7 @@ def test_a_file_that_cannot_be_read_again_is_told(lab: Lab) -> None:
     a.host.run(["chmod", "600", PATH])
     command = [sys.executable, "-m", "tunnel", "up", "--config", PATH]
     for words, said in (
-        ([], f"WARNING {PATH} cannot be read again: uid {NOBODY}, "),
+        ([], f"WARNING {PATH} cannot be reloaded: uid {NOBODY}, "),
         (["--user", "root"], ""),
     ):
         process = a.host.popen([*command, *words])

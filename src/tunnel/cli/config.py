@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from tunnel.config.cluster import ClusterConfig, faults, read_config
-from tunnel.config.tomlfile import ConfigFile
+from tunnel.config import ClusterConfig, ConfigFile, faults, read_config
 
 
 @click.group(no_args_is_help=False)
@@ -20,19 +19,19 @@ def config() -> None:
 @click.pass_context
 def check(context: click.Context, path: Path) -> None:
     """
-    Say everything that is wrong with FILE, by line and key.
+    Print every fault in FILE, with its line and key.
 
-    Checks what can be checked without a look at the machine. Exit code 0 if nothing is
-    wrong, 2 if something is.
+    Checks everything that does not depend on the host. Exit code 0 if there is no fault, 2 if
+    there is one.
     """
     file = ConfigFile.read(path)
-    wrong = sorted(faults(file.words), key=file.line)
-    if wrong:
-        click.echo("\n".join(file.describe(error) for error in wrong))
+    found = sorted(faults(file.options), key=file.line)
+    if found:
+        click.echo("\n".join(file.describe(error) for error in found))
         context.exit(2)
-    made = read_config(file.words)
-    if isinstance(made, ClusterConfig):
-        where = made.store or ", ".join(made.etcd_endpoints)
-        click.echo(f"{path}: ok: {made.node.name}, store: {where}")
+    checked = read_config(file.options)
+    if isinstance(checked, ClusterConfig):
+        store = checked.store or ", ".join(checked.etcd_endpoints)
+        click.echo(f"{path}: ok: {checked.node.name}, store: {store}")
     else:
-        click.echo(f"{path}: ok: {made.name}, vni {made.vni}, peers: {len(made.peers)}")
+        click.echo(f"{path}: ok: {checked.name}, vni {checked.vni}, peers: {len(checked.peers)}")

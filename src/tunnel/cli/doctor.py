@@ -9,8 +9,9 @@ from pathlib import Path
 import click
 
 from tunnel.cli import output
-from tunnel.cli.up import Words, up
+from tunnel.cli.up import up
 from tunnel.config.cluster import ClusterConfig
+from tunnel.config.merged import MergedOptions
 from tunnel.config.node import Config
 from tunnel.config.options import OPTIONS
 from tunnel.diagnostics.doctor import Finding, Level, examine, try_peers
@@ -54,10 +55,8 @@ def doctor(
 
     Exit code 1 if a check failed; a warning is none.
     """
-    given = {
-        name.replace("_", "-"): value for name, value in flags.items() if value not in (None, ())
-    }
-    read = Words(config, given).read()
+    options = MergedOptions.from_click(config, flags)
+    read, given = options.read(), options.flags
     wanted = read.node if isinstance(read, ClusterConfig) else read
     named = bool(config or given)
     told = bool(config or given.keys() - {"name"})

@@ -12,10 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tunnel.cli import output
-from tunnel.cli.cluster import STORE_WORDS, store_options
+from tunnel.cli.options import option_groups
 from tunnel.cluster.registry import Registry, SubnetHolder, make_network, make_owner, open_store
-from tunnel.config.cluster import ClusterConfig
-from tunnel.config.tomlfile import ConfigFile
+from tunnel.config.merged import MergedOptions
 from tunnel.errors import ConfigError
 from tunnel.types import parse_address, parse_prefix
 
@@ -40,16 +39,14 @@ def _options(verb: Verb) -> Verb:
         metavar="FILE",
         help='The store as the file of "tunnel up --config" names it; flags override it.',
     )(verb)
-    return store_options(verb)
+    return option_groups("store")(verb)
 
 
 def _ask(
     question: Callable[[Registry], Awaitable[T]], *, config: Path | None, words: dict[str, Any]
 ) -> T:
     """What the store answers. Raises TunnelError."""
-    given = ConfigFile.read(config).words if config else {}
-    given |= {name.replace("_", "-"): value for name, value in words.items() if value}
-    made = ClusterConfig.from_options({name: given[name] for name in STORE_WORDS if name in given})
+    made = MergedOptions.from_click(config, words).read_store()
 
     async def conversation() -> T:
         async with open_store(made) as store:

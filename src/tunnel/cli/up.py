@@ -1,4 +1,8 @@
-"""``tunnel up``: one node in the foreground, from the words to the last route removed."""
+"""
+``tunnel up``: one node in the foreground.
+
+    options  ->  configuration  ->  node, control socket, metrics  ->  until a signal or a failure
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,8 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import (
-    AbstractAsyncContextManager,
-    AsyncExitStack,
-    asynccontextmanager,
-    contextmanager,
-    suppress,
-)
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,25 +20,25 @@ import click
 import uvloop
 
 from tunnel import Tunnel
-from tunnel.cli.cluster import cluster_options
+from tunnel.cli.options import command_option, option_groups
 from tunnel.cluster.member import Cluster
-from tunnel.config.cluster import ClusterConfig, read_config
+from tunnel.config.cluster import ClusterConfig
+from tunnel.config.merged import MergedOptions
 from tunnel.config.node import Config
-from tunnel.config.tomlfile import ConfigFile
 from tunnel.errors import ConfigError, TunnelError
 from tunnel.linux.systemd import notifications
 from tunnel.rpc.server import Service
 
 log = logging.getLogger(__name__)
 
-Serving = Callable[[Tunnel], AbstractAsyncContextManager[object]]
-"""What serves a tunnel while it is entered."""
+Server = Callable[[Tunnel], AbstractAsyncContextManager[object]]
+"""Makes what serves a tunnel while it is entered."""
 
 
 def _load_metrics(
     _context: click.Context, _parameter: click.Parameter, text: str | None
-) -> Serving | None:
-    """What serves metrics there; its library is loaded only where they are wanted."""
+) -> Server | None:
+    """Imports the metrics server, and the library that it needs, only if it is asked for."""
     if text is None:
         return None
     from tunnel.metrics import MetricsServer, Place  # noqa: PLC0415
@@ -48,147 +46,17 @@ def _load_metrics(
     return partial(MetricsServer, place=Place.parse(text))
 
 
-# Values stay as loose as they are written: words.py knows what they mean, and says what is
-# wrong with one in the same words for flag, environment, file and library.
-@click.command(context_settings={"auto_envvar_prefix": "TUNNEL"})
-@click.option("--name", help='The device\'s name, at most 15 bytes.  [default: "tunnel<VNI>"]')
-@click.option("--vni", type=int, metavar="N", help="Which overlay, 0 to 16777215.  [default: 1]")
-@click.option(
-    "--local",
-    metavar="ADDR",
-    help="Underlay address of this node.  [default: the one that the route to the first peer uses]",
-)
-@click.option("--port", type=int, metavar="N", help="UDP port of this node.  [default: 8472]")
-@click.option(
-    "--subnet",
-    multiple=True,
-    metavar="PREFIX",
-    help="What lives behind this node; may be given many times.",
-)
-@click.option(
-    "--address",
-    multiple=True,
-    metavar="ADDR/LEN",
-    help="Address of the device; may be given many times.  [default: each subnet's first, with "
-    "/32 or /128]",
-)
-@click.option(
-    "--mtu",
-    type=int,
-    metavar="N",
-    help="MTU of the device.  [default: the underlay route's, minus 50 for IPv4 or 70 for IPv6]",
-)
-@click.option(
-    "--mac",
-    metavar="MAC",
-    help="This node's VTEP MAC.  [default: made from VNI, local address and port]",
-)
-@click.option(
-    "--peer",
-    multiple=True,
-    metavar="ENDPOINT=PREFIX[,PREFIX...][,mac=MAC]",
-    help="Another node and what lives behind it; may be given many times. ENDPOINT is an address "
-    "or name, with :PORT unless that is 8472, IPv6 in brackets. Without mac= it is asked for that.",
-)
-@click.option(
-    "--mode",
-    metavar="tun|tap",
-    help="Move packets by their routes, or Ethernet frames by their MACs.  [default: tun]",
-)
-@click.option(
-    "--flood/--no-flood",
-    default=None,
-    help="With --mode tap: send to every peer what is for all, or for a MAC that nobody is known "
-    "for.  [default: flood]",
-)
-@click.option(
-    "--learning/--no-learning",
-    default=None,
-    help="With --mode tap: learn from frames behind which peer a MAC is.  [default: learning]",
-)
-@click.option(
-    "--ageing",
-    type=int,
-    metavar="SECONDS",
-    help="With --mode tap: forget what was learned and not seen since.  [default: 300]",
-)
-@click.option(
-    "--storm-limit",
-    type=int,
-    metavar="FRAMES",
-    help="With --mode tap: most flooded frames a second to each peer and from each, 0 for any "
-    "number.  [default: 2000]",
-)
-@click.option(
-    "--offload",
-    metavar="auto|none|LIST",
-    help="Which to use, out of tso,uso,trains,gro.  [default: auto, all that work]",
-)
-@click.option("--loop", metavar="uvloop|asyncio", help="The event loop.  [default: uvloop]")
-@click.option(
-    "--source-ports",
-    type=int,
-    metavar="N",
-    help="Spread flows over this many UDP source ports, 1 to 64; 1 sends from --port alone, for "
-    "NAT.  [default: 8]",
-)
-@click.option(
-    "--workers",
-    metavar="auto|N",
-    help="Move packets in so many threads, each with a queue of the device and a socket; 1 leaves "
-    "it to the event loop.  [default: auto, one for each CPU up to 4]",
-)
-@click.option(
-    "--network",
-    multiple=True,
-    metavar="PREFIX",
-    help="The whole overlay's prefix, one of each family, for the two below.",
-)
-@click.option(
-    "--subnet-file",
-    is_flag=False,
-    flag_value="/run/flannel/subnet.env",
-    envvar=["TUNNEL_SUBNET_FILE", "FLANNELD_SUBNET_FILE"],
-    metavar="[PATH]",
-    help="Write subnet.env as flannel does, for its CNI plugin and Docker.  [PATH, if left out: "
-    "/run/flannel/subnet.env]",
-)
-@click.option(
-    "--ip-masq",
-    is_flag=True,
-    default=None,
-    envvar=["TUNNEL_IP_MASQ", "FLANNELD_IP_MASQ"],
-    help="Masquerade what containers send out of the overlay; needs nftables.",
-)
-@cluster_options
-@click.option(
-    "--control",
-    metavar="PATH|none",
-    help="Where other verbs reach this node.  [default: NAME.sock in /run/tunnel or "
-    "$XDG_RUNTIME_DIR/tunnel]",
-)
-@click.option(
-    "--metrics",
-    metavar="ADDR:PORT",
-    callback=_load_metrics,
-    help="Serve Prometheus metrics, /healthz and /readyz there, over HTTP.",
-)
-@click.option(
-    "--user",
-    metavar="NAME",
-    help="Run on as this user, once the device is there.  [default: nobody if root started it]",
-)
-@click.option(
-    "--config",
-    type=click.Path(readable=False, path_type=Path),
-    metavar="FILE",
-    help='TOML with the same words; flags override it. See "tunnel config check".',
-)
-@click.option("-v", "--verbose", count=True, help="Log what happens (-vv: more) to stderr.")
+@click.command()
+@option_groups("node", "frames", "containers", "store", "cluster")
+@command_option("control")
+@command_option("metrics", callback=_load_metrics)
+@command_option("user")
+@command_option("config", type=click.Path(readable=False, path_type=Path))
+@command_option("verbose", "-v")
 def up(
     config: Path | None,
     control: str | None,
-    metrics: Serving | None,
+    metrics: Server | None,
     user: str | None,
     verbose: int,
     **flags: object,
@@ -196,10 +64,10 @@ def up(
     """
     Join this host to an overlay, until SIGTERM or Ctrl-C.
 
-    Makes a TUN or TAP device, sends what the kernel routes into it to the peer that owns the
-    destination, and removes all it made when it ends. Needs CAP_NET_ADMIN, which is all that it
-    keeps of the privileges it was started with; root becomes nobody. With --config, SIGHUP has it
-    read the file again.
+    Creates a TUN or TAP device, sends what the kernel routes into it to the peer that owns the
+    destination, and removes everything it has created when it ends. Needs CAP_NET_ADMIN, and
+    drops all other privileges when the device is open; started by root, it then runs as nobody.
+    With --config, SIGHUP reloads the file.
 
     \b
     On 192.0.2.1:
@@ -209,176 +77,152 @@ def up(
     On any number of hosts, after "tunnel network init":
       tunnel up --etcd-endpoints http://192.0.2.9:2379
 
-    Each option is also an environment variable: TUNNEL_VNI, TUNNEL_SOURCE_PORTS ...; many
-    values in one are separated by spaces. Those that flannel has as well are read from its
-    FLANNELD_ETCD_ENDPOINTS ..., too.
+    Each option can be set by an environment variable, such as TUNNEL_VNI or TUNNEL_SOURCE_PORTS;
+    several values in one variable are separated by spaces. The options that flannel has as well
+    are also read from its variables, such as FLANNELD_ETCD_ENDPOINTS.
     """
-    _log(verbose)
-    given = {
-        name.replace("_", "-"): value for name, value in flags.items() if value not in (None, ())
-    }
-    words = Words(config, given)
-    made = words.read()
-    node = made.node if isinstance(made, ClusterConfig) else made
-    new_loop = uvloop.new_event_loop if node.loop == "uvloop" else asyncio.new_event_loop
-    with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(_until_stopped(made, words=words, control=control, metrics=metrics, user=user))
+    _set_up_logging(verbose)
+    options = MergedOptions.from_click(config, flags)
+    run = _Run(options.read(), options, control=control, metrics=metrics, user=user)
+    with asyncio.Runner(loop_factory=run.loop_factory) as runner:
+        runner.run(_run_until_signal(run))
 
 
-def _log(verbose: int) -> None:
+def _set_up_logging(verbose: int) -> None:
     logging.basicConfig(format="%(levelname)s %(message)s")
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.getLogger("tunnel").setLevel(level)
 
 
 @dataclass(frozen=True)
-class Words:
-    """What a node was told: its file's words under those of the flags."""
+class _Run:
+    """What one run of the command is to do."""
 
-    path: Path | None
-    flags: dict[str, object]
+    config: Config | ClusterConfig
+    options: MergedOptions
+    control: str | None
+    metrics: Server | None
+    user: str | None
 
-    def read(self) -> Config | ClusterConfig:
-        """Raises ConfigError, with the file's line where the word stands there."""
-        words = ConfigFile.read(self.path).words if self.path else {}
-        with self.placing():
-            return read_config({**words, **self.flags})
+    @property
+    def loop_factory(self) -> Callable[[], asyncio.AbstractEventLoop]:
+        node = self.config.node if isinstance(self.config, ClusterConfig) else self.config
+        return uvloop.new_event_loop if node.loop == "uvloop" else asyncio.new_event_loop
 
-    async def reload(self, node: Tunnel | Cluster) -> None:
-        """Reads them again, for a node that runs. Raises what its own reload does."""
-        with self.placing():
-            match node, self.read():
-                case Tunnel(), Config() as config:
-                    await node.reload(config)
-                case Cluster(), ClusterConfig() as config:
-                    await node.reload(config)
-                case _:
-                    raise ConfigError("where peers are from cannot change (restart it)")
-        log.info("%s was read again", self.path)
-
-    @contextmanager
-    def placing(self) -> Iterator[None]:
-        """Adds the file's line to a ConfigError, where the word that is wrong stands there."""
-        try:
-            yield
-        except ConfigError as error:
-            if self.path is None or not error.key or error.key[0] in self.flags:
-                raise
-            file = ConfigFile.read(self.path)
-            if error.key[0] not in file.words:
-                raise
-            raise ConfigError(file.describe(error)) from None
+    def create(self) -> tuple[Tunnel | Cluster, Tunnel]:
+        """What is to be entered, and its tunnel."""
+        if isinstance(self.config, ClusterConfig):
+            cluster = Cluster(self.config, confined=True, user=self.user)
+            return cluster, cluster.tunnel
+        tunnel = Tunnel(self.config, confined=True, user=self.user)
+        return tunnel, tunnel
 
 
-async def _until_stopped(
-    config: Config | ClusterConfig,
-    *,
-    words: Words,
-    control: str | None,
-    metrics: Serving | None,
-    user: str | None,
-) -> None:
-    """Runs a tunnel until SIGTERM, SIGINT or "tunnel down"; during start-up as well, these end it
-    cleanly."""
+async def _run_until_signal(run: _Run) -> None:
+    """Runs a node until SIGTERM, SIGINT or ``tunnel down``; each closes it, also during start."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     waiting = asyncio.create_task(stopped.wait())
-    running = asyncio.create_task(
-        _run(config, words=words, control=control, metrics=metrics, user=user, down=stopped.set)
-    )
+    running = asyncio.create_task(_run_node(run, stop=stopped.set))
     await asyncio.wait((waiting, running), return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
-    # Cancelled once, however often Ctrl-C is pressed: nothing interrupts the cleaning up.
+    # Cancelled once, however often Ctrl-C is pressed: nothing interrupts the removal.
     running.cancel()
     with suppress(asyncio.CancelledError):
         await running
 
 
-async def _run(
-    config: Config | ClusterConfig,
-    *,
-    words: Words,
-    control: str | None,
-    metrics: Serving | None,
-    user: str | None,
-    down: Callable[[], None],
-) -> None:
+async def _run_node(run: _Run, *, stop: Callable[[], None]) -> None:
+    """Opens a node and what serves it, and waits until the node closes."""
     async with AsyncExitStack() as stack:
+        # As the user that started it: a node gives its privileges up while it opens.
         notify = stack.enter_context(notifications())
-        with words.placing():
-            node, tunnel = _make(config, user=user)
-        reload = partial(words.reload, node) if words.path else None
-        # These take their places now, while we still may.
-        served: list[AbstractAsyncContextManager[object]] = [metrics(tunnel)] if metrics else []
-        if control != "none":
-            service = Service(tunnel, path=control, reload=reload, down=down)
+        with run.options.locate_faults():
+            node, tunnel = run.create()
+        reload = partial(_reload, run.options, node) if run.options.path else None
+        servers = [run.metrics(tunnel)] if run.metrics else []
+        if run.control != "none":
+            service = Service(tunnel, path=run.control, reload=reload, down=stop)
             stack.callback(service.remove)
-            served.append(_control(service, user=user, needed=control is not None))
-        with words.placing():
+            servers.append(_listen(service, run))
+
+        with run.options.locate_faults():
             await stack.enter_async_context(node)
-        if words.path is not None and reload is not None:
-            _check_readable(words.path)
-            _reload_on_hangup(tunnel, reload)
-        for one in served:
-            await stack.enter_async_context(one)
-        print(tunnel.describe(), flush=True)
-        notify("READY=1")
-        try:
-            await tunnel.wait_closed()
-        except TunnelError as error:
-            # It ran: what the words asked for could be had, so this is no exit code 2.
-            raise click.ClickException(str(error)) from error
-        finally:
-            notify("STOPPING=1")
-            drops = " ".join(f"{reason}={n}" for reason, n in tunnel.stats.drops.items())
-            print(f"drops: {drops or 'none'}", flush=True)
+
+        # Confined, and as another user.
+        if run.options.path is not None and reload is not None:
+            _warn_if_unreadable(run.options.path)
+            _reload_on_sighup(tunnel, reload)
+        for server in servers:
+            await stack.enter_async_context(server)
+        await _report_until_closed(tunnel, notify=notify)
 
 
-def _make(config: Config | ClusterConfig, *, user: str | None) -> tuple[Tunnel | Cluster, Tunnel]:
-    """What is entered, and the tunnel that is open then."""
-    if isinstance(config, ClusterConfig):
-        cluster = Cluster(config, confined=True, user=user)
-        return cluster, cluster.tunnel
-    tunnel = Tunnel.from_config(config, confined=True, user=user)
-    return tunnel, tunnel
-
-
-def _control(
-    service: Service, *, user: str | None, needed: bool
-) -> AbstractAsyncContextManager[object]:
-    """An overlay without a control socket is better than none, unless that was asked for."""
+def _listen(service: Service, run: _Run) -> AbstractAsyncContextManager[object]:
+    """Opens the control socket. A node runs without one unless its path was given."""
     try:
         service.listen()
     except TunnelError as error:
-        if needed:
+        if run.control is not None:
             raise
-        return _complaint(error)
-    service.hand_over(user)
+        return _warning(error)
+    service.hand_over(run.user)
     return service
 
 
 @asynccontextmanager
-async def _complaint(error: TunnelError) -> AsyncIterator[None]:
-    """Not heard before there is a tunnel, whose failure would say more."""
+async def _warning(error: TunnelError) -> AsyncIterator[None]:
+    """Logs an error when entered: not before the node is open, for its own failure says more."""
     log.warning("%s", error)
     yield
 
 
-def _check_readable(path: Path) -> None:
-    """Who we are now may not be who could read it at the start."""
+async def _report_until_closed(tunnel: Tunnel, *, notify: Callable[[str], None]) -> None:
+    """Prints and notifies the start and the end of a tunnel that is open."""
+    print(tunnel.describe(), flush=True)
+    notify("READY=1")
+    try:
+        await tunnel.wait_closed()
+    except TunnelError as error:
+        # Exit code 1: the tunnel did start, so its options were not at fault.
+        raise click.ClickException(str(error)) from error
+    finally:
+        notify("STOPPING=1")
+        drops = " ".join(f"{reason}={n}" for reason, n in tunnel.stats.drops.items())
+        print(f"drops: {drops or 'none'}", flush=True)
+
+
+# Reloading.
+
+
+async def _reload(options: MergedOptions, node: Tunnel | Cluster) -> None:
+    """Reads the options again and applies them to a running node. Raises what its own reload
+    raises."""
+    with options.locate_faults():
+        match node, options.read():
+            case Tunnel(), Config() as config:
+                await node.reload(config)
+            case Cluster(), ClusterConfig() as config:
+                await node.reload(config)
+            case _:
+                raise ConfigError("a node cannot join or leave a cluster while it runs (restart)")
+    log.info("%s: reloaded", options.path)
+
+
+def _warn_if_unreadable(path: Path) -> None:
     if not os.access(path, os.R_OK):
         log.warning(
-            "%s cannot be read again: uid %d, which this node runs on as, may not (change its mode "
-            "or that of its directory, or choose another --user)",
+            "%s cannot be reloaded: uid %d, as which this node runs, may not read it (change its "
+            "mode or that of its directory, or choose another --user)",
             path,
             os.getuid(),
         )
 
 
-def _reload_on_hangup(tunnel: Tunnel, reload: Callable[[], Awaitable[None]]) -> None:
-    """Whoever sends SIGHUP gets no answer, so what went wrong is logged."""
+def _reload_on_sighup(tunnel: Tunnel, reload: Callable[[], Awaitable[None]]) -> None:
+    """Reloads on each SIGHUP. A failure is logged: a signal has no answer."""
     loop = asyncio.get_running_loop()
     reloads: set[asyncio.Task[None]] = set()
 
@@ -388,9 +232,9 @@ def _reload_on_hangup(tunnel: Tunnel, reload: Callable[[], Awaitable[None]]) -> 
         except TunnelError as error:
             log.error("%s: not reloaded: %s", tunnel.config.name, error)
 
-    def hang_up() -> None:
+    def start() -> None:
         task = loop.create_task(attempt())
         reloads.add(task)
         task.add_done_callback(reloads.discard)
 
-    loop.add_signal_handler(signal.SIGHUP, hang_up)
+    loop.add_signal_handler(signal.SIGHUP, start)

@@ -12,7 +12,6 @@ the node continues with what it knows, for any length of time.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from types import TracebackType
 from typing import Literal, Self
 
@@ -23,8 +22,7 @@ from tunnel.cluster.registry import open_store
 from tunnel.cluster.state import State
 from tunnel.cluster.stores.base import Store
 from tunnel.cluster.updater import PeerUpdater
-from tunnel.config.cluster import ClusterConfig
-from tunnel.config.node import differences
+from tunnel.config.cluster import ClusterConfig, cluster_differences
 from tunnel.errors import ConfigError, StateError
 from tunnel.tunnel import Tunnel
 
@@ -43,7 +41,7 @@ class Cluster:
     node starts with those when the store does not answer within two seconds.
 
     Args:
-        device, confined, user: As in :meth:`Tunnel.from_config`.
+        device, confined, user: As in :class:`Tunnel`.
         store: Used instead of the one that `config` names.
 
     Raises:
@@ -69,7 +67,7 @@ class Cluster:
         self._state = State(config.state_dir, name=name)
         self._connection = StoreConnection(store or open_store(config), name=name)
         self._source = StoreConfigSource(config, connection=self._connection, state=self._state)
-        self.tunnel = Tunnel.from_config(
+        self.tunnel = Tunnel(
             config.node, device=device, confined=confined, user=user, config_source=self._source
         )
         self._connection.publish = self.tunnel.emit
@@ -123,13 +121,11 @@ class Cluster:
         """
         if self._updater is None:
             raise StateError(f"{self.config.node.name} is not open (enter it with async with)")
-        for word in differences(self.config.node, config.node):
-            if word not in ("peer", "loop"):
-                raise ConfigError(f"{word} cannot change while it runs (restart it)", key=(word,))
-        if replace(config, node=self.config.node) != self.config:
-            raise ConfigError(
-                "options about the store cannot change while the node runs (restart it)"
-            )
+        for option in cluster_differences(self.config, config):
+            if option not in ("peer", "loop"):
+                raise ConfigError(
+                    f"{option} cannot change while it runs (restart it)", key=(option,)
+                )
         self.config = config
         await self._updater.reload(config.node.peers)
 

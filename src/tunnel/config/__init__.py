@@ -1,11 +1,20 @@
 """
-The configuration of a node: what may be set, and which values are valid together.
+The configuration of a node: which options there are, and which values are valid together.
 
-    options   one table of every option: name, type, default, help
-    node      Config: one tunnel, checked
-    cluster   ClusterConfig: a node that joins a network in a store
-    rules     what no option shows by itself
+    options   the table of all options: name, parser, default, help, environment
+    values    how the value of one option is parsed
+    rules     which values are valid together
+    node      Config: one tunnel
+    cluster   ClusterConfig: a node that finds its peers in a store
     tomlfile  a configuration file, with the line of each fault
+    merged    a file's options under those of flags and environment
+    reference docs/reference/options.md, made from the table
 
-Imports errors and types only, and does no I/O but for reading the file.
+Imports errors, types and prefixes. Its only I/O is to read the file.
 """
+
+from tunnel.config.cluster import ClusterConfig, faults, read_config
+from tunnel.config.node import Config
+from tunnel.config.tomlfile import ConfigFile
+
+__all__ = ["ClusterConfig", "Config", "ConfigFile", "faults", "read_config"]

@@ -1,41 +1,61 @@
-"""ClusterConfig: a node that finds its peers, its subnet, VNI and port in a store."""
+"""ClusterConfig: the checked configuration of a node that finds its peers in a store."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-from tunnel.config.node import Config, read_node
-from tunnel.config.options import CLUSTER_OPTIONS, NODE_OPTIONS, many, read_address, read_options
-from tunnel.config.rules import STORES, TOLD_BY_STORE, cluster_rules
+from tunnel.config.node import Config, differences, parse_node
+from tunnel.config.options import (
+    CLUSTER_OPTIONS,
+    NODE_OPTIONS,
+    OPTIONS,
+    ClusterOptions,
+    options_by_name,
+    parse_options,
+)
+from tunnel.config.rules import SET_BY_STORE, cluster_rules, names_store
+from tunnel.config.values import as_list, interface_address, split_commas
 from tunnel.errors import ConfigError
-from tunnel.types import Address, InterfaceAddress, Prefix
+from tunnel.types import Address, Prefix
 
-_AFTER_JOINING = ("subnet-file", "ip-masq")
+_NEED_NETWORK = {name: NODE_OPTIONS[name] for name in ("subnet-file", "ip-masq")}
+"""The options of a node that apply only when the store has named the network."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class ClusterConfig:
     """
-    A node that finds its peers, its subnet and the overlay's VNI and port in a store.
+    The configuration of a node that finds its peers, its subnet, VNI and port in a store.
+
+    ``ClusterConfig(etcd_endpoints=["https://192.0.2.9:2379"], name="tunnel1")``: takes loose
+    values and holds exact ones. Keywords are those of :class:`Config`, without ``vni``, ``port``
+    and ``networks``, and the attributes below from `etcd_endpoints` on; docs/reference/options.md
+    lists them with their defaults.
 
     Attributes:
-        node: What it is told itself. It has no subnets yet.
-        prefer: Subnets that it would like to have.
-        etcd_endpoints: URLs; empty where the store is the directory `store`.
-        etcd_prefix: Of all keys, without a slash at its end.
-        etcd_cafile, etcd_certfile, etcd_keyfile: Names of PEM files, empty for none.
-        public_ip, public_ipv6: Where others reach it, None for the interface's own.
-        iface: Names or addresses of interfaces, the first that is there is taken.
-        iface_regex: The same by what name or address has to match.
-        iface_can_reach: The interface by which this host reaches that.
-        margin: Minutes before a lease ends in which it is renewed.
-        ttl: Of a lease, in seconds.
-        state_dir: Where it keeps who it is, and what it knew last.
-        subnet_file, ip_masq: As in :class:`Config`, once there is a network.
+        node: The part that does not come from the store. It has no subnets.
+        prefer: The subnets that the node asks for: the keyword `subnets`.
+        etcd_endpoints: URLs of etcd; empty where `store` is given.
+        store: A directory that all nodes share, None where etcd is the store.
+        etcd_prefix: Prefix of all keys, without a slash at its end.
+        etcd_cafile, etcd_certfile, etcd_keyfile: Names of PEM files; empty for none.
+        etcd_username, etcd_password: Empty for none.
+        public_ip, public_ipv6: Addresses at which other nodes reach this one; None for those of
+            the interface.
+        iface: Names or addresses of interfaces; the first that exists is used.
+        iface_regex: Patterns that an interface's name or address has to match.
+        iface_can_reach: An address; the interface is that of the route to it.
+        margin: Minutes before the lease ends at which the node renews it.
+        ttl: Duration of the lease in seconds.
+        state_dir: Directory for the node's id and its last known peers.
+        subnet_file, ip_masq: As in :class:`Config`, applied when the network is known.
+
+    Raises:
+        ConfigError: The first fault of the values; :func:`faults` finds all.
     """
 
     node: Config
@@ -59,74 +79,82 @@ class ClusterConfig:
     subnet_file: Path | None
     ip_masq: bool
 
+    def __init__(self, **options: Unpack[ClusterOptions]) -> None:
+        self._assign(options_by_name(options, OPTIONS))
+
     @classmethod
-    def from_options(cls, words: Mapping[str, object]) -> ClusterConfig:
-        """From what stands in a file, in flags, or both merged. Raises ConfigError."""
-        fields, wrong = _read_cluster(words)
-        if not _names_store(words):
-            wrong.append(ConfigError("which store? (give etcd-endpoints or store)"))
-        if wrong:
-            raise wrong[0]
-        return cls(**fields)
+    def from_options(cls, options: Mapping[str, object]) -> ClusterConfig:
+        """A ClusterConfig of options by their names in a file. Raises ConfigError."""
+        config = cls.__new__(cls)
+        config._assign(options)
+        return config
 
-    def joined(self, **known: Any) -> Config:
-        """The whole node: `known` are the fields that the store has told."""
-        own = {one.name: getattr(self.node, one.name) for one in fields(Config)}
+    def _assign(self, options: Mapping[str, object]) -> None:
+        values, faults = _parse_cluster(options)
+        if faults:
+            raise faults[0]
+        for keyword, value in values.items():
+            object.__setattr__(self, keyword, value)
+
+    def joined(self, **from_store: Any) -> Config:
+        """The Config of the whole node; `from_store` are the attributes that the store sets.
+        Raises ConfigError."""
+        own = {field.name: getattr(self.node, field.name) for field in fields(Config)}
         own |= {"subnet_file": self.subnet_file, "ip_masq": self.ip_masq}
-        return Config(**own | known)
+        return Config(**own | from_store)
 
 
-def read_config(words: Mapping[str, object]) -> Config | ClusterConfig:
-    """What these words make. Raises ConfigError with the first of :func:`faults`."""
-    return (ClusterConfig if _names_store(words) else Config).from_options(words)
-
-
-def faults(words: Mapping[str, object]) -> list[ConfigError]:
-    """Everything that is wrong with these words; nothing if they make a Config, or, where they
-    name a store, a :class:`ClusterConfig`."""
-    return _read_cluster(words)[1] if _names_store(words) else read_node(words)[1]
-
-
-def _names_store(words: Mapping[str, object]) -> bool:
-    return any(words.get(word) for word in STORES)
-
-
-def _read_cluster(words: Mapping[str, object]) -> tuple[dict[str, Any], list[ConfigError]]:
-    """The fields of a ClusterConfig and all that is wrong."""
-    own = {name: value for name, value in words.items() if name in CLUSTER_OPTIONS}
-    own["etcd-endpoints"] = _commas(words.get("etcd-endpoints"))
-    later = {name: words[name] for name in _AFTER_JOINING if name in words}
-    rest = {
-        name: value
-        for name, value in words.items()
-        if name not in own and name not in later and name not in TOLD_BY_STORE
+def cluster_differences(before: ClusterConfig, after: ClusterConfig) -> list[str]:
+    """The names of the options in which two configurations differ."""
+    named = {"prefer": "subnet"} | {
+        option.keyword: option.name for option in (CLUSTER_OPTIONS | _NEED_NETWORK).values()
     }
-    read, wrong = read_options(own, CLUSTER_OPTIONS)
-    more, faulty = read_options(later, {name: NODE_OPTIONS[name] for name in _AFTER_JOINING})
-    node, of_node = read_node(rest)
-    wrong += [*faulty, *of_node, *cluster_rules(words)]
-    if wrong:
-        return {}, wrong
-    for field in ("etcd_endpoints", "iface", "iface_regex"):
-        read[field] = tuple(read[field].values())
-    node["addresses"] = tuple(_given(rest))
-    prefer, node["subnets"] = node["subnets"], ()
-    made = Config.__new__(Config)
-    for field, value in node.items():
-        object.__setattr__(made, field, value)
-    return {"node": made, "prefer": prefer, **read, **more}, []
-
-
-def _given(words: Mapping[str, object]) -> Iterator[InterfaceAddress]:
-    """Without those that come of subnets."""
-    return (read_address(one) for one in many(words.get("address", ())))
-
-
-def _commas(value: object) -> list[object]:
-    """As flags have many in one text."""
-    return [
-        piece.strip() if isinstance(piece, str) else piece
-        for one in many(value or ())
-        for piece in (one.split(",") if isinstance(one, str) else [one])
-        if piece
+    return differences(before.node, after.node) + [
+        name
+        for attribute, name in named.items()
+        if getattr(before, attribute) != getattr(after, attribute)
     ]
+
+
+def read_config(options: Mapping[str, object]) -> Config | ClusterConfig:
+    """A ClusterConfig where the options name a store, else a Config. Raises ConfigError."""
+    return (ClusterConfig if names_store(options) else Config).from_options(options)
+
+
+def faults(options: Mapping[str, object]) -> list[ConfigError]:
+    """Every fault of the options; none where :func:`read_config` succeeds."""
+    return (_parse_cluster if names_store(options) else parse_node)(options)[1]
+
+
+def _parse_cluster(options: Mapping[str, object]) -> tuple[dict[str, Any], list[ConfigError]]:
+    """The attributes of a ClusterConfig, and every fault of the options."""
+    of_store = {name: value for name, value in options.items() if name in CLUSTER_OPTIONS}
+    if "etcd-endpoints" in of_store:
+        of_store["etcd-endpoints"] = split_commas(of_store["etcd-endpoints"])
+    later = {name: value for name, value in options.items() if name in _NEED_NETWORK}
+    apart = {*of_store, *later, *SET_BY_STORE}
+    of_node = {name: value for name, value in options.items() if name not in apart}
+
+    values, faults = parse_options(of_store, CLUSTER_OPTIONS)
+    with_network, more = parse_options(later, _NEED_NETWORK)
+    node, node_faults = parse_node(of_node)
+    faults += [*more, *node_faults, *cluster_rules(options)]
+    if faults:
+        return {}, faults
+    for option in CLUSTER_OPTIONS.values():
+        if option.repeatable:
+            values[option.keyword] = tuple(values[option.keyword].values())
+    return values | with_network | _split_subnets(node, of_node), []
+
+
+def _split_subnets(node: dict[str, Any], options: Mapping[str, object]) -> dict[str, Any]:
+    """The node without its subnets, nor the device addresses that are derived from them."""
+    config = Config.__new__(Config)
+    given = as_list(options.get("address", ()))
+    without = {
+        "subnets": (),
+        "addresses": tuple(interface_address("address", one) for one in given),
+    }
+    for keyword, value in (node | without).items():
+        object.__setattr__(config, keyword, value)
+    return {"node": config, "prefer": node["subnets"]}

@@ -1,322 +1,593 @@
 """
-What each word means by itself that a node can be told: ``subnet``, ``source-ports`` ...
+Every option of a node: name, parser, default, help and environment, in one table.
 
-    a word and its value, as flag, file or program have them  ->  its field, with an exact value
+    OPTIONS  ->  Config and ClusterConfig, which check and hold the values
+             ->  the flags of ``tunnel up``, ``tunnel network`` and ``tunnel doctor``
+             ->  the keys of a configuration file
+             ->  docs/reference/options.md
 
-The tables at the end are all that there is. What no word shows by itself is in ``config.py``.
+An option's name is its key in a file and, after ``--``, its flag. :class:`ConfigOptions` and
+:class:`ClusterOptions` give the same options to a type checker, as keyword arguments.
 """
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, TypedDict
 
+from tunnel.config import values
+from tunnel.config.values import OFFLOADS, Parser, as_list, check_known, integer
 from tunnel.errors import ConfigError
-from tunnel.types import (
-    DEFAULT_PORT,
-    Address,
-    Endpoint,
-    InterfaceAddress,
-    Mac,
-    Peer,
-    Prefix,
-    parse_address,
-    parse_interface,
-    parse_prefix,
-)
+from tunnel.types import DEFAULT_PORT, Address, InterfaceAddress, Mac, Peer, Prefix
 
-OFFLOADS = ("tso", "uso", "trains", "gro")
-"""Super-packets of TCP and of UDP at the device; trains sent and received at the socket."""
-
-LOOPS = ("uvloop", "asyncio")
-
-MODES = ("tun", "tap")
-"""Packets by their routes, or Ethernet frames by their MACs."""
+__all__ = [
+    "CLUSTER_OPTIONS",
+    "COMMAND_OPTIONS",
+    "NODE_OPTIONS",
+    "OFFLOADS",
+    "OPTIONS",
+    "ClusterOptions",
+    "ConfigOptions",
+    "Group",
+    "Option",
+    "parse_options",
+]
 
 ETCD_PREFIX = "/coreos.com/network"
-"""Flannel's."""
-
 STATE_DIR = Path("/var/lib/tunnel")
 
-MOST_WORKERS = 64
-
-_DIGITS = re.compile("[0-9]{1,9}")
-"""A number from a flag or the environment comes as text; int() refuses some that are too long."""
+Group = Literal["node", "frames", "containers", "store", "cluster", "command"]
 
 
-class Option(NamedTuple):
-    """How one word is read, or each of its values where it may stand many times. Readers raise
-    ConfigError."""
+@dataclass(frozen=True)
+class Option:
+    """
+    One option.
 
-    field: str
-    read: Callable[[object], object]
+    Attributes:
+        name: The key in a file, and the flag without its ``--``.
+        help: What it does, as ``--help`` and the reference page say it.
+        parse: Makes an exact value of a loose one, each time where it is `repeatable`.
+        group: The section of the reference page.
+        metavar: What stands for the value in the help; empty where the flag takes none.
+        default: The exact value where the option is not given.
+        default_help: The default, as the help says it.
+        keyword: The argument and attribute of Config or ClusterConfig; by default the name with
+            underscores.
+        repeatable: Whether it has several values: a list in a file, several flags.
+        kind: How click reads the flag: ``switch`` is ``--x`` or ``--no-x``, ``flag`` only ``--x``.
+        implied: The value of a flag that is given without one.
+        flannel: Whether flannel's environment variable is read as well.
+    """
+
+    name: str
+    help: str
+    parse: Parser = values.text
+    group: Group = "node"
+    metavar: str = ""
     default: object = None
-    many: bool = False
+    default_help: str = ""
+    keyword: str = ""
+    repeatable: bool = False
+    kind: Literal["text", "integer", "switch", "flag", "count"] = "text"
+    implied: str | None = None
+    flannel: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "keyword", self.keyword or self.name.replace("-", "_"))
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """The environment variables that set it, the strongest first."""
+        suffix = self.name.upper().replace("-", "_")
+        return (f"TUNNEL_{suffix}", *([f"FLANNELD_{suffix}"] if self.flannel else []))
 
 
-def read_options(
-    words: Mapping[str, object], known: Mapping[str, Option]
+def parse_options(
+    given: Mapping[str, object], known: Mapping[str, Option], *, names: Sequence[str] = ()
 ) -> tuple[dict[str, Any], list[ConfigError]]:
     """
-    What each word by itself says, and what is wrong with it. Many values are kept by their
-    index in `words`. A wrong value counts as not given, so that rules still see the others.
-    """
-    fields: dict[str, Any] = {word.field: word.default for word in known.values()}
-    wrong: list[ConfigError] = []
-    hints = tuple(known) if known is PEER_OPTIONS else OPTIONS
+    Parses each option by itself: returns the values by keyword, and every fault with its key.
 
-    def attempt(key: tuple[str | int, ...], read: Callable[[object], object], value: object) -> Any:
+    The values of a repeatable option are a dict by their index in `given`. An option with a fault
+    has its default, or that one value is missing, so that the rules still see the others.
+
+    Args:
+        names: What a misspelled name may have meant; by default the names in `known`.
+    """
+    parsed: dict[str, Any] = {
+        option.keyword: {} if option.repeatable else option.default for option in known.values()
+    }
+    faults: list[ConfigError] = []
+
+    def misspelled(name: str, _: object) -> str:
+        return check_known("key", name, names or tuple(known))
+
+    def attempt(parse: Parser, *key: str | int, value: object) -> Any:
         try:
-            return read(value)
+            return parse(str(key[0]), value)
         except* ConfigError as group:
             for error in group.exceptions:
                 assert isinstance(error, ConfigError)
                 error.key = (*key, *error.key)
-                wrong.append(error)
+                faults.append(error)
 
-    for name, value in words.items():
-        if name not in known:
-            attempt((name,), lambda word: _known(str(word), hints), name)
-            continue
-        word = known[name]
-        if word.many:
-            read = {i: attempt((name, i), word.read, v) for i, v in enumerate(many(value))}
-            fields[word.field] = {i: v for i, v in read.items() if v is not None}
-        elif value is not None and (right := attempt((name,), word.read, value)) is not None:
-            fields[word.field] = right
-    return fields, wrong
-
-
-# Readers.
+    for name, value in given.items():
+        option = known.get(name)
+        if option is None:
+            attempt(misspelled, name, value=value)
+        elif option.repeatable:
+            for index, one in enumerate(as_list(value)):
+                if (exact := attempt(option.parse, name, index, value=one)) is not None:
+                    parsed[option.keyword][index] = exact
+        elif value is not None and (exact := attempt(option.parse, name, value=value)) is not None:
+            parsed[option.keyword] = exact
+    return parsed, faults
 
 
-def _read_name(value: object) -> str:
-    name = _text("name", value)
-    # What the kernel's dev_valid_name() refuses, and '%', which it takes for a template.
-    if not name.isprintable() or any(letter in "/:% " for letter in name) or name in (".", ".."):
-        raise ConfigError(f"name {name!r} cannot be a device's (letters, digits, '-', '_', '.')")
-    if len(name.encode()) > 15:
-        raise ConfigError(f"name {name!r} has {len(name.encode())} bytes (at most 15)")
-    return name
+def options_by_name(
+    keywords: Mapping[str, object], known: Mapping[str, Option]
+) -> dict[str, object]:
+    """Keyword arguments as options. Raises TypeError for an unknown keyword, as any call does."""
+    names = {option.keyword: option.name for option in known.values()}
+    for keyword in keywords:
+        if keyword not in names:
+            raise TypeError(f"unexpected keyword argument {keyword!r}")
+    return {names[keyword]: value for keyword, value in keywords.items()}
 
 
-def _read_number(word: str, *, low: int, high: int) -> Callable[[object], int]:
-    def read(value: object) -> int:
-        # A TOML boolean is a Python int.
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise ConfigError(f"{word} {value!r} is no whole number ({low} to {high})")
-        if not low <= value <= high:
-            raise ConfigError(f"{word} {value} is out of range ({low} to {high})")
-        return value
-
-    return read
-
-
-def _read_mac(value: object) -> Mac:
-    return value if isinstance(value, Mac) else Mac.parse(_text("mac", value))
-
-
-def _read_local(value: object) -> Address:
-    return parse_address(value if isinstance(value, Address) else _text("local", value))
-
-
-def _read_endpoint(value: object) -> Endpoint:
-    return Endpoint.parse(_text("endpoint", value))
-
-
-def _read_prefix(value: object) -> Prefix:
-    return parse_prefix(value if isinstance(value, Prefix) else _text("prefix", value))
-
-
-def read_address(value: object) -> InterfaceAddress:
-    return parse_interface(
-        value if isinstance(value, InterfaceAddress) else _text("address", value)
-    )
-
-
-def _read_peer(value: object) -> Peer:
-    if isinstance(value, Peer):
-        return value
-    if isinstance(value, Mapping):
-        return _read_peer_table(value)
-    return Peer.parse(_text("peer", value))
-
-
-def _read_peer_table(table: Mapping[str, object]) -> Peer:
-    fields, wrong = read_options(table, PEER_OPTIONS)
-    if wrong:
-        raise ExceptionGroup("peer", wrong)
-    if fields["endpoint"] is None:
+def _peer(name: str, value: object) -> Peer:
+    """A peer as text or as a table."""
+    if not isinstance(value, Mapping):
+        return values.peer(name, value)
+    parsed, faults = parse_options(value, PEER_OPTIONS)
+    if faults:
+        raise ExceptionGroup("peer", faults)
+    if parsed["endpoint"] is None:
         raise ConfigError('peer has no endpoint (like endpoint = "192.0.2.2")')
-    return Peer(fields["endpoint"], fields["prefixes"].values(), mac=fields["mac"])
+    return Peer(parsed["endpoint"], parsed["prefix"].values(), mac=parsed["mac"])
 
 
-def _read_offload(value: object) -> frozenset[str]:
-    if value in ("auto", "none"):
-        return frozenset(OFFLOADS if value == "auto" else ())
-    words = value.split(",") if isinstance(value, str) else many(value)
-    names = [_text("offload", word).strip() for word in words]
-    for name in names:
-        _known(name, OFFLOADS, what="offload")
-    return frozenset(names)
+def _table(*options: Option) -> dict[str, Option]:
+    return {option.name: option for option in options}
 
 
-def _read_loop(value: object) -> str:
-    return _known(_text("loop", value), LOOPS, what="loop")
+PEER_OPTIONS = _table(
+    Option("endpoint", "Address or name of the peer.", values.endpoint),
+    Option("prefix", "A prefix behind the peer.", values.prefix, repeatable=True),
+    Option("mac", "The MAC of the peer's VTEP.", values.mac),
+)
+"""The keys of a peer that is a table in a file."""
 
-
-def _read_mode(value: object) -> str:
-    return _known(_text("mode", value), MODES, what="mode")
-
-
-def _read_workers(value: object) -> object:
-    if value == "auto":
-        return value
-    if isinstance(value, str) and not _DIGITS.fullmatch(value):
-        raise ConfigError(f"workers {value!r} is neither auto nor a number (1 to {MOST_WORKERS})")
-    return _read_whole("workers", low=1, high=MOST_WORKERS)(value)
-
-
-def _read_subnet_file(value: object) -> Path:
-    path = value if isinstance(value, Path) else Path(_text("subnet-file", value))
-    if not path.name:
-        raise ConfigError(f"subnet-file {str(value)!r} is no file (like /run/flannel/subnet.env)")
-    return path
-
-
-def _read_plain(word: str) -> Callable[[object], str]:
-    return lambda value: _text(word, value)
-
-
-def _read_family(word: str, version: int) -> Callable[[object], Address]:
-    def read(value: object) -> Address:
-        address = parse_address(value if isinstance(value, Address) else _text(word, value))
-        if address.version != version:
-            raise ConfigError(f"{word} {address} is no IPv{version} address")
-        return address
-
-    return read
-
-
-def _read_etcd_prefix(value: object) -> str:
-    text = _text("etcd-prefix", value)
-    if not text.startswith("/"):
-        raise ConfigError(f"etcd-prefix {text!r} does not begin with / (like {ETCD_PREFIX})")
-    return text.rstrip("/")
-
-
-def _read_regex(value: object) -> str:
-    text = _text("iface-regex", value)
-    try:
-        re.compile(text)
-    except re.error as error:
-        raise ConfigError(f"iface-regex {text!r} is no regular expression: {error}") from error
-    return text
-
-
-def _read_path(word: str) -> Callable[[object], Path]:
-    def read(value: object) -> Path:
-        path = value if isinstance(value, Path) else Path(_text(word, value))
-        if not path.is_absolute():
-            raise ConfigError(f"{word} {str(path)!r} is no absolute path (like {STATE_DIR})")
-        return path
-
-    return read
-
-
-def _read_whole(word: str, *, low: int, high: int) -> Callable[[object], int]:
-    read = _read_number(word, low=low, high=high)
-
-    def from_text(value: object) -> int:
-        is_text = isinstance(value, str) and _DIGITS.fullmatch(value)
-        return read(int(str(value)) if is_text else value)
-
-    return from_text
-
-
-def _read_switch(word: str) -> Callable[[object], bool]:
-    def read(value: object) -> bool:
-        if not isinstance(value, bool):
-            raise ConfigError(f"{word} {value!r} is neither true nor false (without quotes)")
-        return value
-
-    return read
-
-
-NODE_OPTIONS = {
-    "name": Option("name", _read_name),
-    "vni": Option("vni", _read_number("vni", low=0, high=2**24 - 1), 1),
-    "local": Option("local", _read_local),
-    "port": Option("port", _read_number("port", low=1, high=65535), DEFAULT_PORT),
-    "subnet": Option("subnets", _read_prefix, {}, many=True),
-    "address": Option("addresses", read_address, {}, many=True),
-    "mtu": Option("mtu", _read_number("mtu", low=68, high=65535)),
-    "mac": Option("mac", _read_mac),
-    "peer": Option("peers", _read_peer, {}, many=True),
-    "offload": Option("offload", _read_offload, frozenset(OFFLOADS)),
-    "loop": Option("loop", _read_loop, "uvloop"),
-    "source-ports": Option("source_ports", _read_number("source-ports", low=1, high=64), 8),
-    "workers": Option("workers", _read_workers, "auto"),
-    "mode": Option("mode", _read_mode, "tun"),
-    "flood": Option("flood", _read_switch("flood")),
-    "learning": Option("learning", _read_switch("learning")),
-    "ageing": Option("ageing", _read_number("ageing", low=1, high=10**6)),
-    "storm-limit": Option("storm_limit", _read_number("storm-limit", low=0, high=10**6)),
-    "network": Option("networks", _read_prefix, {}, many=True),
-    "subnet-file": Option("subnet_file", _read_subnet_file),
-    "ip-masq": Option("ip_masq", _read_switch("ip-masq"), False),
-}
-
-CLUSTER_OPTIONS = {
-    "etcd-endpoints": Option("etcd_endpoints", _read_plain("etcd-endpoints"), {}, many=True),
-    "store": Option("store", _read_path("store")),
-    "etcd-prefix": Option("etcd_prefix", _read_etcd_prefix, ETCD_PREFIX),
-    "etcd-cafile": Option("etcd_cafile", _read_plain("etcd-cafile"), ""),
-    "etcd-certfile": Option("etcd_certfile", _read_plain("etcd-certfile"), ""),
-    "etcd-keyfile": Option("etcd_keyfile", _read_plain("etcd-keyfile"), ""),
-    "etcd-username": Option("etcd_username", _read_plain("etcd-username"), ""),
-    "etcd-password": Option("etcd_password", _read_plain("etcd-password"), ""),
-    "public-ip": Option("public_ip", _read_family("public-ip", 4)),
-    "public-ipv6": Option("public_ipv6", _read_family("public-ipv6", 6)),
-    "iface": Option("iface", _read_plain("iface"), {}, many=True),
-    "iface-regex": Option("iface_regex", _read_regex, {}, many=True),
-    "iface-can-reach": Option("iface_can_reach", _read_local),
-    "subnet-lease-renew-margin": Option(
-        "margin", _read_whole("subnet-lease-renew-margin", low=1, high=1440), 60
+NODE_OPTIONS = _table(
+    Option(
+        "name",
+        "Name of the device, at most 15 bytes.",
+        values.device_name,
+        metavar="NAME",
+        default_help='"tunnel<VNI>"',
     ),
-    "subnet-lease-ttl": Option("ttl", _read_whole("subnet-lease-ttl", low=2, high=10**8), 86400),
-    "state-dir": Option("state_dir", _read_path("state-dir"), STATE_DIR),
-}
+    Option(
+        "vni",
+        "VXLAN network identifier, 0 to 16777215.",
+        integer(0, 2**24 - 1),
+        metavar="N",
+        kind="integer",
+        default=1,
+        default_help="1",
+    ),
+    Option(
+        "local",
+        "Underlay address of this node.",
+        values.address,
+        metavar="ADDR",
+        default_help="the source address of the route to the first peer",
+    ),
+    Option(
+        "port",
+        "UDP port on which this node receives.",
+        integer(1, 65535),
+        metavar="N",
+        kind="integer",
+        default=DEFAULT_PORT,
+        default_help=str(DEFAULT_PORT),
+    ),
+    Option(
+        "subnet",
+        "A prefix behind this node. In a cluster, a subnet to ask for.",
+        values.prefix,
+        metavar="PREFIX",
+        keyword="subnets",
+        repeatable=True,
+    ),
+    Option(
+        "address",
+        "An address of the device.",
+        values.interface_address,
+        metavar="ADDR/LEN",
+        keyword="addresses",
+        repeatable=True,
+        default_help="the first address of each subnet, as /32 or /128",
+    ),
+    Option(
+        "mtu",
+        "MTU of the device, in bytes.",
+        integer(68, 65535),
+        metavar="N",
+        kind="integer",
+        default_help="that of the underlay route, minus 50 for IPv4 or 70 for IPv6",
+    ),
+    Option(
+        "mac",
+        "MAC address of this node's VTEP.",
+        values.mac,
+        metavar="MAC",
+        default_help="derived from VNI, local address and port",
+    ),
+    Option(
+        "peer",
+        "Another node and the prefixes behind it. ENDPOINT is an address or a name, with :PORT "
+        "unless that is 8472, IPv6 then in brackets. Without mac=, the node asks the peer for its "
+        "MAC.",
+        _peer,
+        metavar="ENDPOINT=PREFIX[,PREFIX...][,mac=MAC]",
+        keyword="peers",
+        repeatable=True,
+    ),
+    Option(
+        "offload",
+        "The offloads that may be used, of tso,uso,trains,gro.",
+        values.offload,
+        metavar="auto|none|LIST",
+        default=frozenset(OFFLOADS),
+        default_help="auto, all that work",
+    ),
+    Option(
+        "loop",
+        "The event loop of the command.",
+        values.choice("uvloop", "asyncio"),
+        metavar="uvloop|asyncio",
+        default="uvloop",
+        default_help="uvloop",
+    ),
+    Option(
+        "source-ports",
+        "Number of UDP source ports over which flows are spread, 1 to 64; 1 sends from --port "
+        "only, for NAT.",
+        integer(1, 64),
+        metavar="N",
+        kind="integer",
+        default=8,
+        default_help="8",
+    ),
+    Option(
+        "workers",
+        "Number of threads that forward packets, each with a queue of the device and a socket; 1 "
+        "forwards in the event loop.",
+        values.workers,
+        metavar="auto|N",
+        default="auto",
+        default_help="auto, one for each CPU up to 4",
+    ),
+    Option(
+        "mode",
+        "Forward packets by route (tun) or Ethernet frames by MAC address (tap).",
+        values.choice("tun", "tap"),
+        "frames",
+        metavar="tun|tap",
+        default="tun",
+        default_help="tun",
+    ),
+    Option(
+        "flood",
+        "With mode tap: send broadcast, multicast and unknown unicast frames to every peer.",
+        values.boolean,
+        "frames",
+        kind="switch",
+        default_help="flood",
+    ),
+    Option(
+        "learning",
+        "With mode tap: learn MAC addresses from the frames of peers.",
+        values.boolean,
+        "frames",
+        kind="switch",
+        default_help="learning",
+    ),
+    Option(
+        "ageing",
+        "With mode tap: forget a learned MAC address that was not seen for so long.",
+        integer(1, 10**6),
+        "frames",
+        metavar="SECONDS",
+        kind="integer",
+        default_help="300",
+    ),
+    Option(
+        "storm-limit",
+        "With mode tap: flooded frames a second to each peer and from each peer, 0 for no limit. "
+        "Each worker counts its own.",
+        integer(0, 10**6),
+        "frames",
+        metavar="FRAMES",
+        kind="integer",
+        default_help="2000",
+    ),
+    Option(
+        "network",
+        "The prefix of the whole overlay, one of each family; subnet-file and ip-masq need it.",
+        values.prefix,
+        "containers",
+        metavar="PREFIX",
+        keyword="networks",
+        repeatable=True,
+    ),
+    Option(
+        "subnet-file",
+        "Write subnet.env as flannel does, for its CNI plugin and for Docker. The flag alone "
+        "writes /run/flannel/subnet.env.",
+        values.file,
+        "containers",
+        metavar="[PATH]",
+        implied="/run/flannel/subnet.env",
+        default_help="not written",
+        flannel=True,
+    ),
+    Option(
+        "ip-masq",
+        "Masquerade packets from containers to addresses outside of the overlay; needs nftables.",
+        values.boolean,
+        "containers",
+        kind="flag",
+        default=False,
+        default_help="off",
+        flannel=True,
+    ),
+)
+"""The options of one node, with or without a store."""
 
-OPTIONS = (*NODE_OPTIONS, *CLUSTER_OPTIONS)
-"""All that a node can be told."""
+CLUSTER_OPTIONS = _table(
+    Option(
+        "etcd-endpoints",
+        "Get peers, subnet, VNI and port from this etcd, as flannel does.",
+        values.text,
+        "store",
+        metavar="URL[,URL...]",
+        repeatable=True,
+        flannel=True,
+    ),
+    Option(
+        "store",
+        "Get them from a directory that all nodes share; for tens of nodes.",
+        values.absolute_path,
+        "store",
+        metavar="DIRECTORY",
+        flannel=True,
+    ),
+    Option(
+        "etcd-prefix",
+        "Prefix of all keys in the store.",
+        values.key_prefix,
+        "store",
+        metavar="PREFIX",
+        default=ETCD_PREFIX,
+        default_help=ETCD_PREFIX,
+        flannel=True,
+    ),
+    Option(
+        "etcd-cafile",
+        "PEM file with the CA certificates that sign etcd's.",
+        values.text,
+        "store",
+        metavar="FILE",
+        default="",
+        flannel=True,
+    ),
+    Option(
+        "etcd-certfile",
+        "PEM file with this node's client certificate.",
+        values.text,
+        "store",
+        metavar="FILE",
+        default="",
+        flannel=True,
+    ),
+    Option(
+        "etcd-keyfile",
+        "PEM file with the key of that certificate.",
+        values.text,
+        "store",
+        metavar="FILE",
+        default="",
+        flannel=True,
+    ),
+    Option(
+        "etcd-username",
+        "User name in etcd.",
+        values.text,
+        "store",
+        metavar="NAME",
+        default="",
+        flannel=True,
+    ),
+    Option(
+        "etcd-password",
+        "Password of that user. Set it in the environment or a file: other users can read flags.",
+        values.text,
+        "store",
+        metavar="TEXT",
+        default="",
+        flannel=True,
+    ),
+    Option(
+        "public-ip",
+        "IPv4 address at which other nodes reach this one.",
+        values.ipv4_address,
+        "cluster",
+        metavar="ADDR",
+        default_help="the interface's",
+        flannel=True,
+    ),
+    Option(
+        "public-ipv6",
+        "IPv6 address at which other nodes reach this one.",
+        values.ipv6_address,
+        "cluster",
+        metavar="ADDR",
+        default_help="the interface's",
+        flannel=True,
+    ),
+    Option(
+        "iface",
+        "Interface that leads to the other nodes; of several, the first that exists.",
+        values.text,
+        "cluster",
+        metavar="NAME|ADDR",
+        repeatable=True,
+        default_help="that of the default route",
+        flannel=True,
+    ),
+    Option(
+        "iface-regex",
+        "The same, by a pattern that its name or address matches.",
+        values.regex,
+        "cluster",
+        metavar="REGEX",
+        repeatable=True,
+        flannel=True,
+    ),
+    Option(
+        "iface-can-reach",
+        "The same, by the route to an address.",
+        values.address,
+        "cluster",
+        metavar="ADDR",
+        flannel=True,
+    ),
+    Option(
+        "subnet-lease-renew-margin",
+        "Renew the subnet's lease this long before it ends, 1 to 1440.",
+        integer(1, 1440, or_digits=True),
+        "cluster",
+        metavar="MINUTES",
+        keyword="margin",
+        kind="integer",
+        default=60,
+        default_help="60",
+        flannel=True,
+    ),
+    Option(
+        "subnet-lease-ttl",
+        "Duration of the subnet's lease.",
+        integer(2, 10**8, or_digits=True),
+        "cluster",
+        metavar="SECONDS",
+        keyword="ttl",
+        kind="integer",
+        default=86400,
+        default_help="86400",
+        flannel=True,
+    ),
+    Option(
+        "state-dir",
+        "Directory for the node's id and its last known peers.",
+        values.absolute_path,
+        "cluster",
+        metavar="DIRECTORY",
+        default=STATE_DIR,
+        default_help=str(STATE_DIR),
+        flannel=True,
+    ),
+)
+"""The options of a node that finds its peers in a store, beside :data:`NODE_OPTIONS`."""
 
-PEER_OPTIONS = {
-    "endpoint": Option("endpoint", _read_endpoint),
-    "prefix": Option("prefixes", _read_prefix, {}, many=True),
-    "mac": Option("mac", _read_mac),
-}
+OPTIONS = NODE_OPTIONS | CLUSTER_OPTIONS
+"""All options that a configuration file may contain."""
+
+COMMAND_OPTIONS = _table(
+    Option(
+        "control",
+        "Control socket, through which the other commands reach this node.",
+        group="command",
+        metavar="PATH|none",
+        default_help="NAME.sock in /run/tunnel or $XDG_RUNTIME_DIR/tunnel",
+    ),
+    Option(
+        "metrics",
+        "Serve Prometheus metrics, /healthz and /readyz over HTTP.",
+        group="command",
+        metavar="ADDR:PORT",
+    ),
+    Option(
+        "user",
+        "Run as this user after the device is open.",
+        group="command",
+        metavar="NAME",
+        default_help="nobody, if started by root",
+    ),
+    Option(
+        "config",
+        'Read options from this TOML file; flags override it. See "tunnel config check".',
+        group="command",
+        metavar="FILE",
+    ),
+    Option(
+        "verbose",
+        "Log to stderr what happens; -vv logs more.",
+        group="command",
+        kind="count",
+    ),
+)
+"""The options of ``tunnel up`` that a file cannot contain: how the command runs."""
 
 
-def _known(word: str, words: Sequence[str], *, what: str = "key") -> str:
-    if word in words:
-        return word
-    near = difflib.get_close_matches(word, words, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(words)}"
-    raise ConfigError(f"{what} {word!r} is not known ({hint})")
+class _NodeOptions(TypedDict, total=False):
+    name: str
+    local: str | Address | None
+    subnets: str | Prefix | Iterable[str | Prefix]
+    addresses: str | InterfaceAddress | Iterable[str | InterfaceAddress]
+    mtu: int | None
+    mac: str | Mac | None
+    peers: str | Peer | Iterable[str | Peer]
+    offload: str | Iterable[str]
+    loop: str
+    source_ports: int
+    workers: int | str
+    mode: str
+    flood: bool | None
+    learning: bool | None
+    ageing: int | None
+    storm_limit: int | None
+    subnet_file: str | Path | None
+    ip_masq: bool
 
 
-def _text(word: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise ConfigError(f"{word} {value!r} is not text (put it in quotes)")
-    return value
+class ConfigOptions(_NodeOptions, total=False):
+    """The keyword arguments of :class:`tunnel.Config` and :class:`tunnel.Tunnel`."""
+
+    vni: int
+    port: int
+    networks: str | Prefix | Iterable[str | Prefix]
 
 
-def many(value: object) -> Iterable[object]:
-    """A list as it is; one value stands for a list of one."""
-    if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
-        return (value,)
-    return value
+class ClusterOptions(_NodeOptions, total=False):
+    """The keyword arguments of :class:`tunnel.ClusterConfig`."""
+
+    etcd_endpoints: str | Iterable[str]
+    store: str | Path | None
+    etcd_prefix: str
+    etcd_cafile: str
+    etcd_certfile: str
+    etcd_keyfile: str
+    etcd_username: str
+    etcd_password: str
+    public_ip: str | Address | None
+    public_ipv6: str | Address | None
+    iface: str | Iterable[str]
+    iface_regex: str | Iterable[str]
+    iface_can_reach: str | Address | None
+    margin: int
+    ttl: int
+    state_dir: str | Path

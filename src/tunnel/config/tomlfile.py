@@ -1,4 +1,4 @@
-"""A configuration file, and where in it a fault stands."""
+"""A configuration file in TOML, and the line of each fault in it."""
 
 from __future__ import annotations
 
@@ -16,17 +16,22 @@ _Key = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """A TOML file that could be parsed."""
+    """A file that is valid TOML: its path, its text, and its options by name."""
 
     path: Path
     text: str
-    words: dict[str, object]
+    options: dict[str, object]
 
     @classmethod
     def read(cls, path: Path) -> ConfigFile:
-        """Raises ConfigError, with the line where it is a matter of syntax."""
+        """
+        Reads a file. A UTF-8 byte order mark at its beginning is skipped.
+
+        Raises:
+            ConfigError: The file cannot be read or is not TOML; the text has the line.
+        """
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
             return cls(path, text, tomllib.loads(text))
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
@@ -34,24 +39,24 @@ class ConfigFile:
         except UnicodeDecodeError as error:
             raise ConfigError(f"cannot read {path}: byte {error.start} is not UTF-8") from error
         except tomllib.TOMLDecodeError as error:
-            place = re.search(r" \(at line (\d+), column \d+\)$", str(error))
-            line = int(place[1]) if place else len(text.splitlines())
-            message = str(error)[: place.start() if place else None]
+            position = re.search(r" \(at line (\d+), column \d+\)$", str(error))
+            line = int(position[1]) if position else len(text.splitlines())
+            message = str(error)[: position.start() if position else None]
             raise ConfigError(f"{path}:{line}: not TOML: {message}") from error
 
     @cached_property
     def _lines(self) -> dict[_Key, int]:
-        return _lines(self.text)
+        return find_lines(self.text)
 
     def line(self, error: ConfigError) -> int:
-        """Where the fault stands; what is not there, where that stands which lacks it."""
+        """The line of a fault; of a missing key, that of the table which lacks it."""
         key = error.key
         while key not in self._lines:
             key = key[:-1]
         return self._lines[key]
 
     def describe(self, error: ConfigError) -> str:
-        """``FILE:LINE: key: message``."""
+        """The fault as ``FILE:LINE: key: message``."""
         key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.key)
         return f"{self.path}:{self.line(error)}: {key.removeprefix('.')}: {error}"
 
@@ -69,38 +74,38 @@ _TOKEN = re.compile(
 )
 
 
-def _lines(text: str) -> dict[_Key, int]:
+def find_lines(text: str) -> dict[_Key, int]:
     """
-    The line of each key and array element in a text that tomllib has accepted.
+    Finds the line of each key and array element in a text that tomllib has accepted.
 
-    tomllib keeps no positions. This scan knows brackets, strings and comments, which is
-    enough for files of ours; a dotted key counts as one word.
+    tomllib keeps no positions. This scan knows brackets, strings and comments, which is enough
+    for these files; a dotted key counts as one key.
     """
     lines: dict[_Key, int] = {(): 1}
     table: _Key = ()
-    here: _Key = ()
-    around: list[_Key] = []  # the arrays and inline tables that `here` is in
+    current: _Key = ()
+    enclosing: list[_Key] = []  # the arrays and inline tables around `current`
     for match in _TOKEN.finditer(text):
         token = match[0].strip()
         if match.lastgroup == "skip":
             continue
-        if match.lastgroup == "header" and not around:
-            here = table = _header(token, lines)
+        if match.lastgroup == "header" and not enclosing:
+            current = table = _header_key(token, lines)
         elif match.lastgroup == "key":
-            here = (*(around[-1] if around else table), token.strip("\"'"))
+            current = (*(enclosing[-1] if enclosing else table), token.strip("\"'"))
         elif token in ("]", "}"):
-            here = around.pop()
-        elif token == "," and isinstance(here[-1], int):
-            here = (*around[-1], here[-1] + 1)
+            current = enclosing.pop()
+        elif token == "," and isinstance(current[-1], int):
+            current = (*enclosing[-1], current[-1] + 1)
         if token not in ("]", "}", ","):
-            lines.setdefault(here, text.count("\n", 0, match.start()) + 1)
+            lines.setdefault(current, text.count("\n", 0, match.start()) + 1)
         if token in ("[", "{"):
-            around.append(here)
-            here = (*here, 0) if token == "[" else here
+            enclosing.append(current)
+            current = (*current, 0) if token == "[" else current
     return lines
 
 
-def _header(token: str, lines: Mapping[_Key, int]) -> _Key:
+def _header_key(token: str, lines: Mapping[_Key, int]) -> _Key:
     """The key of ``[name]``, or of the next ``[[name]]``."""
     name = token.strip("[]").strip(" \t\"'")
     if not token.startswith("[["):

@@ -49,7 +49,7 @@ class Node:
 
     Args:
         with_device: Without, the program itself is the device.
-        confined, user, config_source: As in :meth:`tunnel.Tunnel.from_config`.
+        confined, user, config_source: As in :class:`tunnel.Tunnel`.
 
     Attributes:
         fdb: In TAP mode.

@@ -35,8 +35,6 @@ class FakeTunnel:
         assert confined
         self.config = config
 
-    from_config: ClassVar[type[Self]]
-
     async def __aenter__(self) -> Self:
         if self.refusal:
             raise self.refusal
@@ -76,7 +74,6 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeTunnel]:
     class Fake(FakeTunnel):
         opened: ClassVar[list[Config]] = []
 
-    Fake.from_config = Fake
     monkeypatch.setenv("TUNNEL_CONTROL", "none")
     monkeypatch.setattr(up, "Tunnel", Fake)
     return Fake

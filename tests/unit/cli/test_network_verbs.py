@@ -76,7 +76,7 @@ def test_both_families_and_the_ends(network: Verb) -> None:
         ("init --network 10.42.0.0/16 --subnet-min 10.43.0.0", "SubnetMin"),
         ("init --network 10.42.0.0/16 --port 70000", "Backend.Port"),
         ("init --network x", "is no IPv4 or IPv6 prefix"),
-        ("leases --etcd-endpoints http://x", "another store"),
+        ("leases --etcd-endpoints http://x", "are two stores"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(network: Verb, words: str, says: str) -> None:
@@ -121,7 +121,7 @@ def test_the_store_of_a_file(
 ) -> None:
     monkeypatch.delenv("TUNNEL_STORE", raising=False)
     network = Verb(capsys)
-    assert "which store?" in network.tell("leases", code=2)
+    assert "no store is given" in network.tell("leases", code=2)
     (tmp_path / "a.toml").write_text(f'store = "{tmp_path}"\nmtu = 1400\n')
     network.tell(f"init --network 10.42.0.0/16 --config {tmp_path}/a.toml")
     assert network.tell(f"leases --config {tmp_path}/a.toml") == "no subnet is taken\n"

@@ -205,12 +205,24 @@ FOUR, SIX = "10.244.1.0/24", "fd00:244:1::/64"
 @pytest.mark.parametrize(
     ("words", "key", "says"),
     [
-        ({"ip-masq": True, "subnet": [FOUR]}, ("ip-masq",), "takes the whole overlay's prefix"),
-        ({"subnet-file": "/x/y", "subnet": [FOUR]}, ("subnet-file",), "takes the whole overlay's"),
+        (
+            {"ip-masq": True, "subnet": [FOUR]},
+            ("ip-masq",),
+            "needs the prefix of the whole overlay",
+        ),
+        (
+            {"subnet-file": "/x/y", "subnet": [FOUR]},
+            ("subnet-file",),
+            "needs the prefix of the whole",
+        ),
         ({"ip-masq": "true"}, ("ip-masq",), "neither true nor false"),
         ({"subnet-file": 1}, ("subnet-file",), "not text"),
-        ({"subnet-file": "/"}, ("subnet-file",), "is no file"),
-        ({"network": ["10.244.0.0/16", "10.9.0.0/16"]}, ("network", 1), "is beside 10.244.0.0/16"),
+        ({"subnet-file": "/"}, ("subnet-file",), "is not a file"),
+        (
+            {"network": ["10.244.0.0/16", "10.9.0.0/16"]},
+            ("network", 1),
+            "is a second one beside 10.244.0.0/16",
+        ),
         ({"network": ["10.9.0.0/16"], "subnet": [FOUR]}, ("subnet", 0), "not within the network"),
         (
             {"network": ["10.244.0.0/16"], "subnet": [FOUR, SIX]},
@@ -220,7 +232,7 @@ FOUR, SIX = "10.244.1.0/24", "fd00:244:1::/64"
         (
             {"network": ["10.244.0.0/16"], "subnet-file": "/x/y"},
             ("network", 0),
-            "tells of one subnet in network 10.244.0.0/16, not of 0",
+            "has room for one subnet in network 10.244.0.0/16, not for 0",
         ),
         (
             {
@@ -229,7 +241,7 @@ FOUR, SIX = "10.244.1.0/24", "fd00:244:1::/64"
                 "subnet": [FOUR, "10.244.2.0/24"],
             },
             ("network", 0),
-            "not of 2",
+            "not for 2",
         ),
         (
             {"network": ["10.244.0.0/16"], "subnet-file": "/x/y", "subnet": ["10.244.1.0/31"]},
