@@ -167,7 +167,7 @@ NODE_OPTIONS = _table(
         "Name of the device, at most 15 bytes.",
         values.device_name,
         metavar="NAME",
-        default_help='"tunnel<VNI>"',
+        default_help='"tunnel" and the VNI',
     ),
     Option(
         "vni",
@@ -238,7 +238,7 @@ NODE_OPTIONS = _table(
     ),
     Option(
         "offload",
-        "The offloads that may be used, of tso,uso,trains,gro.",
+        "Offloads that may be used, out of tso,uso,trains,gro.",
         values.offload,
         metavar="auto|none|LIST",
         default=frozenset(OFFLOADS),
@@ -298,7 +298,7 @@ NODE_OPTIONS = _table(
     ),
     Option(
         "ageing",
-        "With mode tap: forget a learned MAC address that was not seen for so long.",
+        "With mode tap: time after which a learned MAC address is forgotten unless seen again.",
         integer(1, 10**6),
         "frames",
         metavar="SECONDS",
@@ -360,7 +360,7 @@ CLUSTER_OPTIONS = _table(
     ),
     Option(
         "store",
-        "Get them from a directory that all nodes share; for tens of nodes.",
+        "Get peers, subnet, VNI and port from a directory that all nodes share; for tens of nodes.",
         values.absolute_path,
         "store",
         metavar="DIRECTORY",
@@ -451,7 +451,7 @@ CLUSTER_OPTIONS = _table(
     ),
     Option(
         "iface-regex",
-        "The same, by a pattern that its name or address matches.",
+        "Interface that leads to the other nodes, by a pattern that its name or address matches.",
         values.regex,
         "cluster",
         metavar="REGEX",
@@ -460,7 +460,7 @@ CLUSTER_OPTIONS = _table(
     ),
     Option(
         "iface-can-reach",
-        "The same, by the route to an address.",
+        "Interface that leads to the other nodes, by the route to this address.",
         values.address,
         "cluster",
         metavar="ADDR",
@@ -468,7 +468,7 @@ CLUSTER_OPTIONS = _table(
     ),
     Option(
         "subnet-lease-renew-margin",
-        "Renew the subnet's lease this long before it ends, 1 to 1440.",
+        "Time before the end of a subnet's lease at which it is renewed, 1 to 1440.",
         integer(1, 1440, or_digits=True),
         "cluster",
         metavar="MINUTES",
@@ -480,7 +480,7 @@ CLUSTER_OPTIONS = _table(
     ),
     Option(
         "subnet-lease-ttl",
-        "Duration of the subnet's lease.",
+        "Time after which a subnet's lease ends unless it is renewed.",
         integer(2, 10**8, or_digits=True),
         "cluster",
         metavar="SECONDS",

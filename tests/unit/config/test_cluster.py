@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tunnel.cli.up import up
-from tunnel.config.cluster import ClusterConfig, faults, read_config
+from tunnel.config.cluster import ClusterConfig, cluster_differences, faults, read_config
 from tunnel.config.node import Config
 from tunnel.errors import ConfigError
 from tunnel.types import DEFAULT_PORT
@@ -136,3 +136,53 @@ def test_flannels_variables_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(config.iface_can_reach) == "192.0.2.9"
     assert config.subnet_file == Path("/run/flannel/subnet.env")
     assert (config.margin, config.ip_masq) == (30, True)
+
+
+def test_a_program_makes_one_of_keywords() -> None:
+    config = ClusterConfig(
+        etcd_endpoints="http://192.0.2.9:2379",
+        etcd_prefix="/a/",
+        public_ip="192.0.2.1",
+        subnets=["10.42.7.0/24"],
+        name="overlay",
+        margin=90,
+        state_dir="/srv/state",
+        ip_masq=True,
+    )
+    assert config == made(
+        etcd_prefix="/a",
+        public_ip="192.0.2.1",
+        subnet="10.42.7.0/24",
+        name="overlay",
+        subnet_lease_renew_margin=90,
+        state_dir="/srv/state",
+        ip_masq=True,
+    )
+    assert config.prefer == (ipaddress.ip_network("10.42.7.0/24"),)
+    assert ClusterConfig(store=Path("/srv/store")).store == Path("/srv/store")
+
+
+def test_keywords_are_checked_as_options_are() -> None:
+    with pytest.raises(ConfigError, match="no store is given"):
+        ClusterConfig(name="overlay")
+    with pytest.raises(ConfigError, match="are two stores"):
+        ClusterConfig(store="/srv/store", etcd_endpoints=["http://192.0.2.9:2379"])
+    with pytest.raises(ConfigError, match="read from the network") as raised:
+        ClusterConfig(store="/srv/store", vni=3)  # type: ignore[call-arg]
+    assert raised.value.key == ("vni",)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("subnet", ["10.42.7.0/24"]),
+        ("address", ["10.42.7.1/24"]),
+        ("peer", ["192.0.2.7=10.7.0.0/16"]),
+        ("etcd-prefix", "/x"),
+        ("subnet-lease-ttl", 60),
+        ("ip-masq", True),
+    ],
+)
+def test_differences_are_named_by_option(option: str, value: object) -> None:
+    assert cluster_differences(made(), made(**{option: value})) == [option]
+    assert cluster_differences(made(**{option: value}), made(**{option: value})) == []
