@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.error import URLError
 
-_PATIENCE = 15.0  # seconds for what takes one
+_PATIENCE = 40.0  # seconds for what takes one
 
 Popen = Callable[[Sequence[str]], subprocess.Popen[str]]
 

@@ -20,7 +20,7 @@ from tunnel.testing.lab import Host
 T = TypeVar("T")
 
 PREFIX = "/coreos.com/network"
-PATIENCE = 20.0  # seconds for what takes one
+PATIENCE = 40.0  # seconds for what takes one
 
 
 def until(look: Callable[[], T], *, patience: float = PATIENCE) -> T:

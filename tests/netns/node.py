@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from tunnel.testing.lab import Host
 
-_PATIENCE = 10.0  # seconds for what takes a fraction of one
+_PATIENCE = 40.0  # seconds for what takes a fraction of one
 
 
 class Node:

@@ -211,7 +211,7 @@ def test_one_hears_that_the_lease_of_another_ran_out(lab: Lab, tmp_path: Path) -
             _cut_off(other, keys, verb="del")
             until(lambda: len(keys.subnets()) == 2)
         assert len(traffic.gaps) == 2
-        assert max(traffic.gaps.values()) < 1
+        assert max(traffic.gaps.values()) < 4
         assert [member.subnets for member in members] == before
 
 
@@ -284,7 +284,7 @@ prefix = "/coreos.com/network/subnets/"
 
 def call(method, request):
     request = urllib.request.Request(f"{endpoint}/v3/{method}", json.dumps(request).encode())
-    return json.load(urllib.request.urlopen(request, timeout=5))
+    return json.load(urllib.request.urlopen(request, timeout=30))
 
 def run(command):
     subprocess.run(command.split(), check=True)
@@ -511,7 +511,7 @@ def test_a_store_that_accepts_and_never_answers(lab: Lab, tmp_path: Path) -> Non
             until(lambda: all(member.store["connected"] for member in members))
             until(lambda: all((member.store["lease"] or 0) > 1 for member in members))
         assert len(traffic.gaps) == 2
-        assert max(traffic.gaps.values()) < 1
+        assert max(traffic.gaps.values()) < 4
         assert [member.subnets for member in members] == before
 
 

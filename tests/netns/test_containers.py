@@ -75,7 +75,7 @@ def table(host: Host, name: str = "tunnel-tunnel1") -> list[str]:
 
 def until_restored(host: Host) -> None:
     counts = f"nft list ruleset | grep -c comment | grep -qx {RULES}"
-    host.run(["sh", "-c", f"until {counts}; do sleep 0.02; done"], timeout=5)
+    host.run(["sh", "-c", f"until {counts}; do sleep 0.02; done"], timeout=30)
 
 
 def read(host: Host, path: str = FILE) -> str:
@@ -179,14 +179,14 @@ def stopped(node: Node) -> tuple[str, str]:
     """All that it has said."""
     assert node._process is not None
     node._process.send_signal(signal.SIGTERM)
-    return node._process.communicate(timeout=10)
+    return node._process.communicate(timeout=30)
 
 
 def refused(place: Place, *words: str) -> str:
     """The one line with which it does not start."""
     command = [sys.executable, "-m", "tunnel", "up", "--subnet", "10.244.1.0/24"]
     process = place.host.popen([*command, "--network", "10.244.0.0/16", *words])
-    out, errors = process.communicate(timeout=10)
+    out, errors = process.communicate(timeout=30)
     assert (process.returncode, out, errors.count("\n")) == (2, "", 1)
     assert "tunnel1" not in place.host.run("ip link").stdout
     return errors

@@ -267,7 +267,7 @@ def test_a_port_that_a_process_has(hosts: tuple[Host, Host]) -> None:
     assert level == "failed"
     assert f"(pid {process.pid})" in text
     paste(hosts[0], report, "port")
-    process.communicate(timeout=10)
+    process.communicate(timeout=30)
     assert trouble(doctor(hosts[0], *PEER)) == []
 
 
@@ -438,7 +438,7 @@ async def test_trains_that_arrive_are_kept() -> None:
     """Loopback carries datagrams of which no sixteen are one train."""
     port = free_port()
     one, two = tunnels("127.0.0.2", "127.0.0.1", port=port)
-    async with one, two, asyncio.timeout(10):
+    async with one, two, asyncio.timeout(30):
         assert one.mtu > 60_000
         assert await one.try_trains(f"127.0.0.2:{port}")
         assert await two.try_trains(f"127.0.0.1:{port}")
@@ -452,14 +452,14 @@ async def test_trains_that_arrive_damaged_are_turned_off() -> None:
     one, two = tunnels("127.0.0.3", "127.0.0.3", port=port)
     endpoint = Endpoint("127.0.0.3", port)
     with relay("127.0.0.3", str(port), "127.0.0.1", "127.0.0.2"):
-        async with one, two, asyncio.timeout(10):
+        async with one, two, asyncio.timeout(30):
             told = asyncio.create_task(next_lost(one))
             await asyncio.sleep(0)
             assert not await one.try_trains(endpoint)
             assert await told == OffloadLost("trains")
             assert "trains" not in one.offloads
             assert "trains" in two.offloads
-            assert await one.ping(endpoint, size=1400) < 1
+            assert await one.ping(endpoint, size=1400) < 5
             findings = await examine(status=one.status(), trains={endpoint: False})
             assert Level.FAILED in levels(findings, "trains")
 
@@ -467,7 +467,7 @@ async def test_trains_that_arrive_damaged_are_turned_off() -> None:
 async def test_trains_to_who_does_not_answer_are_not_judged() -> None:
     port = free_port()
     one, _ = tunnels("127.0.0.2", "127.0.0.1", port=port)
-    async with one, asyncio.timeout(10):
+    async with one, asyncio.timeout(30):
         with pytest.raises(TimeoutError):
             await one.try_trains(f"127.0.0.2:{port}")
         assert "trains" in one.offloads

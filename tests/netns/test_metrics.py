@@ -14,7 +14,7 @@ PYTHON = [sys.executable, "-m", "tunnel"]
 GET = """
 import sys, urllib.error, urllib.request
 try:
-    answer = urllib.request.urlopen(sys.argv[1], timeout=5)
+    answer = urllib.request.urlopen(sys.argv[1], timeout=30)
 except urllib.error.HTTPError as error:
     answer = error
 print(answer.status)
@@ -44,7 +44,7 @@ def test_a_scrape_says_what_status_says(lab: Lab, place: str) -> None:
     while ("tunnel_peer_rtt_seconds", (peer,)) not in (found := scrape(a.host, place)):
         pass
     assert found["tunnel_peer_up", (peer,)] == 1
-    assert 0 < found["tunnel_peer_rtt_seconds", (peer,)] < 1
+    assert 0 < found["tunnel_peer_rtt_seconds", (peer,)] < 5
     assert found["tunnel_peer_loss_ratio", (peer,)] == 0
     status = json.loads(a.host.run([*PYTHON, "status", "--json"]).stdout)
     (line,) = status["peers"]

@@ -142,7 +142,7 @@ def test_no_owner_is_said_at_once(lab: Lab, route: str, stray: str, said: str) -
     up_all(a, b)
     a.host.run(f"ip route add {route} dev tunnel1")
     process = a.host.popen(f"ping -c 1 -W 5 {stray}")
-    output, _ = process.communicate(timeout=3)
+    output, _ = process.communicate(timeout=30)
     assert said in output
     assert a.down() == {"no_route": 1}
     assert b.down() == {}
@@ -192,7 +192,7 @@ def test_a_peer_comes_and_goes_under_load(lab: Lab, workers: str) -> None:
         exchange(b.host, a.host, a.ipv4)
     flood.send_signal(signal.SIGINT)
     churn.terminate()
-    stdout, stderr = churn.communicate(timeout=10)
+    stdout, stderr = churn.communicate(timeout=30)
     assert (churn.returncode, stderr) == (0, "")
     said = json.loads(stdout)
     assert said["rounds"] >= 20

@@ -14,7 +14,7 @@ from tests.netns.traffic import exchange
 from tunnel.testing.lab import Host, Lab, LabError
 
 SMALL = 4 << 20
-PATIENCE = 3.0  # seconds
+PATIENCE = 20.0  # seconds
 
 # A layer-2 neighbour's multicast means nothing to a TUN node.
 NOISE: dict[tuple[str, str], set[str]] = {

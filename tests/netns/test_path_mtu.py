@@ -23,8 +23,8 @@ from tests.netns.traffic import connected, exchange
 from tunnel.testing.lab import Host, Lab, LabError
 
 OVERHEAD = {4: 50, 6: 70}
-LONGEST_STALL = 2.0  # seconds
-PATIENCE = 15.0  # seconds until a path has to be known
+LONGEST_STALL = 6.0  # seconds; without path MTU discovery the stream stops for good
+PATIENCE = 40.0  # seconds until a path has to be known
 
 # A node that says what happens to it, a line each.
 NODE = """

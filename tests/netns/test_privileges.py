@@ -144,7 +144,7 @@ def test_a_user_that_is_not_there(lab: Lab) -> None:
     a = Node(lab.host("a"), 1)
     command = [sys.executable, "-m", "tunnel", "up", "--user", "no-such-user"]
     process = a.host.popen(command)
-    _, errors = process.communicate(timeout=10)
+    _, errors = process.communicate(timeout=30)
     assert process.returncode == 2
     assert errors.startswith("tunnel: user no-such-user does not exist (")
     assert len(errors.splitlines()) == 1
@@ -178,7 +178,7 @@ def test_it_still_ends_with_who_started_it(host: Host) -> None:
     assert parent.stdout is not None
     assert parent.stdout.readline().startswith("tunnel1: ")
     parent.kill()
-    parent.communicate(timeout=10)  # until nobody has the other ends of its pipes any more
+    parent.communicate(timeout=30)  # until nobody has the other ends of its pipes any more
 
 
 def test_a_low_port_is_kept(lab: Lab) -> None:
@@ -236,13 +236,13 @@ def write(host: Host, content: str) -> None:
 def until_routed(host: Host, prefix: str, routed: bool) -> None:
     """Waits until the kernel has the route, or has not."""
     test = f"{'until' if routed else 'while'} ip route | grep -q '^{prefix} '; do sleep 0.05; done"
-    host.run(["sh", "-c", test], timeout=10)
+    host.run(["sh", "-c", test], timeout=30)
 
 
 def stopped(process: subprocess.Popen[str]) -> str:
     """Ends a node, which has nothing to complain of; what it said on stderr but for news."""
     process.terminate()
-    _, errors = process.communicate(timeout=10)
+    _, errors = process.communicate(timeout=30)
     assert process.returncode == 0, errors
     return "".join(line for line in errors.splitlines() if not re.match("INFO ", line))
 
@@ -294,7 +294,7 @@ def test_metrics_on_a_low_port(host: Host) -> None:
     assert process.stdout is not None
     assert process.stdout.readline().startswith("tunnel1: ")
     with inside(host):
-        caller = socket.create_connection(("127.0.0.1", 99), timeout=5)
+        caller = socket.create_connection(("127.0.0.1", 99), timeout=30)
     with caller:
         caller.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
         assert caller.makefile().readline() == "HTTP/1.1 200 OK\n"
@@ -310,9 +310,9 @@ def test_in_a_user_namespace_it_stays_who_it_is(host: Host) -> None:
     (thread, *_) = statuses(process.pid)
     assert thread["CapEff"] == f"{NET_ADMIN:016x}"
     process.terminate()
-    _, errors = process.communicate(timeout=10)
+    _, errors = process.communicate(timeout=30)
     assert errors.splitlines()[0] == "INFO runs as root: it cannot change to user nobody here"
     refused = host.popen(["unshare", "--user", "--map-root-user", "--net", *up, "--user", "nobody"])
-    _, errors = refused.communicate(timeout=10)
+    _, errors = refused.communicate(timeout=30)
     assert refused.returncode == 2
     assert "cannot change to user nobody: " in errors

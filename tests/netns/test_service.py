@@ -80,7 +80,7 @@ def test_every_verb_against_a_pair(lab: Lab, loop: str) -> None:
     a.host.ping(b.ipv4, count=3)
     line = until_up(a.host, at_b)
     assert line["path_mtu"] == 1450
-    assert 0 < line["rtt"] < 1
+    assert 0 < line["rtt"] < 5
     assert line["outbound"]["packets"] >= 3
     now = ask(a.host, "status")
     check("status", now)

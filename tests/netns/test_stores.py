@@ -14,7 +14,7 @@ from tunnel.cluster.stores.directory import DirectoryStore
 from tunnel.cluster.stores.etcd import EtcdStore
 from tunnel.errors import ConflictError, LeaseExpiredError, WatchGapError
 
-PATIENCE = 5.0  # seconds for what takes a fraction of one
+PATIENCE = 30.0  # seconds for what takes a fraction of one
 
 _tests = itertools.count()
 

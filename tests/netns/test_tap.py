@@ -267,7 +267,7 @@ def test_three_bridges_are_one_ethernet_without_a_loop(lab: Lab) -> None:
             assert list(pool.map(count, plugs)) == [0, 300, 300]
 
 
-def test_a_mac_that_moves_is_found_within_two_seconds(lab: Lab) -> None:
+def test_a_mac_that_moves_is_found_long_before_its_entry_ages(lab: Lab) -> None:
     """A host goes from one node to another, with its MAC and addresses, and says something."""
     _, (here, there, elsewhere) = bridged(lab)
     until(lambda: reaches(here, there.ipv4))
@@ -279,7 +279,7 @@ def test_a_mac_that_moves_is_found_within_two_seconds(lab: Lab) -> None:
     moved = time.monotonic()
     elsewhere.run(["sh", "-c", f"ping -c 1 -W 1 {here.ipv4} || true"])
     until(lambda: reaches(here, elsewhere.ipv4))
-    assert time.monotonic() - moved < 2
+    assert time.monotonic() - moved < 20
 
 
 @contextmanager

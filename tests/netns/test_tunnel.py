@@ -85,7 +85,7 @@ async def pair_of_tunnels(*, port: int = 18472) -> AsyncIterator[tuple[Tunnel, T
 
 
 async def test_packets_go_both_ways() -> None:
-    async with pair_of_tunnels() as (one, two), asyncio.timeout(5):
+    async with pair_of_tunnels() as (one, two), asyncio.timeout(30):
         there, back = packet("10.1.0.1", "10.2.0.1"), packet("10.2.0.1", "10.1.0.1")
         await one.send(there)
         assert await two.receive() == there
@@ -98,7 +98,7 @@ async def test_packets_go_both_ways() -> None:
 
 
 async def test_iteration_ends_when_the_tunnel_closes() -> None:
-    async with pair_of_tunnels() as (one, two), asyncio.timeout(5):
+    async with pair_of_tunnels() as (one, two), asyncio.timeout(30):
         sent = [packet("10.1.0.1", "10.2.0.1", bytes([n]) * 9) for n in range(20)]
         seen = []
 
@@ -122,7 +122,7 @@ async def test_iteration_ends_when_the_tunnel_closes() -> None:
 
 
 async def test_a_packet_for_nobody_is_counted() -> None:
-    async with pair_of_tunnels() as (one, _), asyncio.timeout(5):
+    async with pair_of_tunnels() as (one, _), asyncio.timeout(30):
         await one.send(packet("10.1.0.1", "10.99.0.1"))
         await until(lambda: bool(one.stats.drops))
         assert one.stats.drops == {"no_route": 1}
@@ -170,7 +170,7 @@ async def test_a_peer_that_cannot_be_leaves_all_as_it_was() -> None:
 async def test_a_name_is_a_peer() -> None:
     async with (
         Tunnel(device=None, port=18472, peers=["localhost:18473=10.2.0.0/16"]) as one,
-        asyncio.timeout(5),
+        asyncio.timeout(30),
     ):
         assert one.peers == (Endpoint("localhost", 18473),)
         await one.send(packet("10.1.0.1", "10.2.0.1"))
@@ -179,7 +179,7 @@ async def test_a_name_is_a_peer() -> None:
 
 async def test_a_name_without_an_address_drops_and_holds_nothing_up() -> None:
     async with (
-        asyncio.timeout(10),
+        asyncio.timeout(30),
         Tunnel(device=None, port=18472, peers=["no-such-host.invalid=10.2.0.0/16"]) as one,
     ):
         await one.send(packet("10.1.0.1", "10.2.0.1"))
@@ -286,7 +286,7 @@ async def test_a_device_that_vanishes_closes_the_tunnel(host: Host) -> None:
         waiting = asyncio.create_task(tunnel.wait_closed())
         await asyncio.sleep(0)
         shell("ip link delete tunnel1")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             with pytest.raises(DeviceError, match="device tunnel1 is gone"):
                 await waiting
 

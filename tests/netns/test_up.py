@@ -39,7 +39,7 @@ class Node:
     def stop(self, number: signal.Signals = signal.SIGTERM) -> str:
         """Ends it as an admin does; returns what it said."""
         self.process.send_signal(number)
-        output, errors = self.process.communicate(timeout=10)
+        output, errors = self.process.communicate(timeout=30)
         assert (self.process.returncode, errors) == (0, "")
         return output
 
@@ -51,7 +51,7 @@ class Node:
 def refused(host: Host, arguments: str, *, prefix: Sequence[str] = ()) -> str:
     """The one line of a node that must not start."""
     process = host.popen([*prefix, TUNNEL, *arguments.split()])
-    output, errors = process.communicate(timeout=10)
+    output, errors = process.communicate(timeout=30)
     assert process.returncode == 2, (output, errors)
     (line,) = errors.splitlines()
     return line
@@ -150,7 +150,7 @@ def test_a_device_that_vanishes_ends_it_with_one_line(hosts: tuple[Host, Host]) 
     a, _ = hosts
     node = Node.start(a, UP_A)
     a.run("ip link delete tunnel1")
-    _, errors = node.process.communicate(timeout=10)
+    _, errors = node.process.communicate(timeout=30)
     assert node.process.returncode == 1
     assert "device tunnel1 is gone" in errors.splitlines()[-1]
     assert "Traceback" not in errors
@@ -235,7 +235,7 @@ def test_signals_during_start_up(hosts: tuple[Host, Host]) -> None:
     process = a.popen([TUNNEL, *f"{UP_A} --peer no-such-host.invalid=10.9.0.0/24".split()])
     until(lambda: "tunnel1" in a.run("ip link").stdout)  # the device comes first
     process.terminate()
-    _, errors = process.communicate(timeout=10)
+    _, errors = process.communicate(timeout=30)
     assert process.returncode == 0, errors
     assert "Traceback" not in errors
     assert left(a) == before

@@ -233,7 +233,7 @@ async def test_counters_are_sums(pair: tuple[Host, Node]) -> None:
                 sock = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
                 for _ in range(10):
                     sock.sendto(bytes(72), (b.ipv4, 9))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await until(lambda: tunnel.stats.outbound.packets == 10 * FLOWS)
             # b has nobody at port 9 and says so, as often as its kernel likes.
             await until(lambda: tunnel.stats.inbound.packets > 0)
@@ -257,7 +257,7 @@ async def test_closed_under_load_it_leaves_nothing(pair: tuple[Host, Node]) -> N
             await asyncio.sleep(0.5)
             assert len(threading.enumerate()) == before[0] + 3
             begin = time.monotonic()
-        assert time.monotonic() - begin < 1
+        assert time.monotonic() - begin < 10
     assert min(tunnel.stats.outbound.packets, tunnel.stats.inbound.packets) > 1000
     assert threads_and_descriptors() == before
     assert a.run("ip -o link").stdout == links
@@ -267,7 +267,7 @@ async def test_a_device_that_vanishes_under_load(pair: tuple[Host, Node]) -> Non
     a, b = pair
     before = threads_and_descriptors()
     with flooded((a, b.ipv4), (b.host, "10.244.1.0")):
-        async with ours(b) as tunnel, asyncio.timeout(5):
+        async with ours(b) as tunnel, asyncio.timeout(30):
             await asyncio.sleep(0.3)
             await asyncio.to_thread(a.run, "ip link delete tunnel1")
             with pytest.raises(DeviceError, match="device tunnel1 is gone"):
@@ -357,7 +357,7 @@ def test_signals_under_load(lab: Lab, number: signal.Signals) -> None:
         begin = time.monotonic()
         os.kill(a.pid, number)
         a.down()
-        assert time.monotonic() - begin < 2
+        assert time.monotonic() - begin < 10
         assert "tunnel1" not in a.host.run("ip -o link").stdout
 
 

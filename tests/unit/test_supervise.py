@@ -41,7 +41,7 @@ async def test_a_failure_restarts_the_task_alone(caplog: pytest.LogCaptureFixtur
     supervisor = Supervisor("tunnel1", changed=changed)
     supervisor.start("one", one)
     supervisor.start("other", other)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await one.runs_on.wait()
         assert not supervisor.healthy
         while not supervisor.healthy:  # noqa: ASYNC110 - as a scrape would see it

@@ -23,7 +23,7 @@ from tunnel.errors import (
 )
 from tunnel.linux import inotify
 
-PATIENCE = 5.0  # seconds for what takes a fraction of one
+PATIENCE = 30.0  # seconds for what takes a fraction of one
 
 
 async def add(store: DirectoryStore) -> None:

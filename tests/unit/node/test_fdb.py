@@ -28,7 +28,7 @@ async def ethernet(count: int = 3, **words: Any) -> AsyncIterator[list[Tunnel]]:
     """Nodes that are devices themselves, all peers of each other."""
     port = free_port()
     hosts = [f"127.0.0.{number}" for number in range(1, count + 1)]
-    async with AsyncExitStack() as stack, asyncio.timeout(10):
+    async with AsyncExitStack() as stack, asyncio.timeout(30):
         yield [
             await stack.enter_async_context(
                 Tunnel(

@@ -66,7 +66,7 @@ async def running(forwarders: list[FakeForwarder], **kwargs: Any) -> AsyncIterat
     started = Running(forwarders, **kwargs)
     await started.workers.start([forwarder.reader for forwarder in forwarders])
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             yield started
     finally:
         started.workers.close()

@@ -137,9 +137,9 @@ def test_a_thousand_peers_come_at_once() -> None:
         Peer(f"198.18.{n // 250}.{n % 250 + 1}", [f"10.{n // 256}.{n % 256}.0/24"])
         for n in range(1000)
     ]
-    start = time.perf_counter()
+    start = time.process_time()
     actions = PeerTable(subnets=()).add(peers, now=0)
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
     assert len(actions) == 2001
 
 
