@@ -34,7 +34,6 @@ AT_HOME = {
     "aiohttp": "tunnel.cluster.stores.etcd_gateway",
     "click": "tunnel.cli",
     "prometheus_client": "tunnel.metrics",
-    "pyroute2": "tunnel.linux.netlink",
     "pytun": "tunnel.linux.tun",
     "scapy": "tunnel.diagnostics.decode",
 }

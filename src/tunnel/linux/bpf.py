@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import socket
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 
 from tunnel.errors import ConfigError
@@ -21,9 +21,63 @@ _DLT = {ETHERNET: 1, RAW: 12}  # libpcap's own numbers for link types
 _LIBPCAP = ("libpcap.so.0.8", "libpcap.so.1")  # Debian's name, others'
 
 
+# Classes and modes of instructions (linux/bpf_common.h).
+_LD_NUMBER, _LD_WORD, _LD_HALF, _LD_BYTE = 0x00, 0x20, 0x28, 0x30
+_LD_WORD_AT, _LD_HALF_AT = 0x40, 0x48
+_LDX_NUMBER, _LDX_HEADER, _TAX = 0x01, 0xB1, 0x07
+_JUMP, _IF_EQUAL, _IF_BITS = 0x05, 0x15, 0x45
+_RETURN = 0x06
+_AD_PROTOCOL, _AD_NLATTR = 0xFFFFF000, 0xFFFFF00C  # SKF_AD_OFF and more
+
+_LOADS = {
+    "load number": _LD_NUMBER,
+    "load word": _LD_WORD,
+    "load half": _LD_HALF,
+    "load byte": _LD_BYTE,
+    "load word at": _LD_WORD_AT,
+    "return": _RETURN,
+}
+
+DROP_ALL = struct.pack("=HBBI", _RETURN, 0, 0, 0)
+"""Accepts 0 bytes of each packet."""
+
+Line = str | tuple[str, int] | tuple[str, int, str]
+"""A label; an operation and its operand; or a condition, its operand and a label further down."""
+
+
+def assemble(lines: Sequence[Line]) -> bytes:
+    """
+    The program that `lines` describe.
+
+    ``load attribute K`` expects the offset of netlink attributes to be loaded; it loads the offset
+    of the attribute of kind K, 0 when there is none, and ``load word at N`` then reads behind it.
+    """
+    code: list[tuple[int, int, str, str]] = []
+    labels: dict[str, int] = {}
+    for line in lines:
+        match line:
+            case str():
+                labels[line] = len(code)
+            case ("if equal", int(operand), str(label)):
+                code.append((_IF_EQUAL, operand, label, ""))
+            case ("if not equal", int(operand), str(label)):
+                code.append((_IF_EQUAL, operand, "", label))
+            case ("load attribute", int(operand)):
+                code.append((_LDX_NUMBER, operand, "", ""))
+                code.append((_LD_WORD, _AD_NLATTR, "", ""))
+                code.append((_TAX, 0, "", ""))
+            case (operation, int(operand)):
+                code.append((_LOADS[operation], operand, "", ""))
+    program = bytearray()
+    for number, (opcode, operand, yes, no) in enumerate(code):
+        jumps = (labels[label] - number - 1 if label else 0 for label in (yes, no))
+        program += struct.pack("=HBBI", opcode, *jumps, operand)
+    return bytes(program)
+
+
 def port_filter(ports: Collection[int], *, link: int) -> bytes:
     """
-    Lets UDP datagrams pass, of IPv4 and IPv6, from or to one of `ports`. Of fragments the first.
+    Passes UDP datagrams from or to one of `ports`, IPv4 and IPv6. Of fragments, the first passes.
 
     At most 1,000 ports: a program has 4,096 instructions at most (linux/filter.h).
     """
@@ -41,7 +95,7 @@ def port_filter(ports: Collection[int], *, link: int) -> bytes:
         (_LD_BYTE, ip + 6, 0, 0),  # IPv6: the protocol
         (_IF_EQUAL, socket.IPPROTO_UDP, 1, 0),
         (_RETURN, 0, 0, 0),
-        (_LDX, 40, 0, 0),
+        (_LDX_NUMBER, 40, 0, 0),
     ]
     for offset in (0, 2):
         program.append((_LD_HALF_AT, ip + offset, 0, 0))
@@ -51,28 +105,16 @@ def port_filter(ports: Collection[int], *, link: int) -> bytes:
     return b"".join(struct.pack("=HBBI", code, yes, no, k) for code, k, yes, no in program)
 
 
-# linux/bpf_common.h
-_LD_WORD, _LD_HALF, _LD_BYTE, _LD_HALF_AT = 0x20, 0x28, 0x30, 0x48
-_LDX, _LDX_HEADER = 0x01, 0xB1
-_JUMP, _IF_EQUAL, _IF_BITS = 0x05, 0x15, 0x45
-_RETURN = 0x06
-_AD_PROTOCOL = 0xFFFFF000  # SKF_AD_OFF + SKF_AD_PROTOCOL
-
-
-DROP_ALL = struct.pack("=HBBI", _RETURN, 0, 0, 0)
-"""Accepts 0 bytes of each packet."""
-
-
 class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_uint), ("instructions", ctypes.c_void_p))
 
 
 def compile_filter(text: str, *, link: int) -> bytes:
     """
-    A filter in tcpdump's language (pcap-filter(7)), compiled by libpcap.
+    Compiles a filter expression of tcpdump's (pcap-filter(7)) with libpcap.
 
     Raises:
-        ConfigError: It is none, or there is no libpcap.
+        ConfigError: `text` is no such expression, or libpcap is not installed.
     """
     library = _load_libpcap()
     handle = library.pcap_open_dead(_DLT[link], SNAPLEN)
@@ -114,6 +156,7 @@ def _load_libpcap() -> ctypes.CDLL:
 
 
 def attach_filter(sock: socket.socket, program: bytes) -> None:
+    """Attaches a program; an empty one changes nothing."""
     if program:
         instructions = ctypes.create_string_buffer(program, len(program))
         filtered = struct.pack("HP", len(program) // 8, ctypes.addressof(instructions))

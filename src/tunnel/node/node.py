@@ -117,7 +117,12 @@ class Node:
         self.workers = self._make_workers()
         self.kernel = None
         if isinstance(self.device, Device):
-            self.kernel = Reconciler(self.netlink, index=self.device.index, name=self.config.name)
+            self.kernel = Reconciler(
+                self.netlink,
+                index=self.device.index,
+                name=self.config.name,
+                supervisor=self.supervisor,
+            )
         self.peers = Peers(
             self.config,
             device=self.device,
@@ -229,7 +234,7 @@ class Node:
         for interface in self.config.addresses:
             await self.kernel.add_address(interface)
         self._undo.push_async_callback(self.kernel.close)
-        await self.kernel.start(moved=self.peers.vteps.move)
+        await self.kernel.start(addresses_changed=self.peers.vteps.move)
 
     # Running.
 

@@ -1,60 +1,87 @@
 """
-What the kernel has of ours on the device: put there, and kept there until we take it away.
+What this node adds to the kernel for its device: addresses, neighbour entries and routes.
 
-    addresses, neighbour entries, kernel routes  ->  netlink;  somebody removes one  ->  again
+    a change of ours  ->  netlink;  another program removes one  ->  it is added again
+
+The reconciler knows each entry that there should be. What this node removes is no longer among
+them, so its own notifications repair nothing. Only where the kernel does not notify, or
+notifications are lost, are the kernel's tables read and compared.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 
 from tunnel.errors import DeviceError
-from tunnel.linux.netlink import DeviceWatch, Netlink
+from tunnel.linux.device_watch import (
+    AddressAdded,
+    AddressRemoved,
+    Change,
+    DeviceWatch,
+    LinkChanged,
+    NeighbourRemoved,
+    NotificationsLost,
+    RouteRemoved,
+)
+from tunnel.linux.netlink import Netlink
+from tunnel.supervise import Supervisor
 from tunnel.types import Address, InterfaceAddress, Mac, Prefix
 
 log = logging.getLogger(__name__)
 
-_CALM = 0.1  # seconds: what goes seldom goes alone
-_PAUSE = 1.0  # seconds between two repairs at least: somebody may be set against us
+TASK = "reconciler"
+"""Its name under the supervisor."""
+
+_GATHER = 0.1  # seconds: what goes seldom goes alone
+_PAUSE = 1.0  # seconds between two repairs at least: another program may remove them each time
+_RETRY = 10.0  # seconds, after a repair that failed
+_COMPARED_AT_ONCE = 512  # routes: half a millisecond
 
 
 class Reconciler:
     """
-    Of one device. It is kept between :meth:`start` and :meth:`close`. Cancelled, a change may or
-    may not have been made.
+    The entries of one device, repaired between :meth:`start` and :meth:`close`.
+
+    Of a cancelled method, the change may or may not have been made.
+
+    Args:
+        supervisor: Runs the repairs.
 
     Raises:
         DeviceError: The kernel refuses.
     """
 
-    def __init__(self, netlink: Netlink, *, index: int, name: str) -> None:
+    def __init__(self, netlink: Netlink, *, index: int, name: str, supervisor: Supervisor) -> None:
         self._netlink, self._index, self._name = netlink, index, name
+        self._supervisor = supervisor
         self._addresses: dict[InterfaceAddress, None] = {}
         self._neighbours: dict[Address, Mac] = {}
         self._routes: dict[Prefix, Address | None] = {}
-        self._seen: list[InterfaceAddress] = []
+        self._lost_neighbours: set[Address] = set()
+        self._lost_routes: set[Prefix] = set()
+        self._compare = self._read_addresses = False
+        self._up = True
+        self._reported: list[InterfaceAddress] = []
         self._changed = asyncio.Event()
         self._changing = asyncio.Lock()
         self._watch: DeviceWatch | None = None
-        self._keeping: asyncio.Task[None] | None = None
 
-    async def start(self, *, moved: Callable[[list[InterfaceAddress]], None]) -> None:
-        """`moved` is called with the device's addresses, now and when they have changed."""
-        self._moved = moved
-        self._watch = DeviceWatch(self._index, changed=self._changed.set)
-        self._keeping = asyncio.create_task(self._keep())
-        await self._look()
+    async def start(self, *, addresses_changed: Callable[[list[InterfaceAddress]], None]) -> None:
+        """`addresses_changed` is called with the device's addresses, now and at each change."""
+        self._addresses_changed = addresses_changed
+        self._watch = DeviceWatch(self._index, ignored_port=self._netlink.port, changed=self._note)
+        self._supervisor.start(TASK, self._run)
+        await self._report_addresses()
 
     async def close(self) -> None:
-        """Nothing is put back any more; what there is goes with the device."""
+        """Ends the repairs. The entries stay; they go with the device."""
         if self._watch is not None:
             self._watch.close()
-        if self._keeping is not None:
-            self._keeping.cancel()
-            await asyncio.wait([self._keeping])
+        await self._supervisor.stop([TASK])
+
+    # Changes that this node makes.
 
     async def add_address(self, address: InterfaceAddress) -> None:
         async with self._changing:
@@ -79,7 +106,8 @@ class Reconciler:
     async def add_routes(
         self, routes: Mapping[Prefix, Address | None]
     ) -> dict[Prefix, DeviceError]:
-        """Prefixes with their gateways, where they have one. Returns what was refused."""
+        """Adds a route of each prefix, by way of its gateway if there is one. Returns why prefixes
+        were refused."""
         async with self._changing:
             new = {one: via for one, via in routes.items() if one not in self._routes}
             refused = await self._netlink.add_routes(self._index, new)
@@ -87,65 +115,121 @@ class Reconciler:
             return refused
 
     async def remove_routes(self, prefixes: Iterable[Prefix]) -> None:
-        """Removes our routes; where there is none, because adding it failed, that is fine."""
+        """Removes our routes; a prefix that has none, because adding it failed, is fine."""
         async with self._changing:
             ours = [one for one in prefixes if one in self._routes]
             for prefix in ours:
                 del self._routes[prefix]
             await self._netlink.remove_routes(self._index, ours)
 
-    async def _keep(self) -> None:
-        while True:
-            await self._changed.wait()
-            await asyncio.sleep(_CALM)  # more may go with it
-            self._changed.clear()
-            try:
-                async with self._changing:
-                    restored = await self._netlink.is_up(self._index) and await self._restore()
-                    await self._look()
-            except DeviceError as error:
-                # The next change is the next occasion; if the device is gone there is none.
-                log.warning("%s: %s", self._name, error)
-                restored = True
-            if restored:
-                await asyncio.sleep(_PAUSE)
+    # Changes that others make.
 
-    async def _restore(self) -> bool:
-        """Whether anything was missing."""
-        netlink, index = self._netlink, self._index
-        addresses = self._addresses.keys() - set(await netlink.addresses(index))
-        there, routed = await netlink.neighbours(index), set(await netlink.routes(index))
-        neighbours = {one: mac for one, mac in self._neighbours.items() if there.get(one) != mac}
-        routes = {one: via for one, via in self._routes.items() if one not in routed}
-        for address in addresses:
-            with self._logged():
-                await netlink.add_address(index, address)
-        with self._logged():
-            await netlink.set_neighbours(index, neighbours)
-        for error in (await netlink.add_routes(index, routes)).values():
-            log.warning("%s: %s", self._name, error)
-        missing = bool(addresses or neighbours or routes)
-        if missing:
+    def _note(self, change: Change) -> None:
+        """Notes what there is to repair, and nothing of what this node changed itself."""
+        match change:
+            case RouteRemoved(prefix) if prefix in self._routes:
+                self._lost_routes.add(prefix)
+            case NeighbourRemoved(address) if address in self._neighbours:
+                self._lost_neighbours.add(address)
+            case AddressAdded():
+                self._read_addresses = True
+            case AddressRemoved() | NotificationsLost():
+                self._compare = True
+            case LinkChanged(up):
+                self._compare = self._compare or (up and not self._up)
+                self._up = up
+                if not self._compare:
+                    return
+            case _:
+                return
+        self._changed.set()
+
+    async def _run(self) -> None:
+        """Repairs until it is cancelled. An unexpected error ends it, and the supervisor starts it
+        again; by then notes may be lost, so that everything is compared."""
+        try:
+            while True:
+                await self._changed.wait()
+                await asyncio.sleep(_GATHER)
+                self._changed.clear()
+                if await self._try_repair():
+                    await asyncio.sleep(_PAUSE)
+        except Exception:
+            self._compare = True
+            self._changed.set()
+            raise
+
+    async def _try_repair(self) -> bool:
+        """Whether anything was restored."""
+        try:
+            async with self._changing:
+                restored = await self._repair()
+        except DeviceError as error:
+            log.warning("%s: kernel entries not restored: %s", self._name, error)
+            self._compare = True
+            asyncio.get_running_loop().call_later(_RETRY, self._changed.set)
+            return False
+        if any(restored):
             log.warning(
-                "%s: put back what was taken away (addresses %d, neighbour entries %d, kernel "
+                "%s: put back what was removed (addresses %d, neighbour entries %d, kernel "
                 "routes %d)",
                 self._name,
-                len(addresses),
-                len(neighbours),
-                len(routes),
+                *restored,
             )
-        return missing
+        return any(restored)
 
-    @contextmanager
-    def _logged(self) -> Iterator[None]:
-        """What cannot be put back is said, and keeps nothing else from being put back."""
-        try:
-            yield
-        except DeviceError as error:
+    async def _repair(self) -> tuple[int, int, int]:
+        """Returns how many addresses, neighbour entries and routes were missing and are there
+        again. While the device is down it does nothing: the kernel reports when it is up."""
+        self._up = await self._netlink.is_up(self._index)
+        if not self._up:
+            return 0, 0, 0
+        addresses = await self._repair_addresses()
+        if self._compare:
+            await self._find_lost()
+        return addresses, await self._repair_neighbours(), await self._repair_routes()
+
+    async def _repair_addresses(self) -> int:
+        if not (self._compare or self._read_addresses):
+            return 0
+        self._read_addresses = False
+        found = await self._report_addresses()
+        lost = self._addresses.keys() - set(found)
+        for address in lost:
+            await self._netlink.add_address(self._index, address)
+        if lost:
+            await self._report_addresses()
+        return len(lost)
+
+    async def _find_lost(self) -> None:
+        """Compares the neighbour entries and routes that there should be with the kernel's."""
+        found = await self._netlink.neighbours(self._index)
+        self._lost_neighbours = {
+            address for address, mac in self._neighbours.items() if found.get(address) != mac
+        }
+        self._lost_routes = set(self._routes)
+        for number, prefix in enumerate(await self._netlink.routes(self._index)):
+            self._lost_routes.discard(prefix)
+            if number % _COMPARED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        self._compare = False
+
+    async def _repair_neighbours(self) -> int:
+        lost, self._lost_neighbours = self._lost_neighbours, set()
+        macs = {one: self._neighbours[one] for one in lost if one in self._neighbours}
+        return await self._netlink.restore_neighbours(self._index, macs)
+
+    async def _repair_routes(self) -> int:
+        lost, self._lost_routes = self._lost_routes, set()
+        routes = {one: self._routes[one] for one in lost if one in self._routes}
+        restored, refused = await self._netlink.restore_routes(self._index, routes)
+        for error in refused.values():
             log.warning("%s: %s", self._name, error)
+        return restored
 
-    async def _look(self) -> None:
-        seen = await self._netlink.addresses(self._index)
-        if seen != self._seen:
-            self._seen = seen
-            self._moved(seen)
+    async def _report_addresses(self) -> list[InterfaceAddress]:
+        found = await self._netlink.addresses(self._index)
+        if found != self._reported:
+            self._reported = found
+            self._addresses_changed(found)
+        return found
