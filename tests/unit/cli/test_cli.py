@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -377,3 +378,22 @@ def test_config_check_of_what_is_no_text(
     file.write_bytes(b"\xff\xfe")
     assert main(["config", "check", str(file)]) == 2
     assert "byte 0 is not UTF-8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("module", "code"), [("click", -signal.SIGINT), ("uvloop", 130)])
+def test_ctrl_c_during_an_import_prints_no_traceback(
+    module: str, code: int, tmp_path: Path
+) -> None:
+    """A module that sends SIGINT when it is imported: for the command itself, and for its verb."""
+    (tmp_path / f"{module}.py").write_text(
+        "import os, time\nos.kill(os.getpid(), 2)\ntime.sleep(9)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-m", "tunnel", "up"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr.strip()) == (code, "")
