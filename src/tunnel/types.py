@@ -1,4 +1,4 @@
-"""The nouns that cross between planes: frozen, validated when made, printable."""
+"""The values that every package shares: frozen, checked when made, printable."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from tunnel.errors import ConfigError
 
 DEFAULT_PORT = 8472
-"""The Linux kernel's and flannel's VXLAN port; IANA's is 4789."""
+"""The VXLAN port of Linux and of flannel; IANA's is 4789."""
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 InterfaceAddress = ipaddress.IPv4Interface | ipaddress.IPv6Interface
@@ -20,60 +20,53 @@ _HOSTNAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,6
 
 
 def parse_prefix(text: str | Prefix) -> Prefix:
-    """``10.244.1.0/24``; host bits must be zero."""
+    """Parses ``10.244.1.0/24``. Raises ConfigError, also if host bits are set."""
     try:
         return ipaddress.ip_network(text)
     except ValueError as error:
         try:
-            meant = ipaddress.ip_network(text, strict=False)
+            without_host_bits = ipaddress.ip_network(text, strict=False)
         except ValueError:
             raise ConfigError(
-                f"prefix {str(text)!r} is no IPv4 or IPv6 prefix (like 10.244.1.0/24)"
+                f"prefix {str(text)!r} is not an IPv4 or IPv6 prefix (like 10.244.1.0/24)"
             ) from error
-        raise ConfigError(f"prefix {text} has host bits set (write {meant})") from error
+        raise ConfigError(f"prefix {text} has host bits set (write {without_host_bits})") from error
 
 
 def parse_interface(text: str | InterfaceAddress) -> InterfaceAddress:
-    """``10.244.1.1/24``: an address of the device; /32 or /128 where the text has no length."""
+    """Parses an address of a device, ``10.244.1.1/24``; without a length it is a /32 or /128.
+    Raises ConfigError."""
     try:
         interface = ipaddress.ip_interface(text)
     except ValueError as error:
-        raise ConfigError(f"address {str(text)!r} is no ADDR/LEN (like 10.244.1.1/24)") from error
+        raise ConfigError(f"address {str(text)!r} is not ADDR/LEN (like 10.244.1.1/24)") from error
     if interface.ip.is_multicast or interface.ip.is_unspecified:
         raise ConfigError(f"address {interface} is not a unicast address (like 10.244.1.1/24)")
     return interface
 
 
 def parse_address(text: str | Address) -> Address:
-    """``192.0.2.2`` or ``2001:db8::2``: an address that a node can have in the underlay."""
+    """Parses an underlay address of a node, ``192.0.2.2`` or ``2001:db8::2``. Raises ConfigError,
+    also for addresses that no node can have."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError as error:
         raise ConfigError(
-            f"address {str(text)!r} is no IPv4 or IPv6 address (like 192.0.2.2 or 2001:db8::2)"
+            f"address {str(text)!r} is not an IPv4 or IPv6 address (like 192.0.2.2 or 2001:db8::2)"
         ) from error
     if address.is_multicast or address.is_unspecified or str(address) == "255.255.255.255":
         raise ConfigError(f"address {address} is not a unicast address (like 192.0.2.2)")
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped:
-            raise ConfigError(f"address {address} is IPv4 inside (write {address.ipv4_mapped})")
+            raise ConfigError(f"address {address} is IPv4-mapped (write {address.ipv4_mapped})")
         if address.is_link_local or address.scope_id:
-            raise ConfigError(f"address {address} is for one link only (use a global one)")
+            raise ConfigError(f"address {address} is link-local (use a global address)")
     return address
-
-
-def _spell_host(text: str) -> str:
-    """The one spelling of an address or name."""
-    if ":" not in text and not re.fullmatch(r"[0-9.]*", text):
-        if len(text) > 253 or not _HOSTNAME.fullmatch(text):
-            raise ConfigError(f"host {text!r} is no address or name (like 192.0.2.2)")
-        return text.lower()
-    return str(parse_address(text))
 
 
 @dataclass(frozen=True, order=True)
 class Mac:
-    """A unicast Ethernet address, ``02:76:74:65:70:00``."""
+    """A unicast Ethernet address, ``02:76:74:65:70:00``. Raises ConfigError for any other."""
 
     packed: bytes
 
@@ -83,6 +76,7 @@ class Mac:
 
     @classmethod
     def parse(cls, text: str) -> Mac:
+        """Parses six bytes in hex, separated by colons or hyphens."""
         if not re.fullmatch(r"[0-9A-Fa-f]{2}([:-][0-9A-Fa-f]{2}){5}", text):
             raise ConfigError(f"MAC {text!r} is not six hex bytes (like 02:00:5e:00:53:01)")
         return cls(bytes.fromhex(text.replace(":", "").replace("-", "")))
@@ -92,13 +86,14 @@ class Mac:
 
 
 ANY_VTEP_MAC = Mac(bytes.fromhex("027674657000"))
-"""Every node accepts it beside its own, so nobody's own may be it. Spelled here too because
-what checks configurations stands below the C core, whose constant this is."""
+"""The MAC that every node accepts beside its own, so that no node may have it as its own. It is
+repeated here because the C core, which defines it, is above the configuration."""
 
 
 @dataclass(frozen=True, order=True)
 class Endpoint:
-    """Where a node is in the underlay: an IPv4 or IPv6 address or a DNS name, and a port."""
+    """A node's place in the underlay: an IPv4 or IPv6 address or a DNS name, and a UDP port.
+    Raises ConfigError."""
 
     host: str
     port: int = DEFAULT_PORT
@@ -107,29 +102,31 @@ class Endpoint:
         if not 0 < self.port < 65536:
             raise ConfigError(f"endpoint {self} has a port out of range (1 to 65535)")
         # Compared and hashed as text, so each host has one spelling.
-        object.__setattr__(self, "host", _spell_host(self.host))
+        object.__setattr__(self, "host", _canonical_host(self.host))
 
     @classmethod
     def parse(cls, text: str) -> Endpoint:
-        """``192.0.2.2``, ``192.0.2.2:4789``, ``2001:db8::2``, ``[2001:db8::2]:4789`` or a
-        name; port 8472 where the text has none."""
+        """Parses ``192.0.2.2``, ``192.0.2.2:4789``, ``2001:db8::2``, ``[2001:db8::2]:4789`` or a
+        name; without a port it is 8472."""
         host, colon, digits = text, "", ""
         if text.startswith("["):
             host, bracket, rest = text[1:].partition("]")
             colon, digits = rest[:1], rest[1:]
             if not bracket or colon not in ("", ":") or ":" not in host:
-                raise ConfigError(f"endpoint {text!r} has odd brackets (like [2001:db8::2]:4789)")
+                raise ConfigError(
+                    f"endpoint {text!r} has misplaced brackets (like [2001:db8::2]:4789)"
+                )
         elif text.count(":") == 1:
             host, colon, digits = text.partition(":")
         if not colon:
             return cls(host)
         if not re.fullmatch(r"[0-9]{1,5}", digits):
-            raise ConfigError(f"endpoint {text!r} has no port behind its colon (1 to 65535)")
+            raise ConfigError(f"endpoint {text!r} has no port after its colon (1 to 65535)")
         return cls(host, int(digits))
 
     @property
     def address(self) -> Address | None:
-        """The address, None where the host is a name."""
+        """The address; None where the host is a name."""
         try:
             return ipaddress.ip_address(self.host)
         except ValueError:
@@ -139,16 +136,27 @@ class Endpoint:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+def _canonical_host(text: str) -> str:
+    if ":" not in text and not re.fullmatch(r"[0-9.]*", text):
+        if len(text) > 253 or not _HOSTNAME.fullmatch(text):
+            raise ConfigError(f"host {text!r} is not an address or a name (like 192.0.2.2)")
+        return text.lower()
+    return str(parse_address(text))
+
+
 @dataclass(frozen=True, init=False)
 class Peer:
     """
     Another node and the overlay prefixes that it owns.
 
-    ``Peer("192.0.2.2", ["10.244.2.0/24"])``; `mac` is its VTEP's MAC, which it is asked for
-    otherwise. One without prefixes is of use in TAP mode alone.
+    Takes loose values and holds exact ones: ``Peer("192.0.2.2", ["10.244.2.0/24"])``. A peer
+    without prefixes is valid in TAP mode only.
+
+    Args:
+        mac: MAC address of the peer's VTEP; without it, the node asks the peer.
 
     Raises:
-        ConfigError: A value is not what it should be.
+        ConfigError: A value is not valid.
     """
 
     endpoint: Endpoint
@@ -158,13 +166,13 @@ class Peer:
     def __init__(
         self,
         endpoint: str | Endpoint,
-        prefixes: Iterable[str | Prefix] = (),
+        prefixes: str | Prefix | Iterable[str | Prefix] = (),
         *,
         mac: str | Mac | None = None,
     ) -> None:
         if isinstance(endpoint, str):
             endpoint = Endpoint.parse(endpoint)
-        if isinstance(prefixes, str):
+        if isinstance(prefixes, str | Prefix):
             prefixes = (prefixes,)
         parsed = tuple(dict.fromkeys(parse_prefix(prefix) for prefix in prefixes))
         object.__setattr__(self, "endpoint", endpoint)
@@ -173,30 +181,30 @@ class Peer:
 
     @classmethod
     def parse(cls, text: str) -> Peer:
-        """``ENDPOINT[=PREFIX...][,mac=MAC]``, with commas between, as ``--peer`` takes it."""
+        """Parses ``ENDPOINT[=PREFIX[,PREFIX...]][,mac=MAC]``, as ``--peer`` takes it."""
         endpoint, _, rest = text.partition("=")
-        words = [word.strip() for word in rest.split(",") if word.strip()]
-        macs = [word.removeprefix("mac=") for word in words if word.startswith("mac=")]
+        parts = [part.strip() for part in rest.split(",") if part.strip()]
+        macs = [part.removeprefix("mac=") for part in parts if part.startswith("mac=")]
         if len(macs) > 1:
             raise ConfigError(f"peer {text!r} has more than one mac=")
-        prefixes = [word for word in words if not word.startswith("mac=")]
+        prefixes = [part for part in parts if not part.startswith("mac=")]
         return cls(endpoint, prefixes, mac=macs[0] if macs else None)
 
 
 @dataclass(frozen=True)
 class KernelRoute:
     """
-    What this host's kernel does with a packet, and by which entry.
+    What the kernel of this host does with a packet, and by which route.
 
     Attributes:
-        entry: As ``ip route`` has it; empty where the kernel refuses.
-        kind: ``unicast``, ``local`` ...; empty where the kernel refuses.
-        device: By which the packet leaves, or what it is handed to.
-        gateway: The next hop, None where the destination is on the link.
-        source: The address that a packet made here gets, None where it has one.
-        mtu: Of that device or route, in bytes.
-        mac: The device's own, empty where it has none.
-        error: With which errno the kernel refuses, 0 where it does not.
+        entry: The route as ``ip route`` prints it; empty where the kernel refuses the packet.
+        kind: The type of route, as ``unicast`` or ``local``; empty where the kernel refuses.
+        device: The device that the packet leaves by or is delivered to.
+        gateway: The next hop; None where the destination is on the link.
+        source: The source address that the kernel chooses; None where the packet has one.
+        mtu: MTU of the device or of the route, in bytes.
+        mac: MAC address of the device; empty where it has none.
+        error: The errno with which the kernel refuses; 0 where it does not.
     """
 
     entry: str = ""
@@ -212,13 +220,14 @@ class KernelRoute:
 @dataclass(frozen=True)
 class KernelNeighbour:
     """
-    What this host's kernel knows of an address on a link.
+    An entry of the kernel's neighbour table.
 
     Attributes:
-        mac: As text, empty as long as nobody has answered.
-        state: As ``ip neigh`` has it, ``REACHABLE``, ``FAILED`` ...
-        port: Where `device` is a bridge: its port behind which that MAC is.
-        namespace: Whether the other end of that port is in another network namespace.
+        device: The device on whose link the neighbour is.
+        mac: MAC address as text; empty while it is not resolved.
+        state: The state as ``ip neigh`` prints it, as ``REACHABLE`` or ``FAILED``.
+        port: The bridge port that leads to the MAC address, where `device` is a bridge.
+        namespace: Whether the peer device of that port is in another network namespace.
     """
 
     device: str

@@ -83,7 +83,7 @@ def test_what_the_store_says_makes_it_whole() -> None:
         ({**STORE, "public-ip": "2001:db8::1"}, "public-ip", "is not an IPv4 address"),
         ({**STORE, "public-ipv6": "192.0.2.1"}, "public-ipv6", "is not an IPv6 address"),
         ({**STORE, "iface-regex": "("}, "iface-regex", "not a regular expression"),
-        ({**STORE, "iface-can-reach": "x"}, "iface-can-reach", "no IPv4 or IPv6 address"),
+        ({**STORE, "iface-can-reach": "x"}, "iface-can-reach", "not an IPv4 or IPv6 address"),
         ({**STORE, "subnet-lease-renew-margin": 0}, "subnet-lease-renew-margin", "1 to 1440"),
         ({**STORE, "subnet-lease-ttl": "x"}, "subnet-lease-ttl", "not a whole number"),
         ({**STORE, "state-dir": "here"}, "state-dir", "not an absolute path"),

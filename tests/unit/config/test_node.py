@@ -142,14 +142,14 @@ WRONG: list[tuple[dict[str, Any], tuple[str | int, ...], str]] = [
             ("storm-limit", 0),
         )
     ],
-    ({"local": "here"}, ("local",), "no IPv4 or IPv6 address"),
+    ({"local": "here"}, ("local",), "not an IPv4 or IPv6 address"),
     ({"local": "0.0.0.0"}, ("local",), "not a unicast address"),
     ({"local": 1}, ("local",), "not text"),
     ({"local": "2001:db8::1", "peer": [PEER]}, ("local",), "is IPv6, but no peer is"),
     ({"local": "192.0.2.1", "peer": ["[2001:db8::2]=10.0.0.0/8"]}, ("local",), "is IPv4, but no"),
     ({"subnet": ["10.244.1.0/24", "10.244.1.1/24"]}, ("subnet", 1), "write 10.244.1.0/24"),
     ({"subnet": [5]}, ("subnet", 0), "not text"),
-    ({"address": ["10.244.1.1/x"]}, ("address", 0), "no ADDR/LEN"),
+    ({"address": ["10.244.1.1/x"]}, ("address", 0), "not ADDR/LEN"),
     ({"address": ["224.0.0.1/32"]}, ("address", 0), "not a unicast address"),
     ({"mac": "02:00:5e"}, ("mac",), "not six hex bytes"),
     ({"mac": "02:76:74:65:70:00"}, ("mac",), "accepted by every node"),
@@ -171,7 +171,7 @@ WRONG: list[tuple[dict[str, Any], tuple[str | int, ...], str]] = [
     (
         {"peer": [{"endpoint": "192.0.2.2", "prefix": ["10.0.0.0/8", "x"]}]},
         ("peer", 0, "prefix", 1),
-        "no IPv4 or IPv6 prefix",
+        "not an IPv4 or IPv6 prefix",
     ),
     (
         {"peer": [{"endpoint": "192.0.2.2", "prefix": "10.0.0.0/8", "mac": "zz"}]},

@@ -601,7 +601,7 @@ def test_the_verb(one: Node) -> None:
     assert nobodys["ends"] == "route"
     assert "ENDS HERE" in one.tell("explain", "10.9.0.1", "--from", "10.1.0.1", code=1)
     assert "add --from" in one.tell("explain", "10.2.0.7", code=2)
-    assert "is no IPv4 or IPv6 address" in one.tell("explain", "there", code=2)
+    assert "is not an IPv4 or IPv6 address" in one.tell("explain", "there", code=2)
     assert "28 to 65535" in one.tell(
         "explain", "10.2.0.7", "--from", "10.1.0.1", "--size", "1", code=2
     )

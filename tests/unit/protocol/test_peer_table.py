@@ -220,7 +220,7 @@ def test_a_failure_keeps_the_old_address() -> None:
         ("192.0.2.1", "this node is"),
         ("192.0.2.2", "192.0.2.2:8472 is"),
         ("0.0.0.0", "not a unicast address"),
-        ("fe80::1", "one link only"),
+        ("fe80::1", "is link-local"),
     ],
 )
 def test_a_name_that_leads_nowhere_useful_is_tried_again(
