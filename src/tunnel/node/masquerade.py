@@ -1,13 +1,13 @@
 """
-Masquerade for containers: rules of a table of our own, as ``nft -j`` reads them
+Masquerade rules for containers, in a table of their own, as ``nft -j`` reads them
 (libnftables-json(5)).
 
     install(device, networks, subnets)  ->  commands of one transaction  ->  nft
 
-What they say is what flannel's rules say, in fewer words. Within the overlay everybody is seen as
-who he is; what leaves it has an address of this host, without which no answer would come back. What
-enters it from outside keeps its source if it is for containers of this node, and has an address of
-this node if it is for others', so that the answer comes back the same way.
+They do what flannel's rules do. A packet within the overlay keeps its source. A packet that leaves
+the overlay gets an address of this host, for no answer would reach the container's. A packet that
+enters it keeps its source when it is for a container of this node, and gets an address of this node
+when it is for another node's, so that the answer comes back the same way.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from typing import Any
 from tunnel.types import Prefix
 
 Commands = list[dict[str, Any]]
-"""What ``nft -j -f -`` takes under the key ``nftables``."""
+"""What ``nft -j -f -`` reads under the key ``nftables``."""
 
-FAMILY = "inet"  # one table for both; since Linux 5.2 it can hold NAT
+FAMILY = "inet"  # one table for IPv4 and IPv6; since Linux 5.2 it can hold NAT
 
 _SOURCE_NAT = 100  # the priority that nft calls srcnat
 _MULTICAST = {4: ("224.0.0.0", 4), 6: ("ff00::", 8)}
 
 
 def table_of(device: str) -> str:
-    """The table's name. A device may be called "filter" or "nat" as an admin's table is."""
+    """The table's name. A device may be named "filter" or "nat", as an administrator's table is."""
     return f"tunnel-{device}"
 
 
 def install(device: str, *, networks: Iterable[Prefix], subnets: Iterable[Prefix]) -> Commands:
     """
-    Puts the table as it has to be in place of whatever is there: all of it, or nothing changes.
+    Replaces the table, in one transaction: all of it, or nothing changes.
 
     Args:
         networks: Of the whole overlay, each with the rules of its family.
@@ -57,15 +57,16 @@ def install(device: str, *, networks: Iterable[Prefix], subnets: Iterable[Prefix
 
 
 def remove(device: str) -> Commands:
-    """Takes the table away. What is not there cannot be deleted, so it is made first."""
+    """Deletes the table. A missing one cannot be deleted, so it is added first."""
     table = {"table": {"family": FAMILY, "name": table_of(device)}}
     return [{"add": table}, {"delete": table}]
 
 
 def contents(listing: Mapping[str, Any]) -> list[Any]:
     """
-    What ``nft -j list table`` has said, without what differs each time the same is installed.
-    Different versions of nft spell one rule differently, so compare only what it said itself.
+    The output of ``nft -j list table`` without handles, which differ after each installation.
+
+    Versions of nft write one rule differently: compare only outputs of the same program.
     """
     return [
         {kind: {key: value for key, value in one.items() if key != "handle"}}
@@ -76,10 +77,10 @@ def contents(listing: Mapping[str, Any]) -> list[Any]:
 
 
 def _rules(network: Prefix, subnets: Iterable[Prefix]) -> Iterable[tuple[str, list[Any]]]:
-    """Comment and expression of each, the first that fits decides."""
+    """Comment and expression of each; the first that matches decides."""
     source, destination = _match("saddr", network), _match("daddr", network)
     multicast = _prefix(*_MULTICAST[network.version])
-    # Two hosts behind one address may choose one port at the same time: by chance they seldom do.
+    # Two hosts behind one address may use one port at the same time; random ports seldom collide.
     masquerade = {"masquerade": {"flags": "fully-random"}}
     yield "within the overlay", [source, destination, {"return": None}]
     elsewhere = _match("daddr", network, right=multicast, op="!=")

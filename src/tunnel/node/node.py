@@ -25,9 +25,10 @@ from tunnel.linux.socketpair import SocketPair
 from tunnel.linux.tun import Device, open_device
 from tunnel.linux.underlay import Underlay
 from tunnel.node.config_source import ConfigSource, describe_wait
-from tunnel.node.containers import Containers, prepare_subnet_file
+from tunnel.node.containers import Containers
 from tunnel.node.peers import Peers
 from tunnel.node.reconciler import Reconciler
+from tunnel.node.subnet_file import prepare_subnet_file
 from tunnel.node.workers import Workers
 from tunnel.supervise import Supervisor
 
@@ -106,7 +107,7 @@ class Node:
         self.netlink = await self._undo.enter_async_context(Netlink())
         self.device = await self._open_device()
         await self._settle_in()
-        self._containers = Containers(self.config)
+        self._containers = Containers(self.config, supervisor=self.supervisor)
         self.underlay = Underlay(self.config, netlink=self.netlink)
         self._undo.callback(self.underlay.close)
 
@@ -132,7 +133,7 @@ class Node:
             events=self.events,
             fdb=self.fdb,
             kernel=self.kernel,
-            resized=self._containers.resize,
+            resized=self._containers.set_mtu,
         )
         self._undo.callback(self._stop)
         self._undo.push_async_callback(self.peers.settle)
@@ -142,7 +143,7 @@ class Node:
         await self.peers.open(self.config.peers, found=found)
         self._undo.push_async_callback(self._containers.close)
         await self._containers.start()
-        self._containers.publish(self.underlay.mtu)
+        self._containers.write_file(self.underlay.mtu)
         self._offloads_seen = self.offloads
         await self.workers.start(self.device.queues)
         self._started = True
@@ -306,7 +307,7 @@ class Node:
                 await self.kernel.add_address(address)
             for address in before - after:
                 await self.kernel.remove_address(address)
-        await self._containers.move(config, mtu=self.underlay.mtu)
+        await self._containers.renumber(config, mtu=self.underlay.mtu)
         self.config = config
 
     @contextmanager

@@ -1,9 +1,11 @@
 """What is left for containers: subnet.env to the letter, and masquerade rules as a table."""
 
+import asyncio
+import errno
 import ipaddress
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,11 @@ from tunnel.cli.up import up
 from tunnel.config.cluster import faults
 from tunnel.config.node import Config
 from tunnel.errors import ConfigError
+from tunnel.node import containers as containers_module
 from tunnel.node import masquerade
-from tunnel.node.containers import Containers, subnet_env
+from tunnel.node.containers import Containers
+from tunnel.node.subnet_file import subnet_env
+from tunnel.supervise import Supervisor
 from tunnel.types import Prefix, parse_prefix
 
 IPV4 = """\
@@ -75,25 +80,24 @@ def file(tmp_path: Path) -> Path:
 
 
 def containers(file: Path) -> Containers:
-    return Containers(
-        Config(networks=["10.42.0.0/16"], subnets=["10.42.0.0/24"], subnet_file=str(file))
-    )
+    config = Config(networks=["10.42.0.0/16"], subnets=["10.42.0.0/24"], subnet_file=str(file))
+    return Containers(config, supervisor=Supervisor("tunnel1"))
 
 
 def test_the_file_is_for_everybody_to_read_and_nothing_lies_beside_it(file: Path) -> None:
-    containers(file).publish(1450)
+    containers(file).write_file(1450)
     assert "FLANNEL_MTU=1450\n" in file.read_text()
     assert stat.S_IMODE(file.stat().st_mode) == 0o644
     assert os.listdir(file.parent) == [file.name]
 
 
 def test_it_is_replaced_only_if_it_differs(file: Path) -> None:
-    containers(file).publish(1450)
+    containers(file).write_file(1450)
     before = file.stat().st_ino
     with file.open() as reading:
-        containers(file).publish(1450)
+        containers(file).write_file(1450)
         assert file.stat().st_ino == before
-        containers(file).publish(1400)
+        containers(file).write_file(1400)
         assert file.stat().st_ino != before
         # Who has opened the old one reads it to its end.
         assert "FLANNEL_MTU=1450\n" in reading.read()
@@ -102,10 +106,10 @@ def test_it_is_replaced_only_if_it_differs(file: Path) -> None:
 
 def test_a_new_mtu_is_written_once_there_is_a_file(file: Path) -> None:
     node = containers(file)
-    node.resize(1400)
+    node.set_mtu(1400)
     assert not file.exists()
-    node.publish(1450)
-    node.resize(1300)
+    node.write_file(1450)
+    node.set_mtu(1300)
     assert "FLANNEL_MTU=1300\n" in file.read_text()
 
 
@@ -113,16 +117,71 @@ def test_what_cannot_be_written_is_an_error_at_first_and_a_line_in_the_log_later
     file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     node = containers(file)
-    node.publish(1450)
+    node.write_file(1450)
     file.unlink()
     file.mkdir()
-    node.resize(1400)
+    node.set_mtu(1400)
     (line,) = caplog.messages
     assert f"cannot write {file}: is a directory (let uid " in line
     with pytest.raises(ConfigError, match=r"cannot write .*subnet\.env: is a directory") as caught:
-        containers(file).publish(1400)
+        containers(file).write_file(1400)
     assert caught.value.key == ("subnet-file",)
     assert os.listdir(file.parent) == [file.name]
+
+
+class FakeNft:
+    """A ruleset that another program can change."""
+
+    def __init__(self) -> None:
+        self.rules: list[Any] = []
+        self.failures: list[Exception] = []
+
+    async def run(self, commands: list[Any]) -> None:
+        self.rules = commands[2:]
+
+    async def list_table(self, family: str, name: str) -> dict[str, Any]:
+        if self.failures:
+            raise self.failures.pop()
+        return {"nftables": self.rules}
+
+
+async def test_the_rules_are_restored_even_after_a_surprise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nft, notify = FakeNft(), asyncio.Event()
+
+    class FakeWatch:
+        def __init__(self, _: str, *, changed: Callable[[], None]) -> None:
+            self.changed = changed
+            asyncio.get_running_loop().create_task(self.relay())
+
+        async def relay(self) -> None:
+            while await notify.wait():
+                notify.clear()
+                self.changed()
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(containers_module, "Nft", lambda: nft)
+    monkeypatch.setattr(containers_module, "TableWatch", FakeWatch)
+    monkeypatch.setattr("tunnel.supervise.SHORTEST", 0.01)
+    supervisor = Supervisor("tunnel1")
+    config = Config(networks=["10.42.0.0/16"], subnets=["10.42.0.0/24"], ip_masq=True)
+    node = Containers(config, supervisor=supervisor)
+    await node.start()
+    await asyncio.sleep(0.01)
+    installed, nft.rules = nft.rules, []
+    nft.failures = [OSError(errno.ENOBUFS, "No buffer space available")]
+    notify.set()
+    async with asyncio.timeout(5):
+        while nft.rules != installed or not supervisor.healthy:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    (task,) = supervisor.tasks
+    assert (task.name, task.failures) == ("masquerade", 1)
+    await node.close()
+    assert nft.rules == []
+    await supervisor.close()
 
 
 # Masquerade: the rules walked as the kernel walks them.
