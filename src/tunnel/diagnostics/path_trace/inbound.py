@@ -42,7 +42,7 @@ def _mac(inputs: TraceInputs) -> Iterator[TraceStep]:
     if inputs.mode == "tap":
         why = "every destination MAC is accepted: the device may be a port of a bridge"
     else:
-        why = f"this node's, as is {ANY_VTEP_MAC}; any other is dropped as other_mac"
+        why = f"this node's, or {ANY_VTEP_MAC} of every node; any other is dropped as other_mac"
     yield goes_on("mac", str(inputs.status.mac), why)
 
 
@@ -64,7 +64,7 @@ def _device(inputs: TraceInputs) -> Iterator[TraceStep]:
     state = "up" if inputs.device_up else "down"
     entry = f"{status.device} {inputs.mode} mtu {status.mtu} {state}"
     if inputs.device_up:
-        yield goes_on("device", entry, "the node writes the packet to it, and the kernel gets it")
+        yield goes_on("device", entry, "the node writes the packet to it, and the kernel receives it")
     else:
         advice = f"set it up: ip link set {status.device} up"
         yield ends("device", entry, "the device is down", advice)
