@@ -120,7 +120,10 @@ PURE = [
     ),
     PACKAGE / "prefixes.py",
     PACKAGE / "config" / "rules.py",
-    *(PACKAGE / "diagnostics" / f"{name}.py" for name in ("firewall", "flow", "host_report")),
+    *(
+        PACKAGE / "diagnostics" / f"{name}.py"
+        for name in ("firewall", "flow", "host_report", "packet_summary")
+    ),
     *sorted((PACKAGE / "diagnostics" / "path_trace").glob("*.py")),
     *(
         PACKAGE / "diagnostics" / "doctor" / f"{name}.py"

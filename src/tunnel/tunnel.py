@@ -15,8 +15,8 @@ from typing import Literal, Self, Unpack
 
 from tunnel.config.node import Config, differences
 from tunnel.config.options import ConfigOptions
-from tunnel.diagnostics import capture, doctor
-from tunnel.diagnostics.capture import Capture
+from tunnel.diagnostics import doctor
+from tunnel.diagnostics.capture import Capture, capture_node
 from tunnel.diagnostics.doctor import Finding
 from tunnel.diagnostics.path_inputs import PathInputReader
 from tunnel.diagnostics.path_trace import PathTrace, trace
@@ -471,7 +471,7 @@ class Tunnel:
                 closed; while iterating, an interface has gone.
         """
         self._node.check_open()
-        prepared = await capture.of(self.status(watch=False), outer=outer, text=text)
+        prepared = await capture_node(self.status(watch=False), outer=outer, text=text)
         with self._node.capturing(prepared), prepared as packets:
             yield packets
 

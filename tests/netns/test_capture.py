@@ -177,7 +177,7 @@ def test_decode_knows_the_node(nodes: tuple[Node, Node], tmp_path: Path) -> None
         ended(process)
     a.host.run([*PYTHON, "peer", "remove", f"{b.host.ipv4}:8472"])
     said = a.host.run([*PYTHON, "decode", "--name", "tunnel1", str(file)]).stdout
-    assert said.startswith("judged as by tunnel1 and its peers\n")
+    assert said.startswith("checked as by tunnel1 with its peers\n")
     assert "dropped as unknown_source" in said
 
 

@@ -1,4 +1,4 @@
-"""``tunnel capture``: packets as they pass a node, for Wireshark or as a line each."""
+"""``tunnel capture``: packets as they pass a node, for Wireshark or one line each."""
 
 from __future__ import annotations
 
@@ -18,13 +18,11 @@ import click
 
 from tunnel.cli.control import node_options, request
 from tunnel.diagnostics import Packet, pcapng
-from tunnel.diagnostics import capture as captures
-from tunnel.diagnostics.capture import Capture
+from tunnel.diagnostics.capture import Capture, capture_node
+from tunnel.diagnostics.packet_summary import summarize
 from tunnel.errors import ConfigError, DeviceError
 from tunnel.rpc.client import read_status
 from tunnel.status import Status
-
-Show = Callable[[Packet], None]
 
 
 @click.command()
@@ -35,16 +33,16 @@ Show = Callable[[Packet], None]
     "--inner/--outer",
     "inner",
     default=True,
-    help="What is in the tunnel, on its device (default); or the datagrams that carry it, on the "
-    "interfaces that lead to peers.",
+    help="Capture inner packets on the tunnel's device (default), or the datagrams that carry "
+    "them on the interfaces that lead to peers.",
 )
 @click.option(
-    "-c", "--count", type=click.IntRange(min=1), metavar="N", help="End after so many packets."
+    "-c", "--count", type=click.IntRange(min=1), metavar="N", help="Stop after N packets."
 )
 @node_options
-@click.argument("words", nargs=-1, metavar="[FILTER]...")
+@click.argument("expression", nargs=-1, metavar="[FILTER]...")
 def capture(  # noqa: PLR0917 - click names them
-    words: tuple[str, ...],
+    expression: tuple[str, ...],
     write: str | None,
     inner: bool,
     count: int | None,
@@ -55,9 +53,9 @@ def capture(  # noqa: PLR0917 - click names them
     """
     Show packets as they pass a running node, until Ctrl-C.
 
-    FILTER is tcpdump's language (pcap-filter(7)). Packets that the kernel moves together come
-    whole, as one of up to 64 KiB; "tunnel decode" takes trains apart. Needs CAP_NET_RAW, in the
-    network namespace of the node.
+    FILTER is an expression in tcpdump's language (pcap-filter(7)). Packets that the kernel moves
+    together are shown as one of up to 64 KiB; "tunnel decode" splits such trains. Needs
+    CAP_NET_RAW, and must run in the network namespace of the node.
 
     \b
       tunnel capture icmp
@@ -66,11 +64,10 @@ def capture(  # noqa: PLR0917 - click names them
     if write and as_json:
         raise click.UsageError("--write and --json exclude each other: a file is pcapng")
     if write == "-" and sys.stdout.isatty():
-        raise click.UsageError("-w - to a terminal: pcapng is for programs (pipe it, or -w FILE)")
+        raise click.UsageError("-w - writes binary data to a terminal (pipe it, or use -w FILE)")
     status = read_status(request("status", name=name, control=control))
-    asyncio.run(
-        _run(status, " ".join(words), inner=inner, write=write, count=count, as_json=as_json)
-    )
+    text = " ".join(expression)
+    asyncio.run(_run(status, text, inner=inner, write=write, count=count, as_json=as_json))
 
 
 async def _run(
@@ -82,27 +79,27 @@ async def _run(
     count: int | None,
     as_json: bool,
 ) -> None:
-    prepared = await captures.of(status, outer=not inner, text=text)
-    with prepared as packets, _open(write) as out:
+    opened = await capture_node(status, outer=not inner, text=text)
+    with opened as packets, _open(write) as file:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, packets.close)
         names = ", ".join(interface.name for interface in packets.interfaces)
-        click.echo(f"capturing on {names} (Ctrl-C ends it)", err=True)
+        click.echo(f"capturing on {names} (stop with Ctrl-C)", err=True)
         try:
-            if out is None:
-                shown = await _show(packets, count, as_json=as_json)
+            if file is None:
+                captured = await _print_packets(packets, count, as_json=as_json)
             else:
-                shown = await _write(packets, count, out, text=text)
+                captured = await _write_packets(packets, count, file, text=text)
         except BrokenPipeError:
-            # Whoever read this has had enough; Python shall not say so once more at its end.
+            # The reader has ended. Python must not report that again when it flushes at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return
         except DeviceError as error:
             raise click.ClickException(str(error)) from error
         dropped = sum(dropped for _, dropped in packets.counts)
-    counted = f"{shown} packet{'' if shown == 1 else 's'}"
-    click.echo(f"{counted} captured, {dropped} dropped by the kernel", err=True)
+    noun = "packet" if captured == 1 else "packets"
+    click.echo(f"{captured} {noun} captured, {dropped} dropped by the kernel", err=True)
 
 
 def _open(target: str | None) -> AbstractContextManager[BinaryIO | None]:
@@ -116,38 +113,39 @@ def _open(target: str | None) -> AbstractContextManager[BinaryIO | None]:
         raise ConfigError(f"cannot write {target}: {(error.strerror or '').lower()}") from error
 
 
-async def _write(packets: Capture, count: int | None, out: BinaryIO, *, text: str) -> int:
-    """Flushed whenever no packet waits, so that who reads along sees each as it comes."""
+async def _write_packets(packets: Capture, count: int | None, file: BinaryIO, *, text: str) -> int:
+    """Flushes when no packet waits, so that a reader sees each packet when it arrives."""
     numbers = {interface: number for number, interface in enumerate(packets.interfaces)}
-    out.write(pcapng.header(f"tunnel {version('tunnel')}"))
-    for one in packets.interfaces:
-        out.write(pcapng.interface(one, filtered=text))
-    out.flush()
+    file.write(pcapng.header(f"tunnel {version('tunnel')}"))
+    for interface in packets.interfaces:
+        file.write(pcapng.interface(interface, filtered=text))
+    file.flush()
 
-    def write(one: Packet) -> None:
-        out.write(pcapng.packet(numbers[one.interface], one))
+    def write(packet: Packet) -> None:
+        file.write(pcapng.packet(numbers[packet.interface], packet))
         if not packets.pending:
-            out.flush()
+            file.flush()
 
-    shown = await _each(packets, count, write)
+    captured = await _for_each(packets, count, write)
     now = time.time_ns()
     for number, (received, dropped) in enumerate(packets.counts):
-        out.write(pcapng.statistics(number, time=now, received=received, dropped=dropped))
-    out.flush()
-    return shown
+        file.write(pcapng.statistics(number, time=now, received=received, dropped=dropped))
+    file.flush()
+    return captured
 
 
-async def _show(packets: Capture, count: int | None, *, as_json: bool) -> int:
-    def show(one: Packet) -> None:
-        print(_as_json(one) if as_json else _as_line(one), flush=not packets.pending)
+async def _print_packets(packets: Capture, count: int | None, *, as_json: bool) -> int:
+    def show(packet: Packet) -> None:
+        print(_as_json(packet) if as_json else _as_line(packet), flush=not packets.pending)
 
-    return await _each(packets, count, show)
+    return await _for_each(packets, count, show)
 
 
-async def _each(packets: Capture, count: int | None, show: Show) -> int:
+async def _for_each(packets: Capture, count: int | None, show: Callable[[Packet], None]) -> int:
+    """Returns the number of packets shown, at most `count`."""
     shown = 0
-    async for one in packets:
-        show(one)
+    async for packet in packets:
+        show(packet)
         shown += 1
         if shown == count:
             break
@@ -157,8 +155,8 @@ async def _each(packets: Capture, count: int | None, show: Show) -> int:
 def _as_line(packet: Packet) -> str:
     seconds, rest = divmod(packet.time, 10**9)
     clock = time.strftime("%H:%M:%S", time.localtime(seconds))
-    way = "out" if packet.outbound else "in "
-    return f"{clock}.{rest // 1000:06} {packet.interface.name} {way} {captures.describe(packet)}"
+    direction = "out" if packet.outbound else "in "
+    return f"{clock}.{rest // 1000:06} {packet.interface.name} {direction} {summarize(packet)}"
 
 
 def _as_json(packet: Packet) -> str:
@@ -168,7 +166,7 @@ def _as_json(packet: Packet) -> str:
             "interface": packet.interface.name,
             "direction": "outbound" if packet.outbound else "inbound",
             "length": len(packet.data),
-            "summary": captures.describe(packet),
+            "summary": summarize(packet),
             "data": packet.data.hex(),
         }
     )

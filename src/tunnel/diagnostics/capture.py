@@ -1,69 +1,68 @@
 """
-Packets as they pass a node: inside, on its device, or outside, on the way to and from its peers.
+Packets as they pass a node: inner packets on its device, or the datagrams that carry them.
 
-    interfaces, filter  ->  sockets beside the packet path  ->  packets, or a line on each
+    interfaces, filter  ->  packet sockets beside the packet path  ->  packets
 
-Nothing of it is in the packet path: what is not captured costs nothing.
+The packet path is not involved, so a packet that nobody captures costs nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import select
 import socket
-import struct
 from collections import deque
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
-from tunnel.errors import CodecError, ConfigError, DeviceError
-from tunnel.linux.bpf import ETHERNET, compile_filter, port_filter
+from tunnel.errors import ConfigError, DeviceError
+from tunnel.linux.bpf import compile_filter, port_filter
 from tunnel.linux.netlink import Netlink
 from tunnel.linux.packet_socket import CaptureInterface, Packet, PacketSocket, find_interface
-from tunnel.protocol import control_frames
 from tunnel.status import Status
 from tunnel.types import Address, Endpoint
 
 _BURST = 64
-"""Packets read from one socket before it is another's turn."""
+"""Packets read from one socket before the next one is read."""
 
 
 class Capture:
     """
-    Packets that pass some interfaces, from the moment this is entered: those of a node's device
-    here, those of a tunnel by :meth:`tunnel.Tunnel.capture`.
+    An asynchronous iterator over the packets that pass some interfaces, from when it is entered.
 
-    ::
+    :func:`capture_device` makes one of a node's device on this host, and
+    :meth:`tunnel.Tunnel.capture` one of a tunnel::
 
-        with inside("tunnel1") as packets:
+        with capture_device("tunnel1") as packets:
             async for packet in packets:
-                print(describe(packet))
+                print(summarize(packet))
 
-    Super-packets and trains come whole, as the kernel moves them: one packet of up to 64 KiB
-    where many are on the wire. Cancelled while it waits, no packet is lost.
+    Super-packets and trains come whole, as the kernel moves them: one packet of up to 64 KiB for
+    many on the wire. Cancelling the iteration loses no packet.
+
+    Args:
+        filters: A classic BPF program for each interface; empty accepts everything.
 
     Raises:
-        ConfigError: The filter is none.
-        DeviceError: An interface is not there, or CAP_NET_RAW is missing.
+        DeviceError: An interface does not exist, or CAP_NET_RAW is missing.
     """
 
     def __init__(self, interfaces: Iterable[CaptureInterface], *, filters: Sequence[bytes]) -> None:
         self.interfaces = tuple(interfaces)
         self._filters = filters
-        self._taps: list[PacketSocket] = []
-        self._waiting: deque[Packet] = deque()
-        self._wake: asyncio.Future[None] | None = None
+        self._sockets: list[PacketSocket] = []
+        self._received: deque[Packet] = deque()
+        self._readable: asyncio.Future[None] | None = None
         self._closed = False
 
     def __enter__(self) -> Self:
         self._epoll = select.epoll()
         try:
             for interface, program in zip(self.interfaces, self._filters, strict=True):
-                tap = PacketSocket(interface, program=program)
-                self._taps.append(tap)
-                self._epoll.register(tap, select.EPOLLIN)
+                opened = PacketSocket(interface, program=program)
+                self._sockets.append(opened)
+                self._epoll.register(opened, select.EPOLLIN)
         except BaseException:
             self.close()
             raise
@@ -78,103 +77,109 @@ class Capture:
         self.close()
 
     def close(self) -> None:
-        """Ends it, and with it who iterates; the counts stay."""
+        """Ends the capture and every iteration over it; :attr:`counts` stays."""
         if self._closed:
             return
         self._closed = True
-        if self._wake is not None:
-            self._wake.get_loop().remove_reader(self._epoll.fileno())
-            _wake(self._wake)
+        if self._readable is not None:
+            self._readable.get_loop().remove_reader(self._epoll.fileno())
+            _set_done(self._readable)
         self._epoll.close()
-        for tap in self._taps:
-            tap.close()
+        for opened in self._sockets:
+            opened.close()
 
     @property
     def counts(self) -> list[tuple[int, int]]:
-        """Of each interface: how many packets passed the filter, and how many of them the kernel
-        dropped because they were not taken in time."""
-        return [tap.counts() for tap in self._taps]
+        """Of each interface, the packets that passed the filter, and how many of them the kernel
+        dropped because they were not read in time."""
+        return [opened.counts() for opened in self._sockets]
 
     @property
     def pending(self) -> bool:
-        """Whether there are packets that nobody has to wait for."""
-        return bool(self._waiting)
+        """Whether the next packet is available without waiting."""
+        return bool(self._received)
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Packet:
-        """Cancelled, no packet is lost. Raises DeviceError if an interface has gone."""
-        while not self._waiting:
+        """Cancelled, no packet is lost. Raises DeviceError if an interface is gone."""
+        while not self._received:
             if not self._closed:
-                await self._readable()
+                await self._wait_readable()
             if self._closed:
                 raise StopAsyncIteration
             self._read()
-        return self._waiting.popleft()
+        return self._received.popleft()
 
-    async def _readable(self) -> None:
+    async def _wait_readable(self) -> None:
         loop = asyncio.get_running_loop()
-        self._wake = loop.create_future()
-        loop.add_reader(self._epoll.fileno(), _wake, self._wake)
+        self._readable = loop.create_future()
+        loop.add_reader(self._epoll.fileno(), _set_done, self._readable)
         try:
-            await self._wake
+            await self._readable
         finally:
             if not self._closed:
                 loop.remove_reader(self._epoll.fileno())
 
     def _read(self) -> None:
         ready = {descriptor for descriptor, _ in self._epoll.poll(0)}
-        for tap in self._taps:
-            if tap.fileno() in ready:
-                self._waiting += tap.read(_BURST)
+        for opened in self._sockets:
+            if opened.fileno() in ready:
+                self._received += opened.read(_BURST)
 
 
-def _wake(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
+def _set_done(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
-async def of(status: Status, *, outer: bool, text: str = "") -> Capture:
+async def capture_node(status: Status, *, outer: bool, text: str = "") -> Capture:
     """
-    What passes a node: inside, or the datagrams that carry it; `text` is a filter in tcpdump's
-    language.
+    Returns a capture of a node's inner packets, or of the datagrams that carry them.
+
+    Args:
+        text: A filter in tcpdump's language.
 
     Raises:
-        ConfigError: The filter is none, or there is no device to capture on.
-        DeviceError: As :func:`outside`.
+        ConfigError: The filter is invalid, or the node has no device to capture on.
+        DeviceError: As :func:`capture_underlay`.
     """
     if outer:
         ports = {Endpoint.parse(own).port for own in status.endpoints}
         ports |= {peer.endpoint.port for peer in status.peers}
         addresses = [peer.address for peer in status.peers if peer.address is not None]
-        return await outside(addresses, ports=ports, text=text)
+        return await capture_underlay(addresses, ports=ports, text=text)
     if status.device is None:
         raise ConfigError(f"{status.name} has no device to capture on (choose outer)")
-    return inside(status.device, text=text)
+    return capture_device(status.device, text=text)
 
 
-def inside(device: str, *, text: str = "") -> Capture:
+def capture_device(device: str, *, text: str = "") -> Capture:
     """
-    Inner packets, on a node's device; `text` is a filter in tcpdump's language.
+    Returns a capture of inner packets, on a node's device; `text` as :func:`capture_node`.
 
     Raises:
-        ConfigError, DeviceError: As :class:`Capture`.
+        ConfigError: The filter is invalid.
+        DeviceError: The device does not exist.
     """
     interface = find_interface(device, inner=True)
     program = compile_filter(text, link=interface.link) if text else b""
     return Capture([interface], filters=[program])
 
 
-async def outside(peers: Iterable[Address], *, ports: Iterable[int], text: str = "") -> Capture:
+async def capture_underlay(
+    peers: Iterable[Address], *, ports: Iterable[int], text: str = ""
+) -> Capture:
     """
-    Datagrams from or to one of `ports`, on the interfaces that lead to peers. The kernel selects
-    them; `text` selects further, by outer headers, in tcpdump's language.
+    Returns a capture of the datagrams from or to one of `ports`, on the interfaces that lead to
+    the peers now. `text` selects further, by outer headers.
 
     Raises:
-        ConfigError, DeviceError: As :class:`Capture`; or no route leads to any of the peers.
+        ConfigError: The filter is invalid.
+        DeviceError: An interface does not exist, or no route leads to any of the peers.
     """
-    interfaces = [find_interface(name) for name in await _ways_to(peers)]
+    interfaces = [find_interface(name) for name in await _interfaces_to(peers)]
     if not interfaces:
         raise DeviceError(
             "no route leads to any peer, so there is no interface to capture on (see tunnel status)"
@@ -189,106 +194,9 @@ async def outside(peers: Iterable[Address], *, ports: Iterable[int], text: str =
     return Capture(interfaces, filters=[programs[one.link] for one in interfaces])
 
 
-async def _ways_to(peers: Iterable[Address]) -> list[str]:
-    """Names of the interfaces by which the kernel would send to them."""
-    names: dict[str, None] = {}
+async def _interfaces_to(peers: Iterable[Address]) -> list[str]:
+    """Returns the names of the interfaces by which the kernel would send to the peers."""
     async with Netlink() as netlink:
-        for address in peers:
-            path = await netlink.get_path(address)
-            if path is not None:
-                names[socket.if_indextoname(path.device)] = None
-    return list(names)
-
-
-# One line on a packet. Its bytes are anybody's: a length is believed where it can be seen.
-
-_ICMP = {0: "echo reply", 3: "unreachable", 8: "echo request", 11: "time exceeded"}
-_ICMP6 = {1: "unreachable", 2: "packet too big", 3: "time exceeded", 128: "echo request"}
-_ICMP6 |= {129: "echo reply", 135: "neighbour solicitation", 136: "neighbour advertisement"}
-_TCP_FLAGS = "FSRP.UEC"
-_ETHERNET_HEADER = 14
-
-
-def describe(packet: Packet) -> str:
-    """
-    What people want to know of a packet, in one line: ``10.1.0.0.4711 > 10.2.0.0.80: tcp [S],
-    60 bytes``, and of one that carries another what it carries.
-    """
-    data = packet.data
-    if packet.interface.link != ETHERNET:
-        return _ip(data)
-    if len(data) < _ETHERNET_HEADER:
-        return f"no whole Ethernet header, {len(data)} bytes"
-    return _ethernet(data)
-
-
-def _ethernet(frame: bytes) -> str:
-    (ethertype,) = struct.unpack_from("!H", frame, 12)
-    body = frame[_ETHERNET_HEADER:]
-    if ethertype in (0x0800, 0x86DD):
-        return _ip(body)
-    if ethertype == control_frames.ETHERTYPE:
-        return _control(body)
-    return f"ethertype {ethertype:#06x}, {len(frame)} bytes"
-
-
-def _ip(data: bytes) -> str:
-    version = data[0] >> 4 if data else 0
-    if version == 4 and len(data) >= 20:
-        header, protocol = max(20, 4 * (data[0] & 0x0F)), data[9]
-        later = bool(struct.unpack_from("!H", data, 6)[0] & 0x1FFF)
-        source, destination = data[12:16], data[16:20]
-    elif version == 6 and len(data) >= 40:
-        header, protocol, later = 40, data[6], False
-        source, destination = data[8:24], data[24:40]
-    else:
-        return f"no whole IP header, {len(data)} bytes"
-    ends = [str(ipaddress.ip_address(end)) for end in (source, destination)]
-    payload = data[header:]
-    if protocol in (socket.IPPROTO_TCP, socket.IPPROTO_UDP) and len(payload) >= 8 and not later:
-        ports = struct.unpack_from("!HH", payload)
-        ends = [f"{end}.{port}" for end, port in zip(ends, ports, strict=True)]
-    what = "later fragment" if later else _transport(protocol, payload)
-    return f"{ends[0]} > {ends[1]}: {what or f'protocol {protocol}'}, {len(data)} bytes"
-
-
-def _transport(protocol: int, payload: bytes) -> str:
-    match protocol:
-        case socket.IPPROTO_TCP if len(payload) >= 14:
-            bits = payload[13]
-            flags = "".join(name for i, name in enumerate(_TCP_FLAGS) if bits >> i & 1)
-            return f"tcp [{flags}]"
-        case socket.IPPROTO_UDP if len(payload) >= 8:
-            return _vxlan(payload[8:]) or "udp"
-        case socket.IPPROTO_ICMP if payload:
-            return f"icmp {_ICMP.get(payload[0], payload[0])}"
-        case socket.IPPROTO_ICMPV6 if payload:
-            return f"icmp6 {_ICMP6.get(payload[0], payload[0])}"
-    return ""
-
-
-def looks_like_vxlan(payload: bytes) -> bool:
-    """Whether a datagram's content is as RFC 7348 has it and every sender sends it."""
-    return (
-        len(payload) >= control_frames.HEADERS.size
-        and payload[:4] == b"\x08\0\0\0"
-        and payload[7] == 0
-        and struct.unpack_from("!H", payload, 20)[0]
-        in (0x0800, 0x86DD, 0x0806, control_frames.ETHERTYPE)
-    )
-
-
-def _vxlan(payload: bytes) -> str:
-    if not looks_like_vxlan(payload):
-        return ""
-    vni = int.from_bytes(payload[4:7])
-    return f"vni {vni} ({_ethernet(payload[8:])})"
-
-
-def _control(body: bytes) -> str:
-    try:
-        message = control_frames.decode(body)
-    except CodecError:
-        return f"control frame that cannot be read, {len(body)} bytes"
-    kind = control_frames.kind_of(message) if message else "of an unknown kind"
-    return f"control {kind}, {len(body)} bytes"
+        paths = await netlink.get_paths(list(peers))
+    devices = dict.fromkeys(path.device for path in paths if path is not None)
+    return [socket.if_indextoname(device) for device in devices]

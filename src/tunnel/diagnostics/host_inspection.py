@@ -15,7 +15,7 @@ from itertools import islice
 
 from tunnel._native import DROP_REASONS
 from tunnel.config.node import Config
-from tunnel.diagnostics.host_report import FORWARDING, HostReport, UnderlayPath, middle_of
+from tunnel.diagnostics.host_report import FORWARDING, HostReport, PeerPath, middle_of
 from tunnel.errors import UnderlayError
 from tunnel.linux import hostinfo, udp
 from tunnel.linux.netlink import Netlink, device_name
@@ -25,7 +25,7 @@ from tunnel.status import Status
 from tunnel.types import Address, Endpoint, Peer, Prefix
 
 _RESOLVE_TIMEOUT = 3.0  # seconds
-_MAX_PREFIXES = 256  # whose kernel route is looked up, at about a millisecond each
+_MAX_PREFIXES = 256  # whose kernel routes are looked up
 _STRICT = 1  # rp_filter; 2 is loose
 
 
@@ -34,7 +34,7 @@ async def inspect_host(
 ) -> HostReport:
     """Returns all that the checks need. Cancelled, nothing changes."""
     async with Netlink() as netlink:
-        paths = await _underlay_paths(netlink, config, status)
+        paths = await _peer_paths(netlink, config, status)
         port_error, in_use = ("", False) if status else _try_port(config, paths)
         device = (status.device if status else None) or ""
         # nft runs in a thread, so that packets keep moving.
@@ -51,7 +51,7 @@ async def inspect_host(
             ruleset=ruleset,
             ruleset_error=ruleset_error,
             legacy_rules=hostinfo.has_legacy_rules(),
-            underlay_paths=tuple(paths),
+            peer_paths=tuple(paths),
             strict_devices=_strict_devices(paths, device),
             filtered=hostinfo.reverse_path_drops(),
             forwarding=frozenset(family for family in FORWARDING if forwards(family)),
@@ -73,26 +73,24 @@ def forwards(family: int) -> bool:
     return bool(hostinfo.sysctl(FORWARDING[family].removeprefix("net.").replace(".", "/")))
 
 
-async def _underlay_paths(
-    netlink: Netlink, config: Config, status: Status | None
-) -> list[UnderlayPath]:
+async def _peer_paths(netlink: Netlink, config: Config, status: Status | None) -> list[PeerPath]:
     known = {peer.endpoint: peer.address for peer in status.peers} if status else {}
     paths = []
     for peer in config.peers:
         endpoint = peer.endpoint
         address = endpoint.address or known.get(endpoint) or await _resolve(endpoint)
-        paths.append(await _underlay_path(netlink, endpoint, address, local=config.local))
+        paths.append(await _peer_path(netlink, endpoint, address, local=config.local))
     return paths
 
 
-async def _underlay_path(
+async def _peer_path(
     netlink: Netlink, endpoint: Endpoint, address: Address | None, *, local: Address | None
-) -> UnderlayPath:
+) -> PeerPath:
     path = await netlink.get_path(address) if address else None
     if path is None:
-        return UnderlayPath(endpoint, address)
+        return PeerPath(endpoint, address)
     source = local if local and local.version == path.source.version else path.source
-    return UnderlayPath(
+    return PeerPath(
         endpoint,
         address,
         source,
@@ -113,7 +111,7 @@ async def _resolve(endpoint: Endpoint) -> Address | None:
     return ipaddress.ip_address(found[0][4][0])
 
 
-def _try_port(config: Config, paths: Iterable[UnderlayPath]) -> tuple[str, bool]:
+def _try_port(config: Config, paths: Iterable[PeerPath]) -> tuple[str, bool]:
     """Returns why the port cannot be bound, and whether that is because it is in use."""
     sources = {path.source.version: path.source for path in paths if path.source}
     if config.local is not None:
@@ -131,18 +129,19 @@ def _port_owners(port: int) -> dict[int, str]:
     return hostinfo.owners({one.inode for one in hostinfo.udp_sockets(port) if one.inode})
 
 
-def _strict_devices(paths: Iterable[UnderlayPath], device: str) -> frozenset[str]:
+def _strict_devices(paths: Iterable[PeerPath], device: str) -> frozenset[str]:
     devices = {path.source_device for path in paths} | {device}
     return frozenset(one for one in devices if one and hostinfo.reverse_path_filter(one) == _STRICT)
 
 
 async def _prefix_devices(netlink: Netlink, peers: Iterable[Peer]) -> dict[Prefix, str]:
-    found = {}
-    for prefix in islice((one for peer in peers for one in peer.prefixes), _MAX_PREFIXES):
-        path = await netlink.get_path(middle_of(prefix))
-        if path is not None:
-            found[prefix] = device_name(path.device)
-    return found
+    prefixes = list(islice((one for peer in peers for one in peer.prefixes), _MAX_PREFIXES))
+    paths = await netlink.get_paths([middle_of(prefix) for prefix in prefixes])
+    return {
+        prefix: device_name(path.device)
+        for prefix, path in zip(prefixes, paths, strict=True)
+        if path is not None
+    }
 
 
 def _socket_drops(port: int) -> int:

@@ -15,7 +15,7 @@ FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 
 
 @dataclass(frozen=True)
-class UnderlayPath:
+class PeerPath:
     """
     How the kernel would send datagrams to a peer.
 
@@ -57,7 +57,7 @@ class HostReport:
         ruleset: The output of ``nft -j list ruleset``.
         ruleset_error: Why it could not be read, empty if it could.
         legacy_rules: Whether iptables-legacy has rules besides.
-        underlay_paths: One for each peer.
+        peer_paths: One for each peer.
         strict_devices: Devices with a strict reverse-path filter.
         filtered: Packets that reverse-path filters have dropped so far.
         forwarding: Families (4, 6) that this host forwards.
@@ -85,7 +85,7 @@ class HostReport:
     ruleset: Mapping[str, Any] = field(default_factory=dict)
     ruleset_error: str = ""
     legacy_rules: bool = False
-    underlay_paths: tuple[UnderlayPath, ...] = ()
+    peer_paths: tuple[PeerPath, ...] = ()
     strict_devices: frozenset[str] = frozenset()
     filtered: int = 0
     forwarding: frozenset[int] = frozenset()

@@ -18,7 +18,7 @@ from tunnel import Config, Endpoint, Mac, Peer, TunnelError
 from tunnel.cli import main
 from tunnel.diagnostics.doctor import Finding, Level, diagnose, examine
 from tunnel.diagnostics.firewall import INBOUND, OUTBOUND, Datagram, Firewall
-from tunnel.diagnostics.host_report import HostReport, UnderlayPath, config_of
+from tunnel.diagnostics.host_report import HostReport, PeerPath, config_of
 from tunnel.linux import hostinfo
 from tunnel.rpc.client import read_status
 from tunnel.status import PeerState, PeerStatus, Status, Traffic
@@ -26,23 +26,23 @@ from tunnel.status import PeerState, PeerStatus, Status, Traffic
 OURS, THEIRS = ipaddress.ip_address("192.0.2.1"), ipaddress.ip_address("192.0.2.2")
 END = Endpoint("192.0.2.2")
 PEER = Peer(END, ["10.244.2.0/24"])
-PATH = UnderlayPath(END, THEIRS, OURS, "eth0", "eth0", 1450)
+PATH = PeerPath(END, THEIRS, OURS, "eth0", "eth0", 1450)
 CONFIG = Config(subnets=["10.244.1.0/24"], peers=[PEER])
 STARTING = HostReport(
     CONFIG,
-    underlay_paths=(PATH,),
+    peer_paths=(PATH,),
     forwarding=frozenset({4, 6}),
     buffers=(8 << 20, 8 << 20),
     wanted_buffer=8 << 20,
 )
 ASYMMETRIC = replace(
     STARTING,
-    underlay_paths=(replace(PATH, device="eth1"),),
+    peer_paths=(replace(PATH, device="eth1"),),
     strict_devices=frozenset({"eth0"}),
 )
 LOOPBACK_SOURCE = replace(
     STARTING,
-    underlay_paths=(replace(PATH, source_device="lo"),),
+    peer_paths=(replace(PATH, source_device="lo"),),
     strict_devices=frozenset({"eth0", "lo"}),
 )
 HEARD = PeerStatus(
@@ -138,7 +138,7 @@ FAULTS: dict[str, tuple[HostReport, str, Level, str]] = {
         "nft insert rule ip t i udp dport 8472 accept",
     ),
     "no peer, a firewall": (
-        replace(STARTING, ruleset=RULE, underlay_paths=()),
+        replace(STARTING, ruleset=RULE, peer_paths=()),
         "firewall",
         Level.FAILED,
         "from any host",
@@ -156,13 +156,13 @@ FAULTS: dict[str, tuple[HostReport, str, Level, str]] = {
         "iptables-legacy -S",
     ),
     "no name": (
-        replace(STARTING, underlay_paths=(UnderlayPath(Endpoint("b.example")),)),
+        replace(STARTING, peer_paths=(PeerPath(Endpoint("b.example")),)),
         "routes",
         Level.FAILED,
         "getent hosts b.example",
     ),
     "no route": (
-        replace(STARTING, underlay_paths=(UnderlayPath(END, THEIRS),)),
+        replace(STARTING, peer_paths=(PeerPath(END, THEIRS),)),
         "routes",
         Level.FAILED,
         "no route to 192.0.2.2",
@@ -176,7 +176,7 @@ FAULTS: dict[str, tuple[HostReport, str, Level, str]] = {
     "strict, perhaps": (
         replace(
             STARTING,
-            underlay_paths=(replace(PATH, device="eth1"),),
+            peer_paths=(replace(PATH, device="eth1"),),
             strict_devices=frozenset({"eth0"}),
         ),
         "reverse-path",
@@ -186,7 +186,7 @@ FAULTS: dict[str, tuple[HostReport, str, Level, str]] = {
     "strict, surely": (
         replace(
             STARTING,
-            underlay_paths=(replace(PATH, device="eth1"),),
+            peer_paths=(replace(PATH, device="eth1"),),
             strict_devices=frozenset({"eth0"}),
             filtered=3,
         ),
@@ -320,7 +320,7 @@ def test_each_fault_is_one_finding(case: str) -> None:
         replace(STARTING, clock_synchronised=None),
         replace(
             STARTING,
-            underlay_paths=(replace(PATH, source_device="lo"),),
+            peer_paths=(replace(PATH, source_device="lo"),),
             strict_devices=frozenset({"eth0", "lo"}),
         ),
         with_peer(state=PeerState.UNKNOWN, mac=Mac.parse("02:00:5e:00:53:02")),
@@ -337,10 +337,8 @@ def test_where_nothing_is_wrong_nothing_is_said(report: HostReport) -> None:
 
 def test_many_peers_behind_one_rule_are_one_finding() -> None:
     ends = [Endpoint(f"192.0.2.{n}") for n in range(2, 9)]
-    underlay_paths = tuple(
-        UnderlayPath(end, end.address, OURS, "eth0", "eth0", 1450) for end in ends
-    )
-    (finding,) = trouble(replace(STARTING, underlay_paths=underlay_paths, ruleset=RULE))
+    peer_paths = tuple(PeerPath(end, end.address, OURS, "eth0", "eth0", 1450) for end in ends)
+    (finding,) = trouble(replace(STARTING, peer_paths=peer_paths, ruleset=RULE))
     assert finding.text.endswith("from 192.0.2.2:8472 and 6 more")
 
 

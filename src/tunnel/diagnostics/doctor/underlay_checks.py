@@ -14,7 +14,7 @@ from tunnel.diagnostics.firewall import (
     Datagram,
     Firewall,
 )
-from tunnel.diagnostics.host_report import FORWARDING, HostReport, UnderlayPath, middle_of
+from tunnel.diagnostics.host_report import FORWARDING, HostReport, PeerPath, middle_of
 from tunnel.types import Endpoint, Prefix
 
 
@@ -58,24 +58,24 @@ def _blocked_ports(report: HostReport) -> dict[tuple[Blocker, int, bool], list[E
     """Returns the peers that each blocker affects, by blocker, port and whether it is inbound."""
     rules, port = Firewall(report.ruleset), report.config.port
     found: dict[tuple[Blocker, int, bool], list[Endpoint]] = {}
-    for path in report.underlay_paths:
+    for path in report.peer_paths:
         if path.address is None:
             continue
         for blocker in rules.blockers(_from_peer(path, port), hooks=INBOUND):
             found.setdefault((blocker, port, True), []).append(path.endpoint)
         for blocker in rules.blockers(_to_peer(path), hooks=OUTBOUND):
             found.setdefault((blocker, path.endpoint.port, False), []).append(path.endpoint)
-    if not report.underlay_paths:
+    if not report.peer_paths:
         found = {(one, port, True): [] for one in rules.blockers(Datagram(port), hooks=INBOUND)}
     return found
 
 
-def _from_peer(path: UnderlayPath, port: int) -> Datagram:
+def _from_peer(path: PeerPath, port: int) -> Datagram:
     assert path.address is not None
     return Datagram(port, path.address.version, path.address, path.source, path.ingress or None)
 
 
-def _to_peer(path: UnderlayPath) -> Datagram:
+def _to_peer(path: PeerPath) -> Datagram:
     assert path.address is not None
     port, device = path.endpoint.port, path.device or None
     return Datagram(port, path.address.version, path.source, path.address, device)
@@ -84,12 +84,12 @@ def _to_peer(path: UnderlayPath) -> Datagram:
 def routes(report: HostReport) -> Iterator[Finding]:
     findings = [*_unreachable(report), *_misrouted(report)]
     yield from findings
-    if report.underlay_paths and not findings:
-        yield ok("routes", f"this host has routes to {counted(len(report.underlay_paths), 'peer')}")
+    if report.peer_paths and not findings:
+        yield ok("routes", f"this host has routes to {counted(len(report.peer_paths), 'peer')}")
 
 
 def _unreachable(report: HostReport) -> Iterator[Finding]:
-    for path in report.underlay_paths:
+    for path in report.peer_paths:
         if path.address is None:
             text = f"the name of peer {path.endpoint} has no address"
             yield failed("routes", text, f"check DNS: getent hosts {path.endpoint.host}")
@@ -113,7 +113,7 @@ def _misrouted(report: HostReport) -> Iterator[Finding]:
 def reverse_path(report: HostReport) -> Iterator[Finding]:
     asymmetric = {
         (path.source_device, path.device): path
-        for path in report.underlay_paths
+        for path in report.peer_paths
         if path.source and path.source.version == 4
         if path.source_device in report.strict_devices
         if path.source_device not in (path.device, "lo")
@@ -197,7 +197,7 @@ def mtu(report: HostReport) -> Iterator[Finding]:
 
 def _larger_than_route(report: HostReport, value: int) -> Iterator[Finding]:
     device = report.status.device if report.status else None
-    for path in report.underlay_paths:
+    for path in report.peer_paths:
         if path.source is None or value <= path.inner_mtu:
             continue
         yield failed(

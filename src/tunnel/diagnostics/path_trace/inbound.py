@@ -64,7 +64,9 @@ def _device(inputs: TraceInputs) -> Iterator[TraceStep]:
     state = "up" if inputs.device_up else "down"
     entry = f"{status.device} {inputs.mode} mtu {status.mtu} {state}"
     if inputs.device_up:
-        yield goes_on("device", entry, "the node writes the packet to it, and the kernel receives it")
+        yield goes_on(
+            "device", entry, "the node writes the packet to it, and the kernel receives it"
+        )
     else:
         advice = f"set it up: ip link set {status.device} up"
         yield ends("device", entry, "the device is down", advice)

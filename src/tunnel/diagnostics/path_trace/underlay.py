@@ -140,7 +140,9 @@ def _peer_checks(inputs: TraceInputs) -> Iterator[TraceStep]:
         )
     else:
         why = "the peer must know this node's address and VNI"
-    yield goes_on("their checks", entry, f"{why}; it must also assign the same prefixes to this node")
+    yield goes_on(
+        "their checks", entry, f"{why}; it must also assign the same prefixes to this node"
+    )
 
 
 def _source_in_no_subnet(inputs: TraceInputs) -> TraceStep:
