@@ -246,7 +246,7 @@ async def test_the_verbs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert await tell("fdb", "flush", "--learned") == ""
         assert "is not there" in await tell("fdb", "remove", B, code=2)
         # What is for a host behind this one is dropped by a routed node alone.
-        assert "taken" in await tell("decode", "0800000000000100" + frame(B, C).hex())
+        assert "accepted" in await tell("decode", "0800000000000100" + frame(B, C).hex())
         neighbours = json.loads(await tell("neighbour", "list", "--json"))
         check("neighbour", neighbours)
         assert (neighbours[0]["prefix"], neighbours[0]["source"]) == (None, "control")
