@@ -1,10 +1,9 @@
 """
-What is kept on disk of a store, so that a node that starts while it is away knows its peers.
+The file format of what a node knows of the store, with which it can start without the store.
 
     Snapshot  <->  one JSON object
 
-The file is ours alone, and may have been cut short or written by another version: what cannot be
-read is as good as nothing.
+Only this program writes the file. One that is damaged or has another version is ignored.
 """
 
 from __future__ import annotations
@@ -19,40 +18,42 @@ _VERSION = 1
 
 
 def dump(snapshot: Snapshot) -> bytes:
-    """Values are Base64, because anybody may have written them."""
+    """The content of the file. Values are Base64, because they may be any bytes."""
     entries = {
         key: [base64.b64encode(one.value).decode(), one.revision, one.lease, one.created]
         for key, one in snapshot.entries.items()
     }
-    words = {"version": _VERSION, "revision": snapshot.revision, "entries": entries}
-    return json.dumps(words, separators=(",", ":")).encode()
+    content = {"version": _VERSION, "revision": snapshot.revision, "entries": entries}
+    return json.dumps(content, separators=(",", ":")).encode()
 
 
 def load(text: bytes) -> Snapshot:
     """
+    The snapshot in a file.
+
     Raises:
-        ConfigError: It is not what :func:`dump` has written.
+        ConfigError: :func:`dump` did not write this.
     """
     try:
-        words = json.loads(text)
-        if words["version"] != _VERSION:
+        found = json.loads(text)
+        if found["version"] != _VERSION:
             raise ValueError
-        entries = {key: _entry(*one) for key, one in words["entries"].items()}
-        return Snapshot(_number(words["revision"]), entries)
+        entries = {key: _read_entry(*one) for key, one in found["entries"].items()}
+        return Snapshot(_read_number(found["revision"]), entries)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ConfigError("what was kept of the store cannot be read (it is left alone)") from error
+        raise ConfigError("the saved members cannot be read (ignores them)") from error
 
 
-def _entry(value: str, revision: object, lease: object, created: object) -> Entry:
+def _read_entry(value: str, revision: object, lease: object, created: object) -> Entry:
     return Entry(
         base64.b64decode(value, validate=True),
-        _number(revision),
-        None if lease is None else _number(lease),
-        _number(created),
+        _read_number(revision),
+        None if lease is None else _read_number(lease),
+        _read_number(created),
     )
 
 
-def _number(value: object) -> int:
+def _read_number(value: object) -> int:
     if not isinstance(value, int):
         raise ValueError
     return value

@@ -1,8 +1,8 @@
 """
-The network of a cluster as it stands in its store: read, written and checked for people.
+The network of a cluster as an administrator sees it: created, checked, and its subnets assigned.
 
-    <prefix>/config               control/network.py
-    <prefix>/subnets/10.5.52.0-24 control/lease.py
+    <prefix>/config                 the network, see :mod:`tunnel.cluster.network`
+    <prefix>/subnets/10.5.52.0-24   the node that has a subnet, see :mod:`tunnel.cluster.record`
 """
 
 from __future__ import annotations
@@ -12,26 +12,29 @@ import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tunnel.cluster.network import Network, Pool, faults, join_prefixes, make_key
+from tunnel.cluster.network import DEFAULT_VNI, Network, Pool, faults, join_prefixes, make_key
 from tunnel.cluster.record import Lease, Record, leases_of
 from tunnel.cluster.stores.base import Store
 from tunnel.config.cluster import ClusterConfig
 from tunnel.errors import ConfigError, ConflictError, LeaseExpiredError
 from tunnel.prefixes import overlap
-from tunnel.types import Address, Prefix, parse_address
+from tunnel.types import DEFAULT_PORT, Address, Prefix, parse_address, parse_prefix
 
-_AT_ONCE = 50  # questions to the store
+DEFAULT_PREFIX = "/coreos.com/network"
+"""Of all keys, as flannel has it."""
+
+_AT_ONCE = 50  # requests to the store
 
 NetworkCheck = tuple[Network | None, list[str]]
-"""A network, and what is to be said about its config."""
+"""A network, None if its config is wrong; and remarks about the config, or its faults."""
 
 
 def open_store(config: ClusterConfig) -> Store:
     """
-    The store that is named, not asked yet; only its own libraries are loaded.
+    The store that `config` names; it is not contacted yet.
 
     Raises:
-        ConfigError: Its words cannot be, a file cannot be read, or a library is missing.
+        ConfigError: A value is wrong, a file cannot be read, or a library is missing.
     """
     if config.store is not None:
         from tunnel.cluster.stores.directory import DirectoryStore  # noqa: PLC0415
@@ -41,7 +44,7 @@ def open_store(config: ClusterConfig) -> Store:
         from tunnel.cluster.stores.etcd import EtcdStore  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f'etcd takes {error.name}, which is not installed (pip install "tunnel[cluster]")'
+            f'etcd needs {error.name}, which is not installed (pip install "tunnel[cluster]")'
         ) from error
     return EtcdStore(
         config.etcd_endpoints,
@@ -64,10 +67,11 @@ def subnets_directory(prefix: str) -> str:
 @dataclass(frozen=True)
 class SubnetHolder:
     """
-    Who has a subnet.
+    The node that has a subnet, or one of each family.
 
     Attributes:
-        node: Its id, empty for flannel's.
+        node: Its id, empty for a node of flannel.
+        mac: Empty if the record has none.
         state: ``lease``, ``reserved`` (and in use), ``free`` (reserved, not in use) or
             ``unreadable``.
         remaining: Seconds until the lease expires, None for a reservation.
@@ -84,94 +88,111 @@ class SubnetHolder:
 
 
 class Registry:
-    """A network in a store that is open. Each call raises what the store does."""
+    """
+    The network in a store that is open.
 
-    def __init__(self, store: Store, *, prefix: str) -> None:
+    Every method raises what the store raises. Cancelled, one that writes may have written.
+
+    Args:
+        prefix: Of all keys.
+    """
+
+    def __init__(self, store: Store, *, prefix: str = DEFAULT_PREFIX) -> None:
         self._store, self._prefix = store, prefix
 
-    async def create(self, network: Network, *, replace: bool) -> None:
+    async def create(self, network: Network, *, replace: bool = False) -> None:
         """
-        Writes the config.
+        Writes the config of the network.
 
         Raises:
-            ConfigError: There is another one, and it is not to be replaced.
+            ConfigError: There is a different one, and `replace` is false.
         """
         key = config_key(self._prefix)
-        there = (await self._store.read(key)).entries.get(key)
+        before = (await self._store.read(key)).entries.get(key)
         value = network.text().encode()
-        if there is not None and not replace and there.value != value:
+        if before is not None and not replace and before.value != value:
             raise ConfigError(
-                f"{key} is there already, and another (see tunnel network show; --replace writes "
-                "over it, which takes a restart of every node)"
+                f"{key} exists and is different (see tunnel network show; --replace writes over "
+                "it, which takes a restart of every node)"
             )
-        if there is None or there.value != value:
-            await self._store.put(key, value, expect=there.revision if there else 0)
+        if before is None or before.value != value:
+            await self._store.put(key, value, expect=before.revision if before else 0)
 
     async def show(self) -> NetworkCheck:
-        """The network, None where its config is wrong, and remarks or faults in words."""
+        """
+        The network and remarks about its config.
+
+        Raises:
+            ConfigError: There is no config.
+        """
         key = config_key(self._prefix)
-        there = (await self._store.read(key)).entries.get(key)
-        if there is None:
-            raise ConfigError(f'{key} is not there (write it with "tunnel network init")')
-        wrong = faults(there.value)
+        entry = (await self._store.read(key)).entries.get(key)
+        if entry is None:
+            raise ConfigError(f'{key} does not exist (write it with "tunnel network init")')
+        wrong = faults(entry.value)
         if wrong:
             return None, [str(error) for error in wrong]
-        network = Network.parse(there.value)
+        network = Network.parse(entry.value)
         return network, list(network.remarks)
 
     async def leases(self) -> list[SubnetHolder]:
-        """All that is claimed, in the order of subnets."""
+        """All leases and reservations, in the order of their subnets."""
         found = await self._read()
-        gate = asyncio.Semaphore(_AT_ONCE)
+        limit = asyncio.Semaphore(_AT_ONCE)
 
-        async def ask(lease: Lease) -> SubnetHolder:
-            async with gate:
-                return _claimed(lease, await self._remaining(lease))
+        async def describe(lease: Lease) -> SubnetHolder:
+            async with limit:
+                return _describe(lease, await self._remaining(lease))
 
-        claims = await asyncio.gather(*map(ask, found))
-        return sorted(claims, key=lambda one: [(n.version, n) for n in one.subnets])
+        holders = await asyncio.gather(*map(describe, found))
+        return sorted(holders, key=lambda one: [(n.version, n) for n in one.subnets])
 
     async def reserve(self, subnets: tuple[Prefix, ...], *, owner: Record) -> None:
         """
-        Keeps subnets for a node, by its id or its address, for as long as nobody releases them.
+        Reserves subnets for a node, by its id or address, until they are released.
 
         Raises:
-            ConfigError: They are no subnets of this network, or another's.
+            ConfigError: They are not subnets of this network, or another node has them.
         """
         network, _ = await self.show()
         if network is None:
             raise ConfigError("the network's config is wrong (see tunnel network show)")
         if not network.fits(subnets):
             wanted = " and ".join(f"a /{pool.length} of {pool.network}" for pool in network.pools)
-            raise ConfigError(f"{join_prefixes(subnets)} is not what a node has here ({wanted})")
+            raise ConfigError(
+                f"{join_prefixes(subnets)} is not what a node has in this network ({wanted})"
+            )
         key = subnets_directory(self._prefix) + make_key(subnets)
         for lease in await self._read():
             shared = any(overlap(one, other) for one in subnets for other in lease.subnets)
-            ours = lease.key == key and lease.record and owner.is_same_node(lease.record)
-            if shared and not ours:
+            same = lease.key == key and lease.record and owner.is_same_node(lease.record)
+            if shared and not same:
                 raise ConfigError(
                     f"{join_prefixes(subnets)} overlaps {lease.key} (see network leases)"
                 )
-        there = (await self._store.read(key)).entries.get(key)
-        # Who has it keeps what it says of itself.
-        value = there.value if there else owner.text()
-        await self._store.put(key, value, expect=there.revision if there else 0)
+        before = (await self._store.read(key)).entries.get(key)
+        # A node that has the subnet already keeps its record.
+        value = before.value if before else owner.text()
+        await self._store.put(key, value, expect=before.revision if before else 0)
 
-    async def release(self, subnets: Iterable[Prefix], *, force: bool) -> tuple[Prefix, ...]:
+    async def release(
+        self, subnets: Iterable[Prefix], *, force: bool = False
+    ) -> tuple[Prefix, ...]:
         """
-        Lets a reservation go, or with `force` a node's lease. Returns its subnets.
+        Deletes a reservation, or with `force` the lease of a node. Returns its subnets.
 
         Raises:
-            ConfigError: There is none, or it is a lease.
+            ConfigError: There is none, it is a lease and `force` is false, or its node has just
+                renewed it.
         """
         wanted = set(subnets)
         lease = next((one for one in await self._read() if wanted <= set(one.subnets)), None)
         if lease is None:
-            raise ConfigError(f"nobody has {join_prefixes(subnets)} (see tunnel network leases)")
+            raise ConfigError(f"no node has {join_prefixes(wanted)} (see tunnel network leases)")
         if not lease.is_reservation and not force:
             raise ConfigError(
-                f"{lease.key} is the lease of a node, which would acquire again (give --force if "
-                "it is gone for good)"
+                f"{lease.key} is the lease of a node, which would acquire it again (give --force "
+                "if the node is gone for good)"
             )
         try:
             await self._store.delete(lease.key, expect=lease.entry.revision)
@@ -194,22 +215,36 @@ class Registry:
 
 
 def make_network(
-    networks: Iterable[Prefix],
+    networks: Iterable[str | Prefix],
     *,
-    lengths: Mapping[int, int | None],
-    ends: Mapping[int, Sequence[Address | None]],
-    vni: int,
-    port: int,
-    mtu: int | None,
+    lengths: Mapping[int, int | None] | None = None,
+    ends: Mapping[int, Sequence[Address | None]] | None = None,
+    vni: int = DEFAULT_VNI,
+    port: int = DEFAULT_PORT,
+    mtu: int | None = None,
 ) -> Network:
-    """`lengths` and `ends` are by family. Raises ConfigError where these are no network."""
-    pools = {}
-    for prefix in networks:
-        first, last = ends[prefix.version]
+    """
+    A network for :meth:`Registry.create`.
+
+    Args:
+        networks: The overlay's prefix, at most one of each family.
+        lengths: By IP version, the prefix length of a node's subnet; 24 and 64 by default.
+        ends: By IP version, the first and the last subnet for nodes, by their addresses.
+        vni: 0 to 2**24-1.
+        port: The UDP port of every node.
+        mtu: Of the underlay, in bytes; None for that of each node's interface.
+
+    Raises:
+        ConfigError: These do not make a network.
+    """
+    lengths, ends = lengths or {}, ends or {}
+    pools: dict[int, Pool] = {}
+    for prefix in map(parse_prefix, networks):
+        first, last = ends.get(prefix.version, (None, None))
         if prefix.version in pools:
             raise ConfigError(f"network {prefix} is the second of IPv{prefix.version} (give one)")
         pools[prefix.version] = Pool.of(
-            prefix, length=lengths[prefix.version], first=first, last=last
+            prefix, length=lengths.get(prefix.version), first=first, last=last
         )
     made = tuple(pool for _, pool in sorted(pools.items()))
     network = Network(made, vni=vni, port=port, mtu=mtu)
@@ -219,16 +254,16 @@ def make_network(
 
 
 def make_owner(*, node: str, address: str) -> Record:
-    """For whom a subnet is reserved. Raises ConfigError where it is no id, or no address."""
-    where = parse_address(address) if address else None
-    four = where if isinstance(where, ipaddress.IPv4Address) else None
-    six = where if isinstance(where, ipaddress.IPv6Address) else None
+    """The record of a reservation. Raises ConfigError for a wrong id or address."""
+    parsed = parse_address(address) if address else None
+    four = parsed if isinstance(parsed, ipaddress.IPv4Address) else None
+    six = parsed if isinstance(parsed, ipaddress.IPv6Address) else None
     record = Record(address=four, address6=six, node=node, backend="")
-    Record.parse(record.text())  # others have to be able to
+    Record.parse(record.text())  # raises if other nodes could not read it
     return record
 
 
-def _claimed(lease: Lease, remaining: float | None) -> SubnetHolder:
+def _describe(lease: Lease, remaining: float | None) -> SubnetHolder:
     record = lease.record
     state = "lease" if remaining is not None else "reserved"
     if record is None:

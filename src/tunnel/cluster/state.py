@@ -1,10 +1,10 @@
 """
-What a node keeps on disk: who it is, which no other file knows, and what the store said last.
+The files of a node on disk: its identity, which exists nowhere else, and the members it knew last.
 
     NAME.json     {"version": 1, "node": "...", "mac": "...", "subnets": [...]}
-    NAME.members  control/cache.py's
+    NAME.members  see :mod:`tunnel.cluster.cache`
 
-Both are replaced whole, so that a crash leaves the old one or the new one.
+A crash leaves the old file or the new one. Every function blocks on the disk.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ import json
 import logging
 import os
 import secrets
-import tempfile
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tunnel.cluster import cache
 from tunnel.cluster.stores.base import Snapshot
 from tunnel.errors import ConfigError
+from tunnel.linux.files import replace_file
 from tunnel.linux.users import choose_user
 from tunnel.types import Mac, Prefix, parse_prefix
 
@@ -32,9 +31,11 @@ _VERSION = 1
 @dataclass(frozen=True)
 class Identity:
     """
+    What stays the same when a node restarts or changes its address.
+
     Attributes:
-        node: Its id, by which it finds its record again whatever address it has by then.
-        mac: Its VTEP's, which others keep for ever in their kernels.
+        node: The id by which it finds its record.
+        mac: Of its VTEP; the kernels of flannel's nodes have it in permanent entries.
         subnets: Those that it had last.
     """
 
@@ -44,102 +45,92 @@ class Identity:
 
     @classmethod
     def make(cls) -> Identity:
-        # Locally administered, unicast.
+        """A random one; its MAC is locally administered, and unicast."""
         mac = bytes([secrets.randbits(8) & 0xFC | 0x02]) + secrets.token_bytes(5)
         return cls(secrets.token_hex(16), Mac(mac))
 
 
 class State:
     """
-    The files of the node called `name`.
+    The files of the node called `name` in a directory.
 
     Raises:
-        ConfigError: One cannot be read or written there.
+        ConfigError: From every method, if a file cannot be read or written.
 
     Attributes:
-        identity_path: What makes it this node.
+        identity_path: The file with the identity.
     """
 
     def __init__(self, directory: Path, *, name: str) -> None:
         self._directory = directory
         self.identity_path = directory / f"{name}.json"
-        self._members = directory / f"{name}.members"
+        self._members_path = directory / f"{name}.members"
 
     def prepare(self, *, user: str | None) -> None:
-        """Makes the directory, and makes it theirs whom this process is about to become, as the
-        files in it. Whose it is else stays the same."""
+        """Makes the directory, and gives it and its files to the user that the process changes to.
+        Without such a user the owner stays."""
         owner = choose_user(user)
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for path in (self._directory, self.identity_path, self._members):
+            for path in (self._directory, self.identity_path, self._members_path):
                 if owner is not None and os.geteuid() == 0 and path.exists():
                     os.chown(path, owner.pw_uid, owner.pw_gid)
         except OSError as error:
-            raise self._unusable("make", self._directory, error) from error
+            raise self._failure("make", self._directory, error) from error
 
     def identity(self) -> Identity:
-        """Who this node is; a new one where there is no file yet, which is written at once."""
+        """The identity of this node; a new one is made and written if there is no file."""
         try:
-            words = json.loads(self.identity_path.read_bytes())
-            if words["version"] != _VERSION:
-                raise ValueError(f"version {words['version']}")
-            subnets = tuple(parse_prefix(one) for one in words["subnets"])
-            return Identity(str(words["node"]), Mac.parse(words["mac"]), subnets)
+            found = json.loads(self.identity_path.read_bytes())
+            if found["version"] != _VERSION:
+                raise ValueError(f"version {found['version']}")
+            subnets = tuple(parse_prefix(one) for one in found["subnets"])
+            return Identity(str(found["node"]), Mac.parse(found["mac"]), subnets)
         except FileNotFoundError:
             made = Identity.make()
             self.save_identity(made)
             return made
         except OSError as error:
-            raise self._unusable("read", self.identity_path, error) from error
+            raise self._failure("read", self.identity_path, error) from error
         except (ValueError, TypeError, KeyError) as error:
-            # Not made anew unasked: it would be another node, with another subnet.
+            # A new identity would make this another node, with another subnet.
             raise ConfigError(
-                f"{self.identity_path} is no node's identity: {error} (put it right, or remove it: "
-                "this host is a new node then)",
+                f"{self.identity_path} is not the identity of a node: {error} (repair it, or "
+                "remove it: this host is a new node then)",
                 key=("state-dir",),
             ) from error
 
     def save_identity(self, identity: Identity) -> None:
-        words = {
+        content = {
             "version": _VERSION,
             "node": identity.node,
             "mac": str(identity.mac),
             "subnets": [str(subnet) for subnet in identity.subnets],
         }
-        self._write(self.identity_path, json.dumps(words).encode() + b"\n")
+        self._write(self.identity_path, json.dumps(content).encode() + b"\n")
 
     def members(self) -> Snapshot | None:
-        """What the store said last, None where nothing is kept."""
+        """The members as saved last, None if there is no file or it cannot be understood."""
         try:
-            return cache.load(self._members.read_bytes())
+            return cache.load(self._members_path.read_bytes())
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise self._unusable("read", self._members, error) from error
+            raise self._failure("read", self._members_path, error) from error
         except ConfigError as error:
-            log.warning("%s: %s", self._members, error)
+            log.warning("%s: %s", self._members_path, error)
             return None
 
     def save_members(self, snapshot: Snapshot) -> None:
-        self._write(self._members, cache.dump(snapshot))
+        self._write(self._members_path, cache.dump(snapshot))
 
     def _write(self, path: Path, content: bytes) -> None:
         try:
-            descriptor, name = tempfile.mkstemp(dir=self._directory, prefix=f".{path.name}.")
-            try:
-                with open(descriptor, "wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.rename(name, path)
-            except OSError:
-                with suppress(OSError):
-                    os.unlink(name)
-                raise
+            replace_file(path, content)
         except OSError as error:
-            raise self._unusable("write", path, error) from error
+            raise self._failure("write", path, error) from error
 
-    def _unusable(self, verb: str, path: Path, error: OSError) -> ConfigError:
+    def _failure(self, verb: str, path: Path, error: OSError) -> ConfigError:
         return ConfigError(
             f"cannot {verb} {path}: {(error.strerror or str(error)).lower()} (let uid "
             f"{os.getuid()} write to {self._directory}, or choose another --state-dir)",

@@ -99,7 +99,9 @@ def test_a_subnet_is_kept_for_a_node(network: Verb) -> None:
     assert network.tell("reserve 10.42.7.0/24 --for 192.0.2.3") == "+ 10.42.7.0/24\n"
     network.ask("reserve 10.42.7.0/24 --for 192.0.2.3", schema="change")  # again is fine
     assert "overlaps" in network.tell("reserve 10.42.7.0/24 --node abc", code=2)
-    assert "not what a node has here" in network.tell("reserve 10.42.8.0/25 --node abc", code=2)
+    assert "not what a node has in this network" in network.tell(
+        "reserve 10.42.8.0/25 --node abc", code=2
+    )
     assert "whose?" in network.tell("reserve 10.42.8.0/24", code=2)
     assert "'host7' is not an IP" in network.tell("reserve 10.42.8.0/24 --for host7", code=2)
     assert "Node is no id" in network.tell("reserve 10.42.8.0/24 --node a:b", code=2)
@@ -111,7 +113,7 @@ def test_a_subnet_is_kept_for_a_node(network: Verb) -> None:
         None,
     )
     assert "10.42.7.0/24  -     192.0.2.3  -    free   never" in network.tell("leases")
-    assert "nobody has 10.42.9.0/24" in network.tell("release 10.42.9.0/24", code=2)
+    assert "no node has 10.42.9.0/24" in network.tell("release 10.42.9.0/24", code=2)
     assert network.ask("release 10.42.7.0/24", schema="change") == {"removed": ["10.42.7.0/24"]}
     assert network.ask("leases", schema="leases") == []
 

@@ -41,7 +41,7 @@ def test_subnets_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"version": 2}', '{"version": 1, "node": "x"}'])
 def test_an_identity_that_cannot_be_read_is_not_made_anew(tmp_path: Path, text: str) -> None:
     (tmp_path / "tunnel1.json").write_text(text)
-    with pytest.raises(ConfigError, match=r"tunnel1\.json is no node's identity.*remove it"):
+    with pytest.raises(ConfigError, match=r"is not the identity of a node.*remove it"):
         State(tmp_path, name="tunnel1").identity()
     assert (tmp_path / "tunnel1.json").read_text() == text
 
