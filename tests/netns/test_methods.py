@@ -100,7 +100,7 @@ async def test_doctor_tries_trains_with_each_peer_that_is_up() -> None:
     async with pair() as (one, _):
         found = await one.doctor()
         assert Finding("trains", Level.OK, "reach 1 peer undamaged") in found
-        assert Finding("peers", Level.OK, "1 peer heard") in found
+        assert Finding("peers", Level.OK, "1 peer heard from") in found
         await one.remove_peer(TWO)
         checks = {finding.check for finding in await one.doctor()}
         assert checks.isdisjoint({"trains", "peers"})

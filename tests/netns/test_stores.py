@@ -13,6 +13,7 @@ from tunnel.cluster.stores.base import Batch, Change, Entry, Snapshot, Store
 from tunnel.cluster.stores.directory import DirectoryStore
 from tunnel.cluster.stores.etcd import EtcdStore
 from tunnel.errors import ConflictError, LeaseExpiredError, WatchGapError
+from tunnel.testing.fakes import MemoryStore
 
 PATIENCE = 30.0  # seconds for what takes a fraction of one
 
@@ -25,11 +26,14 @@ def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
         yield etcd
 
 
-@pytest.fixture(params=["etcd", "directory"])
+@pytest.fixture(params=["etcd", "directory", "memory"])
 def another(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Store]:
     """Makes members' ways to the same keys."""
     if request.param == "directory":
         return lambda: DirectoryStore(tmp_path)
+    if request.param == "memory":
+        memory = MemoryStore()
+        return lambda: memory
     etcd: Etcd = request.getfixturevalue("etcd")
     return lambda: EtcdStore(etcd.endpoints)
 

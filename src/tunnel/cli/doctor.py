@@ -1,4 +1,4 @@
-"""``tunnel doctor``: what usually goes wrong, looked for, and what to do about it."""
+"""``tunnel doctor``: checks what usually goes wrong, and says what to do about it."""
 
 from __future__ import annotations
 
@@ -49,11 +49,12 @@ def doctor(
     """
     Check what usually goes wrong, and say what to do.
 
-    Looks at the node that runs here (--name, where there are several) and at the host around it,
-    and tries whether trains of datagrams reach its peers undamaged: a peer that gets them damaged
-    gets none any more. Where no node runs, checks what the words of "tunnel up" would need.
+    Checks the node that runs here (--name selects one of several) and the host around it, and
+    tests whether trains of datagrams reach its peers undamaged; the node stops sending trains to a
+    peer that gets them damaged. If no node runs, checks what "tunnel up" with the same options
+    would need.
 
-    Exit code 1 if a check failed; a warning is none.
+    Exits with 1 if a check failed; a warning does not count.
     """
     options = MergedOptions.from_click(config, flags)
     read, given = options.read(), options.flags

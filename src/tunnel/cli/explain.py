@@ -1,4 +1,4 @@
-"""``tunnel explain``: the way of one packet, step by step."""
+"""``tunnel explain``: the path of one packet, step by step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _STEP = 14  # columns of a step's name
 _INDENT = " " * (_STEP + 4)
 _WIDTH = 100
 _ENDED = "the packet does not arrive"
-_END = {
+_ARRIVED = {
     "outbound": "nothing on this side stops the packet",
     "inbound": "the packet arrives",
 }
@@ -24,7 +24,7 @@ _END = {
 @click.command()
 @click.argument("address", metavar="ADDRESS")
 @click.option(
-    "--from", "source", metavar="ADDRESS", help="Its source.  [default: as the kernel chooses]"
+    "--from", "source", metavar="ADDRESS", help="Source address.  [default: the kernel's choice]"
 )
 @click.option(
     "--size",
@@ -32,17 +32,21 @@ _END = {
     default=84,
     show_default=True,
     metavar="BYTES",
-    help="Of the whole inner packet.",
+    help="Size of the whole inner packet.",
 )
 @click.option(
     "--protocol",
     type=click.Choice(["icmp", "tcp", "udp"]),
     default="icmp",
     show_default=True,
-    help="What is in it.",
+    help="Protocol of the packet.",
 )
-@click.option("--sport", type=int, default=40_000, show_default=True, help="TCP or UDP port.")
-@click.option("--dport", type=int, default=80, show_default=True, help="TCP or UDP port.")
+@click.option(
+    "--sport", type=int, default=40_000, show_default=True, help="Source port of TCP or UDP."
+)
+@click.option(
+    "--dport", type=int, default=80, show_default=True, help="Destination port of TCP or UDP."
+)
 @node_options
 @click.pass_context
 def explain(  # noqa: PLR0917 - click names them
@@ -58,11 +62,11 @@ def explain(  # noqa: PLR0917 - click names them
     as_json: bool,
 ) -> None:
     """
-    Walk the way of a packet to ADDRESS, and name what decides at each step.
+    Trace the path of a packet to ADDRESS, and name what decides each step.
 
-    Kernel and node are asked what they would do; nothing is sent. Where ADDRESS is on this side,
-    --from says whose packet it is, and the way is that from the peer to here. Exit code 1 where
-    the way ends before the packet has arrived.
+    The kernel and the node are asked what they would do; nothing is sent. If ADDRESS is on this
+    side, the packet comes from a peer, and --from gives its source. Exits with 1 if the path ends
+    before the packet arrives.
     """
     found = request(
         "explain",
@@ -78,29 +82,29 @@ def explain(  # noqa: PLR0917 - click names them
     if as_json:
         output.print_json(found)
     else:
-        click.echo("\n".join(picture(found)))
+        click.echo("\n".join(draw(found)))
     context.exit(found["ends"] is not None)
 
 
-def picture(walk: dict[str, Any]) -> list[str]:
-    """The walk for people, in lines."""
-    lines = [f"{walk['packet']}, {walk['direction']}", ""]
-    for number, step in enumerate(walk["steps"], start=1):
+def draw(trace: dict[str, Any]) -> list[str]:
+    """Returns the lines that show a trace to people."""
+    lines = [f"{trace['packet']}, {trace['direction']}", ""]
+    for number, step in enumerate(trace["steps"], start=1):
         lines.append(f"{number:2}  {step['step']:{_STEP}}{step['entry']}")
-        lines += _folded(f"{'ENDS HERE: ' if step['verdict'] == 'ends' else ''}{step['why']}")
+        lines += _wrapped(f"{'ENDS HERE: ' if step['verdict'] == 'ends' else ''}{step['why']}")
         if step["next"]:
-            lines.append(f"{_INDENT}{step['next']}")  # not folded: it is there to be pasted
+            lines.append(f"{_INDENT}{step['next']}")  # not wrapped, so that it can be pasted
         if step["step"] == "headers":
-            lines += _stacked(walk["headers"])
-    return [*lines, "", _END[walk["direction"]] if walk["ends"] is None else _ENDED]
+            lines += _stacked(trace["headers"])
+    return [*lines, "", _ARRIVED[trace["direction"]] if trace["ends"] is None else _ENDED]
 
 
-def _folded(text: str) -> list[str]:
+def _wrapped(text: str) -> list[str]:
     return textwrap.wrap(text, _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT)
 
 
 def _stacked(layers: list[dict[str, Any]]) -> list[str]:
-    """The headers one above the other, outermost first, each with its bytes and values."""
+    """Returns the headers one above the other, outermost first, each with its size and fields."""
     rule = f"{_INDENT}+{'-' * 12}+"
     lines = [rule]
     for one in layers:

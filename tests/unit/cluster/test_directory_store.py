@@ -22,6 +22,7 @@ from tunnel.errors import (
     WatchGapError,
 )
 from tunnel.linux import inotify
+from tunnel.testing.fakes import FakeClock
 
 PATIENCE = 30.0  # seconds for what takes a fraction of one
 
@@ -208,16 +209,6 @@ async def test_whoever_dies_leaves_it_whole(tmp_path: Path) -> None:
 
 
 # Leases, and the clocks of hosts.
-
-
-class FakeClock:
-    """A monotonic clock that is advanced by hand."""
-
-    def __init__(self, start: float) -> None:
-        self.now = start
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.mark.parametrize("error", [86_400.0, -86_400.0], ids=["a day ahead", "a day behind"])

@@ -14,7 +14,7 @@ from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
 
 from tests.unit.cli.test_node_verbs import Node, check, running
 from tunnel import ConfigError
-from tunnel.cli.explain import picture
+from tunnel.cli.explain import draw
 from tunnel.diagnostics.flow import Flow
 from tunnel.diagnostics.path_trace import (
     ForwardingDecision,
@@ -564,16 +564,16 @@ def test_packets_that_cannot_be(words: dict[str, Any], what: str) -> None:
 
 
 def test_it_is_drawn_as_it_is_told() -> None:
-    shown = picture(told(trace(OUT)))
+    shown = draw(told(trace(OUT)))
     assert shown[0] == "10.244.1.0 > 10.244.2.7 icmp echo, 84 bytes, outbound"
     assert " 2  kernel route  10.244.2.0/24 dev tunnel1 proto 84 scope link" in shown
     assert any("| UDP        |  8  40123 > 8472, length 114" in line for line in shown)
     assert max(len(line) for line in shown) <= 110
     assert shown[-1] == "nothing on this side stops the packet"
-    ended = picture(told(trace(replace(OUT, device_up=False))))
+    ended = draw(told(trace(replace(OUT, device_up=False))))
     assert any("ENDS HERE: the device is down" in line for line in ended)
     assert ended[-1] == "the packet does not arrive"
-    assert picture(told(trace(IN)))[-1] == "the packet arrives"
+    assert draw(told(trace(IN)))[-1] == "the packet arrives"
 
 
 def told(way: PathTrace) -> Any:
