@@ -1,4 +1,4 @@
-"""``tunnel up`` as people run it: two hosts, processes of their own, signals, and what it says."""
+"""``tunnel up`` as a process on two hosts: its output, its signals and its exit codes."""
 
 import re
 import signal
@@ -23,7 +23,7 @@ UP_B = "up --subnet 10.2.0.0/24 --subnet fd02::/64 --peer 192.0.2.1=10.1.0.0/24,
 
 @dataclass
 class Node:
-    """A running ``tunnel up`` and the line that it said when it was ready."""
+    """A running ``tunnel up`` and the line that it printed when it was ready."""
 
     process: subprocess.Popen[str]
     ready: str
@@ -37,7 +37,7 @@ class Node:
         return cls(process, ready)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> str:
-        """Ends it as an admin does; returns what it said."""
+        """Sends it a signal; returns what it printed."""
         self.process.send_signal(number)
         output, errors = self.process.communicate(timeout=30)
         assert (self.process.returncode, errors) == (0, "")
@@ -48,8 +48,8 @@ class Node:
         self.process.wait()
 
 
-def refused(host: Host, arguments: str, *, prefix: Sequence[str] = ()) -> str:
-    """The one line of a node that must not start."""
+def error_of(host: Host, arguments: str, *, prefix: Sequence[str] = ()) -> str:
+    """The error line of a node that must not start."""
     process = host.popen([*prefix, TUNNEL, *arguments.split()])
     output, errors = process.communicate(timeout=30)
     assert process.returncode == 2, (output, errors)
@@ -64,7 +64,7 @@ def hosts(lab: Lab) -> tuple[Host, Host]:
     return a, b
 
 
-def left(host: Host) -> str:
+def links_and_routes(host: Host) -> str:
     return host.run(["sh", "-c", "ip -o link | cut -d: -f2; ip route; ip -6 route"]).stdout
 
 
@@ -74,7 +74,7 @@ def test_two_hosts_reach_each_other(
     hosts: tuple[Host, Host], loop: str, underlay: str, mtu: int
 ) -> None:
     a, b = hosts
-    before = left(a)
+    before = links_and_routes(a)
     at = (a.ipv4, b.ipv4) if underlay == "ipv4" else (a.ipv6, b.ipv6)
     one = Node.start(a, UP_A.replace("192.0.2.2", at[1]) + f" --loop {loop}")
     two = Node.start(b, UP_B.replace("192.0.2.1", at[0]) + f" --loop {loop}")
@@ -88,7 +88,7 @@ def test_two_hosts_reach_each_other(
     a.run(f"ping -c 1 -W 1 -M do -s {mtu - 28} 10.2.0.0")
     for node, number in ((one, signal.SIGTERM), (two, signal.SIGINT)):
         assert "drops: none" in node.stop(number)
-    assert left(a) == before
+    assert links_and_routes(a) == before
 
 
 def test_peers_of_both_underlay_families(lab: Lab) -> None:
@@ -107,7 +107,7 @@ def test_peers_of_both_underlay_families(lab: Lab) -> None:
         node.stop()
 
 
-def test_killed_and_started_again(hosts: tuple[Host, Host]) -> None:
+def test_a_killed_node_starts_again(hosts: tuple[Host, Host]) -> None:
     a, b = hosts
     other = Node.start(b, UP_B)
     for _ in range(2):
@@ -126,16 +126,16 @@ def test_a_persistent_device_left_by_a_killed_node(hosts: tuple[Host, Host]) -> 
     a.run("ip tuntap add tunnel1 mode tun")
     node = Node.start(a, UP_A)
     node.kill()
-    assert "10.2.0.0/24" in left(a)
+    assert "10.2.0.0/24" in links_and_routes(a)
     node = Node.start(a, UP_A.replace("10.1.0.0/24", "10.1.0.0/25"))
     a.ping("10.2.0.0")
     node.stop()
-    assert "tunnel1" in left(a)
-    assert "10.2.0.0/24" not in left(a)
+    assert "tunnel1" in links_and_routes(a)
+    assert "10.2.0.0/24" not in links_and_routes(a)
     other.stop()
 
 
-def test_it_tells_systemd(hosts: tuple[Host, Host], tmp_path: Path) -> None:
+def test_systemd_is_notified(hosts: tuple[Host, Host], tmp_path: Path) -> None:
     a, _ = hosts
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.bind(str(tmp_path / "notify"))
@@ -146,7 +146,7 @@ def test_it_tells_systemd(hosts: tuple[Host, Host], tmp_path: Path) -> None:
         assert notify.recv(100) == b"STOPPING=1"
 
 
-def test_a_device_that_vanishes_ends_it_with_one_line(hosts: tuple[Host, Host]) -> None:
+def test_a_deleted_device_ends_the_node_with_one_line(hosts: tuple[Host, Host]) -> None:
     a, _ = hosts
     node = Node.start(a, UP_A)
     a.run("ip link delete tunnel1")
@@ -156,7 +156,7 @@ def test_a_device_that_vanishes_ends_it_with_one_line(hosts: tuple[Host, Host]) 
     assert "Traceback" not in errors
 
 
-WRONG = {
+FAULTS = {
     "a bridge of that name": (
         "ip link add tunnel1 type bridge",
         "",
@@ -172,38 +172,46 @@ WRONG = {
         "",
         "kernel route 10.2.0.0/24 exists already, via device eth0",
     ),
-    "an mtu too large": ("true", "--mtu 1500", "mtu 1500 is more than the underlay carries"),
-    "somebody's address": ("true", "--local 192.0.2.99", "local address 192.0.2.99 is not on this"),
-    "ourselves": ("true", "--peer 192.0.2.1=10.9.0.0/24", "peer 192.0.2.1:8472 is this node"),
+    "too large an mtu": ("true", "--mtu 1500", "mtu 1500 is more than the underlay carries"),
+    "an address of another host": (
+        "true",
+        "--local 192.0.2.99",
+        "local address 192.0.2.99 is not on this",
+    ),
+    "this node as its own peer": (
+        "true",
+        "--peer 192.0.2.1=10.9.0.0/24",
+        "peer 192.0.2.1:8472 is this node",
+    ),
 }
 
 
-@pytest.mark.parametrize("case", WRONG)
-def test_what_cannot_be_is_one_line(hosts: tuple[Host, Host], case: str) -> None:
+@pytest.mark.parametrize("case", FAULTS)
+def test_a_failed_start_is_one_line_and_leaves_nothing(hosts: tuple[Host, Host], case: str) -> None:
     a, _ = hosts
-    command, flags, text = WRONG[case]
+    command, flags, text = FAULTS[case]
     a.run(command)
-    before = left(a)
-    assert text in refused(a, f"{UP_A} {flags}")
-    assert left(a) == before
+    before = links_and_routes(a)
+    assert text in error_of(a, f"{UP_A} {flags}")
+    assert links_and_routes(a) == before
 
 
-def test_a_node_is_running_already(hosts: tuple[Host, Host]) -> None:
+def test_a_second_node_does_not_start(hosts: tuple[Host, Host]) -> None:
     a, _ = hosts
     node = Node.start(a, UP_A)
-    assert "device tunnel1 is in use by another process" in refused(a, UP_A)
-    assert "UDP port 8472 on 192.0.2.1 is in use" in refused(a, f"{UP_A} --name other")
+    assert "device tunnel1 is in use by another process" in error_of(a, UP_A)
+    assert "UDP port 8472 on 192.0.2.1 is in use" in error_of(a, f"{UP_A} --name other")
     node.stop()
 
 
 def test_without_privilege(hosts: tuple[Host, Host]) -> None:
     a, _ = hosts
-    line = refused(a, UP_A, prefix=NO_PRIVILEGE)
+    line = error_of(a, UP_A, prefix=NO_PRIVILEGE)
     assert "cannot open /dev/net/tun: permission denied" in line
     assert 'run with CAP_NET_ADMIN, or inside "unshare -Urn"' in line
-    # A device that somebody else prepared opens, but cannot be set up.
+    # An existing device can be opened, but not configured.
     a.run("ip tuntap add tunnel1 mode tun user root")
-    line = refused(a, UP_A, prefix=NO_PRIVILEGE)
+    line = error_of(a, UP_A, prefix=NO_PRIVILEGE)
     assert line.endswith('(run with CAP_NET_ADMIN, or inside "unshare -Urn")')
 
 
@@ -229,13 +237,13 @@ asyncio.run(main())
 
 
 def test_signals_during_start_up(hosts: tuple[Host, Host]) -> None:
-    """A name that nobody resolves holds start-up for a while; a signal still ends it."""
+    """A name that does not resolve delays the start; a signal still ends it."""
     a, _ = hosts
-    before = left(a)
+    before = links_and_routes(a)
     process = a.popen([TUNNEL, *f"{UP_A} --peer no-such-host.invalid=10.9.0.0/24".split()])
     until(lambda: "tunnel1" in a.run("ip link").stdout)  # the device comes first
     process.terminate()
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 0, errors
     assert "Traceback" not in errors
-    assert left(a) == before
+    assert links_and_routes(a) == before

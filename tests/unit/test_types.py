@@ -1,4 +1,4 @@
-"""What the nouns accept, how they print, and that both agree."""
+"""Shared values: what they accept, what they refuse, and that they parse as they print."""
 
 import ipaddress
 
@@ -69,7 +69,7 @@ def test_an_endpoint_has_one_spelling(text: str, host: str, port: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "error"),
     [
         ("", "not an IPv4 or IPv6 address"),
         ("192.0.2", "not an IPv4 or IPv6 address"),
@@ -98,13 +98,13 @@ def test_an_endpoint_has_one_spelling(text: str, host: str, port: int) -> None:
         ("a." * 127 + "a", "not an address or a name"),
     ],
 )
-def test_what_is_no_endpoint(text: str, says: str) -> None:
-    with pytest.raises(ConfigError, match=says) as raised:
+def test_invalid_endpoints(text: str, error: str) -> None:
+    with pytest.raises(ConfigError, match=error) as raised:
         Endpoint.parse(text)
     assert "\n" not in str(raised.value)
 
 
-def test_an_endpoint_made_from_parts_is_checked_too() -> None:
+def test_an_endpoint_of_host_and_port_is_checked() -> None:
     assert Endpoint("2001:DB8::0:2") == Endpoint.parse("2001:db8::2")
     with pytest.raises(ConfigError, match="out of range"):
         Endpoint("192.0.2.2", 65536)
@@ -113,7 +113,7 @@ def test_an_endpoint_made_from_parts_is_checked_too() -> None:
 
 
 @given(endpoints)
-def test_an_endpoint_parses_as_it_prints(endpoint: Endpoint) -> None:
+def test_an_endpoint_parses_what_it_prints(endpoint: Endpoint) -> None:
     assert Endpoint.parse(str(endpoint)) == endpoint
     address = endpoint.address
     assert address is None or str(address) == endpoint.host
@@ -129,7 +129,7 @@ def test_any_text_is_an_endpoint_or_a_config_error(text: str) -> None:
 
 
 @given(peers)
-def test_a_peer_parses_as_it_is_written(peer: Peer) -> None:
+def test_a_peer_parses_what_is_printed(peer: Peer) -> None:
     text = f"{peer.endpoint}={','.join(map(str, peer.prefixes))}"
     if peer.mac:
         text += f",mac={peer.mac}"
@@ -145,13 +145,13 @@ def test_a_peer_takes_loose_values() -> None:
 
 
 @pytest.mark.parametrize("text", ["192.0.2.2", "192.0.2.2=", "192.0.2.2=,"])
-def test_a_peer_may_own_nothing(text: str) -> None:
+def test_a_peer_may_have_no_prefix(text: str) -> None:
     assert Peer.parse(text) == Peer("192.0.2.2")
     assert Peer.parse("192.0.2.2=mac=02:00:5e:00:53:01").mac == Mac.parse("02:00:5e:00:53:01")
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "error"),
     [
         ("=10.244.2.0/24", "not an IPv4 or IPv6 address"),
         ("192.0.2.2=10.244.2.0/33", "not an IPv4 or IPv6 prefix"),
@@ -161,8 +161,8 @@ def test_a_peer_may_own_nothing(text: str) -> None:
         ("192.0.2.2=10.244.2.0/24,mac=02:00:5e:00:53:01,mac=02:00:5e:00:53:02", "more than one"),
     ],
 )
-def test_what_is_no_peer(text: str, says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
+def test_invalid_peers(text: str, error: str) -> None:
+    with pytest.raises(ConfigError, match=error):
         Peer.parse(text)
 
 

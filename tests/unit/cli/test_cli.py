@@ -1,4 +1,4 @@
-"""The command line: one clear line and the right exit code, whatever is asked of it."""
+"""The command line: one line of error, and the exit code."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ PEER = "192.0.2.2=10.244.2.0/24"
 
 
 class FakeTunnel:
-    """Does what a script of the test says, and notes what was done to it."""
+    """A tunnel whose behaviour a test sets, and that records its use."""
 
     opened: ClassVar[list[Config]] = []
     failure: ClassVar[DeviceError | None] = None
@@ -80,7 +80,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeTunnel]:
     return Fake
 
 
-BAD_WORDS = [
+INVALID = [
     (["--vni", "x"], "not a valid integer"),
     (["--vni", "16777216"], "out of range"),
     (["--frobnicate"], "No such option"),
@@ -104,32 +104,30 @@ BAD_WORDS = [
 ]
 
 
-@pytest.mark.parametrize(("flags", "says"), BAD_WORDS)
-def test_bad_words_get_one_line_and_exit_code_2(
-    flags: list[str], says: str, fake: type[FakeTunnel], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("flags", "text"), INVALID)
+def test_invalid_options_are_one_line_and_exit_code_2(
+    flags: list[str], text: str, fake: type[FakeTunnel], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["up", *flags]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("tunnel: ")
     assert err.count("\n") == 1
-    assert says in err
+    assert text in err
     assert not fake.opened
 
 
 @pytest.mark.parametrize(
-    ("args", "says"), [(["dwon"], "No such command"), (["config"], "Missing command")]
+    ("args", "text"), [(["dwon"], "No such command"), (["config"], "Missing command")]
 )
-def test_a_verb_that_is_none(
-    args: list[str], says: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unknown_verb(args: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(args) == 2
     assert re.fullmatch(
-        rf'tunnel: {says}.*(?<!\.) \(see "tunnel.*--help"\)\n', capsys.readouterr().err
+        rf'tunnel: {text}.*(?<!\.) \(see "tunnel.*--help"\)\n', capsys.readouterr().err
     )
 
 
-def test_alone_it_says_what_it_can(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_verb_it_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     out = capsys.readouterr().out
     assert all(verb in out for verb in ("up", "config", "demo"))
@@ -142,14 +140,14 @@ def test_alone_it_says_what_it_can(capsys: pytest.CaptureFixture[str]) -> None:
 def test_up_until_a_signal(
     loop: str, number: signal.Signals, fake: type[FakeTunnel], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Those after the first arrive while it cleans up.
+    # The second and third arrive while the node closes.
     fake.signals = (number, signal.SIGINT, signal.SIGTERM)
     assert main(["up", "--vni", "7", "--peer", PEER, "--loop", loop]) == 0
     assert capsys.readouterr().out == "tunnel7: ready\ndrops: none\n"
     assert fake.cleaned_up
 
 
-def test_a_signal_ends_it_while_it_opens_too(
+def test_a_signal_ends_up_while_the_node_opens(
     fake: type[FakeTunnel], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake.opens = False
@@ -158,7 +156,7 @@ def test_a_signal_ends_it_while_it_opens_too(
     assert capsys.readouterr().out == ""
 
 
-def test_the_last_line_says_the_drops(
+def test_the_last_line_lists_the_drops(
     fake: type[FakeTunnel], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake.signals = (signal.SIGTERM,)
@@ -167,7 +165,7 @@ def test_the_last_line_says_the_drops(
     assert capsys.readouterr().out.endswith("drops: no_route=3 wrong_vni=1\n")
 
 
-def test_what_cannot_start_is_exit_code_2(
+def test_a_failed_start_is_exit_code_2(
     fake: type[FakeTunnel], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake.refusal = DeviceError("cannot open /dev/net/tun: permission denied (run as root)")
@@ -176,7 +174,7 @@ def test_what_cannot_start_is_exit_code_2(
     assert (out, err) == ("", f"tunnel: {fake.refusal}\n")
 
 
-def test_what_only_the_machine_knows_is_placed_in_the_file(
+def test_a_fault_found_on_the_host_has_its_line_in_the_file(
     fake: type[FakeTunnel], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "tunnel.toml"
@@ -184,13 +182,13 @@ def test_what_only_the_machine_knows_is_placed_in_the_file(
     fake.refusal = ConfigError("peer 192.0.2.3 is this node itself", key=("peer", 1))
     assert main(["up", "--config", str(file)]) == 2
     assert capsys.readouterr().err == f"tunnel: {file}:4: peer[1]: {fake.refusal}\n"
-    # Not what the file does not say.
+    # The option of this fault is not in the file.
     fake.refusal = ConfigError("user nobody is not there", key=("user",))
     assert main(["up", "--config", str(file)]) == 2
     assert capsys.readouterr().err == f"tunnel: {fake.refusal}\n"
 
 
-def test_what_breaks_while_it_runs_is_exit_code_1(
+def test_a_failure_after_the_start_is_exit_code_1(
     fake: type[FakeTunnel], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake.failure = DeviceError("tunnel1 is gone (somebody deleted it; start again)")
@@ -200,7 +198,7 @@ def test_what_breaks_while_it_runs_is_exit_code_1(
 
 
 @pytest.mark.parametrize("abstract", [False, True])
-def test_systemd_is_told(
+def test_systemd_is_notified(
     abstract: bool, fake: type[FakeTunnel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake.signals = (signal.SIGTERM,)
@@ -215,7 +213,7 @@ def test_systemd_is_told(
         assert systemd.recv(100) == b"STOPPING=1"
 
 
-def test_a_supervisor_that_is_gone_is_no_trouble(
+def test_a_missing_supervisor_is_ignored(
     fake: type[FakeTunnel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake.signals = (signal.SIGTERM,)
@@ -223,7 +221,7 @@ def test_a_supervisor_that_is_gone_is_no_trouble(
     assert main(["up"]) == 0
 
 
-def test_flags_override_the_environment_and_both_the_file(
+def test_flags_override_variables_and_both_override_the_file(
     fake: type[FakeTunnel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake.signals = (signal.SIGTERM,)
@@ -242,32 +240,32 @@ def test_flags_override_the_environment_and_both_the_file(
     assert len(config.peers) == 2
 
 
-@pytest.mark.parametrize("written", ["0", "-1", "65", "1.5", "x"])
-def test_workers_that_cannot_be_wherever_they_stand(
-    written: str,
+@pytest.mark.parametrize("value", ["0", "-1", "65", "1.5", "x"])
+def test_invalid_workers_in_flag_variable_and_file(
+    value: str,
     fake: type[FakeTunnel],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     file = tmp_path / "tunnel.toml"
-    file.write_text(f"workers = {'true' if written == 'x' else written}\n")
+    file.write_text(f"workers = {'true' if value == 'x' else value}\n")
     commands = [
-        ["up", "--workers", written],
+        ["up", "--workers", value],
         ["up", "--config", str(file)],
         ["config", "check", str(file)],
         ["up"],
     ]
     for command in commands:
         if command == ["up"]:
-            monkeypatch.setenv("TUNNEL_WORKERS", written)
+            monkeypatch.setenv("TUNNEL_WORKERS", value)
         assert main(command) == 2
         out, err = capsys.readouterr()
         assert re.search(r"workers \S+ is .*\(1 to 64\)\n$", out + err)
     assert not fake.opened
 
 
-def test_a_mistake_is_placed_in_the_file_only_if_it_stands_there(
+def test_a_fault_has_a_line_only_if_it_is_in_the_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "tunnel.toml"
@@ -340,7 +338,7 @@ mtu = 1
         ('peer = "192.0.2.2"\n', ["1: peer[0]"]),
     ],
 )
-def test_config_check_says_line_and_key_of_every_mistake(
+def test_config_check_prints_line_and_key_of_each_fault(
     text: str, places: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "tunnel.toml"
@@ -352,14 +350,14 @@ def test_config_check_says_line_and_key_of_every_mistake(
     assert [f"{line}: {key}" for line, key, *_ in parts] == places
 
 
-def test_config_check_of_a_good_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_check_of_a_valid_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "tunnel.toml"
     file.write_text('workers = "auto"\n' + GOOD)
     assert main(["config", "check", str(file)]) == 0
     assert capsys.readouterr().out == f"{file}: ok: tunnel9, vni 9, peers: 1\n"
 
 
-def test_results_that_nobody_can_take(
+def test_a_full_disk_is_exit_code_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with open("/dev/full", "w") as full:
@@ -371,7 +369,7 @@ def test_results_that_nobody_can_take(
     assert capsys.readouterr().err == "tunnel: cannot write: no space left on device\n"
 
 
-def test_config_check_of_what_is_no_text(
+def test_config_check_of_a_file_that_is_not_utf_8(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "tunnel.toml"

@@ -1,4 +1,4 @@
-"""What a node of a cluster is told: words that go together, and those that do not."""
+"""ClusterConfig: valid and invalid options of a node in a cluster."""
 
 import ipaddress
 from pathlib import Path
@@ -14,13 +14,15 @@ from tunnel.types import DEFAULT_PORT
 STORE = {"etcd-endpoints": "http://192.0.2.9:2379"}
 
 
-def made(**words: object) -> ClusterConfig:
-    config = read_config({**STORE, **{name.replace("_", "-"): one for name, one in words.items()}})
+def made(**options: object) -> ClusterConfig:
+    config = read_config(
+        {**STORE, **{name.replace("_", "-"): one for name, one in options.items()}}
+    )
     assert isinstance(config, ClusterConfig)
     return config
 
 
-def test_without_a_store_it_is_a_config() -> None:
+def test_options_without_a_store_make_a_config() -> None:
     assert isinstance(read_config({"subnet": "10.1.0.0/24"}), Config)
 
 
@@ -33,29 +35,29 @@ def test_defaults_are_flannels() -> None:
     assert config.node == Config()
 
 
-def test_many_endpoints_in_one_word_or_in_many() -> None:
+def test_endpoints_in_one_text_or_a_list() -> None:
     endpoints = ("http://192.0.2.9:2379", "http://192.0.2.8:2379")
     assert made(etcd_endpoints=", ".join(endpoints)).etcd_endpoints == endpoints
     assert made(etcd_endpoints=list(endpoints)).etcd_endpoints == endpoints
     assert made(etcd_endpoints=endpoints).etcd_endpoints == endpoints
 
 
-def test_a_prefix_has_no_slash_at_its_end() -> None:
+def test_a_key_prefix_has_no_slash_at_its_end() -> None:
     assert made(etcd_prefix="/a/b/").etcd_prefix == "/a/b"
 
 
-def test_numbers_of_the_environment_are_text() -> None:
+def test_numbers_may_be_digits() -> None:
     assert made(subnet_lease_renew_margin="90", subnet_lease_ttl="600").margin == 90
 
 
-def test_a_subnet_is_what_it_would_like_to_have() -> None:
+def test_a_subnet_is_a_preference() -> None:
     config = made(subnet=["10.42.7.0/24"], address=["10.42.7.1/24"])
     assert config.prefer == (ipaddress.ip_network("10.42.7.0/24"),)
     assert config.node.subnets == ()
     assert [str(one) for one in config.node.addresses] == ["10.42.7.1/24"]
 
 
-def test_what_the_store_says_makes_it_whole() -> None:
+def test_the_store_completes_the_config() -> None:
     config = made(subnet_file="/run/subnet.env", ip_masq=True, peer="192.0.2.7=10.7.0.0/16")
     subnet, network = (ipaddress.ip_network(one) for one in ("10.42.7.0/24", "10.42.0.0/16"))
     node = config.joined(subnets=(subnet,), networks=(network,), vni=7)
@@ -66,14 +68,14 @@ def test_what_the_store_says_makes_it_whole() -> None:
         True,
     )
     assert [str(one) for one in node.addresses] == ["10.42.7.0/32"]
-    # The name is that of the device, which is there by then.
+    # The device exists by then, and keeps its name.
     assert node.name == "tunnel1"
     with pytest.raises(ConfigError, match="overlaps"):
         config.joined(subnets=(ipaddress.ip_network("10.7.1.0/24"),), networks=())
 
 
 @pytest.mark.parametrize(
-    ("words", "key", "says"),
+    ("options", "key", "text"),
     [
         ({**STORE, "store": "/srv/x"}, "store", "are two stores"),
         ({**STORE, "vni": 3}, "vni", "read from the network in the store"),
@@ -94,15 +96,14 @@ def test_what_the_store_says_makes_it_whole() -> None:
         ({"state-dir": "/x"}, "state-dir", "give etcd-endpoints or store as well"),
     ],
 )
-def test_what_cannot_be_is_named(words: dict[str, object], key: str, says: str) -> None:
-    wrong = faults(words)
-    assert [one.key[0] for one in wrong] == [key]
-    with pytest.raises(ConfigError, match=says):
-        read_config(words)
+def test_faults(options: dict[str, object], key: str, text: str) -> None:
+    assert [one.key[0] for one in faults(options)] == [key]
+    with pytest.raises(ConfigError, match=text):
+        read_config(options)
 
 
-def test_flannels_variables_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And what a flag says goes first, then our own variable."""
+def test_flannels_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flag overrides TUNNEL_ variables, and those override FLANNELD_ variables."""
     given = {
         "FLANNELD_ETCD_ENDPOINTS": "http://192.0.2.9:2379,http://192.0.2.8:2379",
         "FLANNELD_ETCD_PREFIX": "/here",
@@ -123,9 +124,9 @@ def test_flannels_variables_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("TUNNEL_ETCD_USERNAME", "ours")
-    words = up.make_context("up", ["--etcd-prefix", "/there"]).params
+    options = up.make_context("up", ["--etcd-prefix", "/there"]).params
     names = [name.removeprefix("FLANNELD_").lower() for name in given]
-    config = made(**{name: words[name] for name in names})
+    config = made(**{name: options[name] for name in names})
     assert config.etcd_endpoints == ("http://192.0.2.9:2379", "http://192.0.2.8:2379")
     assert (config.etcd_prefix, config.etcd_username) == ("/there", "ours")
     files = config.etcd_cafile, config.etcd_certfile, config.etcd_keyfile
@@ -138,7 +139,7 @@ def test_flannels_variables_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (config.margin, config.ip_masq) == (30, True)
 
 
-def test_a_program_makes_one_of_keywords() -> None:
+def test_keywords_make_the_same_config_as_options() -> None:
     config = ClusterConfig(
         etcd_endpoints="http://192.0.2.9:2379",
         etcd_prefix="/a/",
@@ -162,7 +163,7 @@ def test_a_program_makes_one_of_keywords() -> None:
     assert ClusterConfig(store=Path("/srv/store")).store == Path("/srv/store")
 
 
-def test_keywords_are_checked_as_options_are() -> None:
+def test_keywords_are_checked() -> None:
     with pytest.raises(ConfigError, match="no store is given"):
         ClusterConfig(name="overlay")
     with pytest.raises(ConfigError, match="are two stores"):

@@ -1,4 +1,4 @@
-"""Config: what it makes of loose values, and what it refuses."""
+"""Config: the exact values that it makes of loose ones, and its faults."""
 
 import ipaddress
 import tomllib
@@ -29,7 +29,7 @@ def test_defaults() -> None:
     assert (config.ageing, config.storm_limit) == (None, None)
 
 
-def test_frames_are_flooded_and_learned_from_unless_told_otherwise() -> None:
+def test_defaults_of_tap_mode_are_those_of_the_kernel() -> None:
     config = Config(mode="tap", peers=["192.0.2.2"])
     assert (config.flood, config.learning) == (True, True)
     assert (config.ageing, config.storm_limit) == (300, 2000)
@@ -74,13 +74,13 @@ def test_addresses_are_derived_for_the_family_that_has_none() -> None:
     assert [str(address) for address in config.addresses] == ["fd00:1::5/64", "10.244.1.0/32"]
 
 
-def test_given_addresses_replace_the_derived_ones() -> None:
+def test_given_addresses_replace_derived_ones() -> None:
     config = Config(subnets=["10.244.1.0/24"], addresses=["10.244.1.1/24"])
     assert [str(address) for address in config.addresses] == ["10.244.1.1/24"]
 
 
 @pytest.mark.parametrize(
-    ("offload", "means"),
+    ("offload", "expected"),
     [
         ("auto", set(OFFLOADS)),
         ("none", set()),
@@ -90,11 +90,11 @@ def test_given_addresses_replace_the_derived_ones() -> None:
         ([], set()),
     ],
 )
-def test_offload(offload: str | list[str], means: set[str]) -> None:
-    assert Config(offload=offload).offload == means
+def test_offload(offload: str | list[str], expected: set[str]) -> None:
+    assert Config(offload=offload).offload == expected
 
 
-# word, value, where, what the text says
+# options, key of the fault, part of its text
 WRONG: list[tuple[dict[str, Any], tuple[str | int, ...], str]] = [
     ({"name": "sixteen-bytes-xx"}, ("name",), "has 16 bytes"),
     ({"name": "ünïcödé-tünnel"}, ("name",), "has 19 bytes"),
@@ -134,8 +134,8 @@ WRONG: list[tuple[dict[str, Any], tuple[str | int, ...], str]] = [
     ({"mode": "tap", "ageing": 0}, ("ageing",), "out of range"),
     ({"mode": "tap", "storm-limit": -1}, ("storm-limit",), "out of range"),
     *[
-        ({word: value}, (word,), f"{word} is about Ethernet frames")
-        for word, value in (
+        ({name: value}, (name,), f"{name} is about Ethernet frames")
+        for name, value in (
             ("flood", True),
             ("learning", False),
             ("ageing", 5),
@@ -190,21 +190,21 @@ WRONG: list[tuple[dict[str, Any], tuple[str | int, ...], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("words", "key", "says"), WRONG)
-def test_what_is_wrong_is_said_once_with_its_place(
-    words: dict[str, Any], key: tuple[str | int, ...], says: str
+@pytest.mark.parametrize(("options", "key", "text"), WRONG)
+def test_a_fault_is_reported_once_with_its_key(
+    options: dict[str, Any], key: tuple[str | int, ...], text: str
 ) -> None:
-    (error,) = faults(words)
+    (error,) = faults(options)
     assert error.key == key
-    assert says in str(error)
+    assert text in str(error)
     assert "\n" not in str(error)
     with pytest.raises(ConfigError) as raised:
-        Config.from_options(words)
+        Config.from_options(options)
     assert str(raised.value) == str(error)
 
 
 @pytest.mark.parametrize(
-    "words",
+    "options",
     [
         {"local": "192.0.2.1", "peer": [PEER, "[2001:db8::2]=10.0.0.0/16"]},
         {"local": "192.0.2.1", "peer": ["node2.example=10.0.0.0/16"]},
@@ -220,30 +220,30 @@ def test_what_is_wrong_is_said_once_with_its_place(
         {"name": ""},
     ],
 )
-def test_what_is_allowed(words: dict[str, Any]) -> None:
-    assert faults(words) == []
-    Config.from_options(words)
+def test_valid_options(options: dict[str, Any]) -> None:
+    assert faults(options) == []
+    Config.from_options(options)
 
 
 _values = st.recursive(
     st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from([PEER, "auto", "::"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
 )
-_words = ["name", "vni", "local", "subnet", "address", "mtu", "mac", "peer", "offload", "loop"]
+_names = ["name", "vni", "local", "subnet", "address", "mtu", "mac", "peer", "offload", "loop"]
 
 
-@given(st.dictionaries(st.sampled_from(_words) | st.text(), _values, max_size=5))
-def test_whatever_stands_in_a_file_is_a_config_or_faults_with_a_place(
-    words: dict[str, Any],
+@given(st.dictionaries(st.sampled_from(_names) | st.text(), _values, max_size=5))
+def test_any_file_is_a_config_or_has_faults_with_keys(
+    options: dict[str, Any],
 ) -> None:
-    wrong = faults(words)
+    wrong = faults(options)
     assert all(error.key and "\n" not in str(error) for error in wrong)
     if not wrong:
-        Config.from_options(words)
+        Config.from_options(options)
 
 
-def test_every_fault_is_found_and_a_wrong_peer_shifts_no_index() -> None:
-    words = {
+def test_all_faults_are_found_and_a_faulty_peer_shifts_no_index() -> None:
+    options = {
         "vni": -1,
         "peer": [
             "no sense",
@@ -252,7 +252,7 @@ def test_every_fault_is_found_and_a_wrong_peer_shifts_no_index() -> None:
             "192.0.2.3=10.244.2.128/25",
         ],
     }
-    assert [error.key for error in faults(words)] == [
+    assert [error.key for error in faults(options)] == [
         ("vni",),
         ("peer", 0),
         ("peer", 2, "endpoint"),
@@ -263,8 +263,8 @@ def test_every_fault_is_found_and_a_wrong_peer_shifts_no_index() -> None:
     ]
 
 
-def test_what_nests_is_compared_with_what_is_around_it() -> None:
-    """A prefix within a peer's own larger one does not hide the larger one."""
+def test_nested_prefixes_are_compared_with_the_outermost() -> None:
+    """A prefix within a larger one of the same peer does not hide the larger one."""
     peers = ["192.0.2.2=10.0.0.0/8,10.1.0.0/16", "192.0.2.3=10.2.0.0/16", "192.0.2.4=10.1.1.0/24"]
     assert [error.key for error in faults({"peer": peers})] == [("peer", 2), ("peer", 1)]
 
