@@ -1,7 +1,7 @@
 /*
  * Frames out of a TAP device to two peers, and from one of them into it, through a whole forwarder
  * with an FDB and a table of neighbours: what leaves is the frame that came, or segments of it, and
- * what is written may be written; letters are well-formed; nothing is lost without being counted.
+ * what is written may be written; messages are well-formed; nothing is lost without being counted.
  */
 #include "fuzz.h"
 
@@ -10,7 +10,8 @@
 #include <unistd.h>
 
 #include "ethernet.h"
-#include "forwarder.h"
+#include "inbound.h"
+#include "outbound.h"
 #include "split.h"
 
 enum { PEERS = 2, STEPS_MAX = 40, ROOM = 1 << 17 };
@@ -125,7 +126,7 @@ static uint64_t counted(const struct forwarder *forwarder)
     const struct peers *peers = &forwarder->peers;
     uint64_t count = forwarder->work.neighbour_answers;
     for (int reason = 0; reason < DROP_REASONS; reason++)
-        count += peers->nobody.drops[reason] + peers->at[0].counters.drops[reason] +
+        count += peers->unknown.drops[reason] + peers->at[0].counters.drops[reason] +
                  peers->at[1].counters.drops[reason];
     for (int i = 0; i < PEERS; i++)
         count += peers->at[i].counters.outbound.packets + peers->at[i].counters.inbound.packets;
@@ -198,22 +199,22 @@ static void drain_device(struct world *world, bool from_peer)
 static void take_control_messages(struct world *world)
 {
     static uint8_t body[ROOM];
-    struct inbox *inbox = &world->forwarder.inbox;
-    for (unsigned i = 0; i < inbox->count; i++) {
-        const struct letter *letter = &inbox->letters[i];
+    struct control_queue *queue = &world->forwarder.control;
+    for (unsigned i = 0; i < queue->count; i++) {
+        const struct control_message *queued = &queue->messages[i];
         struct neighbour_message message;
         struct ip_packet packet;
-        RULE(letter->sender == 0);
-        inbox_copy(inbox, i, body);
-        if (letter->ethertype == ETHERTYPE_ARP)
-            RULE(arp_parse(body, letter->length, &message) == NEIGHBOUR_OK && message.sender);
-        else if (letter->ethertype == ETHERTYPE_IP6)
-            RULE(ip_parse(body, letter->length, &packet) &&
+        RULE(queued->sender == 0);
+        control_queue_copy(queue, i, body);
+        if (queued->ethertype == ETHERTYPE_ARP)
+            RULE(arp_parse(body, queued->length, &message) == NEIGHBOUR_OK && message.sender);
+        else if (queued->ethertype == ETHERTYPE_IP6)
+            RULE(ip_parse(body, queued->length, &packet) &&
                  ndp_parse(&packet, &message) == NEIGHBOUR_OK && message.sender_mac);
         else
-            RULE(letter->ethertype == ETHERTYPE_CONTROL);
+            RULE(queued->ethertype == ETHERTYPE_CONTROL);
     }
-    inbox_clear(inbox);
+    control_queue_clear(queue);
 }
 
 static void outbound(struct world *world, struct input *input)
@@ -251,11 +252,11 @@ static void inbound(struct world *world, struct input *input)
     size_t length = VXLAN_HEADER + put_frame(input, bytes + VXLAN_HEADER);
     int tos = take8(input) & 3;
     RULE(setsockopt(world->peers[0], IPPROTO_IP, IP_TOS, &tos, sizeof tos) == 0);
-    uint64_t before = counted(forwarder), letters = forwarder->inbox.count;
+    uint64_t before = counted(forwarder), messages = forwarder->control.count;
     RULE(sendto(world->peers[0], bytes, length, 0, (struct sockaddr *)&world->ours,
                 sizeof world->ours) == (ssize_t)length);
     RULE(forwarder_inbound(forwarder, &forwarder->underlays[0]) == 1);
-    RULE(counted(forwarder) + forwarder->inbox.count > before + letters);
+    RULE(counted(forwarder) + forwarder->control.count > before + messages);
     drain_device(world, true);
 }
 

@@ -1,6 +1,6 @@
 /*
  * Datagrams over loopback into a whole forwarder, and packets out of its device: what is written
- * is whole, from the peer's prefix; letters are as they came; and every datagram is a packet, a
+ * is whole, from the peer's prefix; messages are as they came; and every datagram is a packet, a
  * control frame, a word of neighbours, or a drop, and counted once.
  */
 #include "fuzz.h"
@@ -10,7 +10,7 @@
 #include <netinet/udp.h>
 #include <unistd.h>
 
-#include "forwarder.h"
+#include "inbound.h"
 #include "split.h"
 
 #ifndef UDP_SEGMENT
@@ -124,22 +124,22 @@ static void send_one(struct world *world, struct input *input)
     RULE(sendmsg(world->peer, &message, 0) == (ssize_t)length);
 }
 
-/* Takes the letters as Python does. */
+/* Takes the messages as Python does. */
 static void take_control_messages(struct world *world)
 {
     static uint8_t body[65536];
-    struct inbox *inbox = &world->forwarder.inbox;
+    struct control_queue *queue = &world->forwarder.control;
     size_t used = 0;
-    for (unsigned i = 0; i < inbox->count; i++) {
-        const struct letter *letter = &inbox->letters[i];
-        RULE(letter->sender == 0 && letter->offset == used);
-        RULE(letter->kept <= letter->length && letter->length <= 65507 - VXLAN_OVERHEAD);
-        inbox_copy(inbox, i, body);
-        used += letter->kept;
-        world->control += letter->ethertype == ETHERTYPE_CONTROL;
+    for (unsigned i = 0; i < queue->count; i++) {
+        const struct control_message *message = &queue->messages[i];
+        RULE(message->sender == 0 && message->offset == used);
+        RULE(message->stored <= message->length && message->length <= 65507 - VXLAN_OVERHEAD);
+        control_queue_copy(queue, i, body);
+        used += message->stored;
+        world->control += message->ethertype == ETHERTYPE_CONTROL;
     }
-    RULE(inbox->used == used);
-    inbox_clear(inbox);
+    RULE(queue->used == used);
+    control_queue_clear(queue);
 }
 
 static uint64_t accounted(const struct world *world)
@@ -148,7 +148,7 @@ static uint64_t accounted(const struct world *world)
     const struct counters *counters = &forwarder->peers.at[0].counters;
     uint64_t count = counters->inbound.packets + world->control + forwarder->work.neighbours_heard;
     for (int reason = 0; reason < DROP_REASONS; reason++)
-        count += counters->drops[reason] + forwarder->peers.nobody.drops[reason];
+        count += counters->drops[reason] + forwarder->peers.unknown.drops[reason];
     return count;
 }
 

@@ -2,7 +2,10 @@
  * A whole forwarder between one end of a socket pair, as its device, and UDP sockets on loopback;
  * where the kernel must refuse, it is made to.
  */
-#include "forwarder.h"
+#include "inbound.h"
+#include "outbound.h"
+#include "run.h"
+#include "trace.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -153,7 +156,7 @@ static void world_free(struct world *world)
 static uint64_t dropped(const struct world *world, uint16_t peer, enum drop reason)
 {
     const struct peers *peers = &world->forwarder.peers;
-    return (peer == PEER_NONE ? &peers->nobody : &peers->at[peer].counters)->drops[reason];
+    return (peer == PEER_NONE ? &peers->unknown : &peers->at[peer].counters)->drops[reason];
 }
 
 /* All drops, to see that nothing is counted twice. */
@@ -915,7 +918,7 @@ TEST(many_flows_keep_their_order)
 
 /* ---- control frames ---- */
 
-/* Frames that are none of IP, for `destination`, with a body of that length: "letter", zeros. */
+/* Frames that are none of IP, for `destination`, with a body of that length: "signal", zeros. */
 static size_t put_control(uint8_t *bytes, const uint8_t *destination, size_t length)
 {
     struct vxlan_frame frame = {
@@ -926,7 +929,7 @@ static size_t put_control(uint8_t *bytes, const uint8_t *destination, size_t len
     };
     vxlan_put(bytes, &frame);
     memset(bytes + VXLAN_OVERHEAD, 0, length);
-    memcpy(bytes + VXLAN_OVERHEAD, "letter", length < 6 ? length : 6);
+    memcpy(bytes + VXLAN_OVERHEAD, "signal", length < 6 ? length : 6);
     return VXLAN_OVERHEAD + length;
 }
 
@@ -941,16 +944,16 @@ TEST(control_frames_are_taken_and_told_once)
     static const uint8_t *const destinations[] = {mac, any_vtep_mac};
     for (size_t i = 0; i < 2; i++) {
         struct world *world = world_new();
-        const struct inbox *inbox = &world->forwarder.inbox;
+        const struct control_queue *queue = &world->forwarder.control;
         static uint8_t bytes[2000], body[1000];
         CHECK_EQ(move(world), 0);
         send_datagram(world, world->peer, bytes, put_control(bytes, destinations[i], 1000));
         CHECK_EQ(move(world), 1);
         CHECK_EQ(move(world), 0); /* nobody is told twice, even if he has not come yet */
-        CHECK_EQ(inbox->count, 1);
-        CHECK_EQ(inbox->letters[0].sender, 0);
-        CHECK_EQ(inbox->letters[0].length, 1000);
-        inbox_copy(inbox, 0, body);
+        CHECK_EQ(queue->count, 1);
+        CHECK_EQ(queue->messages[0].sender, 0);
+        CHECK_EQ(queue->messages[0].length, 1000);
+        control_queue_copy(queue, 0, body);
         CHECK(memcmp(body, bytes + VXLAN_OVERHEAD, 1000) == 0);
         CHECK_EQ(dropped_in_all(world), 0);
         CHECK_EQ(world->forwarder.peers.at[0].counters.inbound.packets, 0);
@@ -983,12 +986,12 @@ TEST(control_frames_that_are_not_for_us_are_counted)
         CHECK_EQ(move(world), 0);
         CHECK_EQ(dropped(world, 0, rows[i].reason), 1);
         CHECK_EQ(dropped_in_all(world), 1);
-        CHECK_EQ(world->forwarder.inbox.count, 0);
+        CHECK_EQ(world->forwarder.control.count, 0);
         world_free(world);
     }
 }
 
-TEST(control_frames_of_strangers_are_not_taken)
+TEST(control_frames_of_unknown_senders_are_dropped)
 {
     struct world *world = world_new();
     struct sockaddr_in name;
@@ -997,31 +1000,31 @@ TEST(control_frames_of_strangers_are_not_taken)
     send_datagram(world, stranger, bytes, put_control(bytes, mac, 100));
     CHECK_EQ(move(world), 0);
     CHECK_EQ(dropped(world, PEER_NONE, DROP_unknown_source), 1);
-    CHECK_EQ(world->forwarder.inbox.count, 0);
+    CHECK_EQ(world->forwarder.control.count, 0);
     close(stranger);
     world_free(world);
 }
 
-TEST(a_full_inbox_turns_control_frames_away)
+TEST(a_full_queue_drops_control_frames)
 {
     struct world *world = world_new();
     uint8_t bytes[300];
-    for (unsigned i = 0; i < INBOX_LETTERS + 5; i++) {
+    for (unsigned i = 0; i < CONTROL_QUEUE_MAX + 5; i++) {
         send_datagram(world, world->peer, bytes, put_control(bytes, mac, 64));
         CHECK_EQ(inbound(world), 1);
     }
-    CHECK_EQ(world->forwarder.inbox.count, INBOX_LETTERS);
+    CHECK_EQ(world->forwarder.control.count, CONTROL_QUEUE_MAX);
     CHECK_EQ(dropped(world, 0, DROP_control_full), 5);
     CHECK_EQ(dropped_in_all(world), 5);
     CHECK_EQ(move(world), 1);
-    inbox_clear(&world->forwarder.inbox);
+    control_queue_clear(&world->forwarder.control);
     send_datagram(world, world->peer, bytes, put_control(bytes, mac, 64));
     CHECK_EQ(move(world), 1);
-    CHECK_EQ(world->forwarder.inbox.count, 1);
+    CHECK_EQ(world->forwarder.control.count, 1);
     world_free(world);
 }
 
-TEST(a_train_of_control_frames_is_many_letters)
+TEST(every_control_frame_of_a_train_is_queued)
 {
     struct world *world = world_new();
     static uint8_t bytes[65536];
@@ -1038,12 +1041,12 @@ TEST(a_train_of_control_frames_is_many_letters)
     send_datagram(world, world->peer, bytes, length);
     CHECK_EQ(move(world), 1);
     CHECK_EQ(world->forwarder.work.trains_received, 1);
-    CHECK_EQ(world->forwarder.inbox.count, COUNT);
+    CHECK_EQ(world->forwarder.control.count, COUNT);
     for (unsigned i = 0; i < COUNT; i++) {
         uint8_t body[500];
-        inbox_copy(&world->forwarder.inbox, i, body);
+        control_queue_copy(&world->forwarder.control, i, body);
         CHECK_EQ(body[0], i);
-        CHECK(memcmp(body + 1, "etter", 6) == 0);
+        CHECK(memcmp(body + 1, "ignal", 6) == 0);
     }
     CHECK_EQ(dropped_in_all(world), 0);
     world_free(world);
@@ -1061,7 +1064,7 @@ TEST(packets_go_on_between_control_frames)
         words.sequence += 20;
     }
     CHECK_EQ(move(world), 1);
-    CHECK_EQ(world->forwarder.inbox.count, 10);
+    CHECK_EQ(world->forwarder.control.count, 10);
     CHECK_EQ(world->forwarder.peers.at[0].counters.inbound.packets, 10);
     CHECK(read_device(world, &offload, bytes) > 0);
     world_free(world);
@@ -1243,7 +1246,7 @@ static struct trace trace(struct world *world, const uint8_t *bytes, size_t leng
     free(memory);
 
     CHECK_EQ(dropped_in_all(world), 0);
-    CHECK_EQ(forwarder->peers.nobody.last_drop, 0);
+    CHECK_EQ(forwarder->peers.unknown.last_drop, 0);
     CHECK_EQ(forwarder->peers.at[0].counters.last_drop, 0);
     CHECK_EQ(forwarder->peers.at[0].counters.outbound.packets, 0);
     CHECK(memcmp(&forwarder->work, &none, sizeof none) == 0);

@@ -48,7 +48,7 @@ def test_native(compiler: str, program: str, test: str) -> None:
 @pytest.mark.parametrize(
     ("program", "test"),
     [
-        *(("test_gate", test) for test in names_in(HERE / "test_gate.c")),
+        *(("test_priority_lock", test) for test in names_in(HERE / "test_priority_lock.c")),
         ("test_fdb", "many_threads_at_once"),
     ],
 )

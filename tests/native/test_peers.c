@@ -98,11 +98,11 @@ TEST(counters_of_removed_peers_are_kept_together)
     count_drops(counters, DROP_spoofed, 3);
     peers_remove(&peers, 3);
     peers_remove(&peers, 3); /* there is none: nothing */
-    CHECK_EQ(peers.nobody.outbound.bytes, 0);
+    CHECK_EQ(peers.unknown.outbound.bytes, 0);
     CHECK(peers_put(&peers, 99, &one, 8472, mac)); /* the table grows */
-    CHECK_EQ(peers.gone.outbound.bytes, 100);
-    CHECK_EQ(peers.gone.inbound.packets, 2);
-    CHECK_EQ(peers.gone.drops[DROP_spoofed], 3);
+    CHECK_EQ(peers.removed.outbound.bytes, 100);
+    CHECK_EQ(peers.removed.inbound.packets, 2);
+    CHECK_EQ(peers.removed.drops[DROP_spoofed], 3);
     CHECK(peers_put(&peers, 3, &one, 8472, mac));
     CHECK_EQ(peers_get(&peers, 3)->counters.drops[DROP_spoofed], 0);
     peers_free(&peers);

@@ -1,4 +1,4 @@
-/* Network byte order in memory that need not be aligned. */
+/* Reads and writes integers in network byte order in unaligned memory. */
 #ifndef TUNNEL_BYTES_H
 #define TUNNEL_BYTES_H
 

@@ -3,14 +3,16 @@
 #include <string.h>
 
 #if defined(__x86_64__) && defined(__GNUC__)
-#define HAVE_AVX2_TWIN 1
+#define HAVE_AVX2 1
 #include <immintrin.h>
-enum { AVX2_MAX = 64 << 13 }; /* bytes: 2^13 pairs for each of two lanes, which become one */
+enum {
+    AVX2_MAX = 64 << 13
+}; /* bytes: 2^13 pairs in each of two lanes, which are added at the end */
 #endif
 
 uint64_t checksum_add_portable(uint64_t sum, const uint8_t *data, size_t length)
 {
-    /* 32-bit words in 64-bit accumulators: no carry to catch before 2^32 words. */
+    /* 32-bit words in a 64-bit sum: no carry is lost before 2^32 words. */
     while (length >= 16) {
         uint32_t word[4];
         memcpy(word, data, sizeof word);
@@ -46,10 +48,10 @@ uint64_t checksum_add_portable(uint64_t sum, const uint8_t *data, size_t length)
     return sum;
 }
 
-#ifdef HAVE_AVX2_TWIN
+#ifdef HAVE_AVX2
 /*
- * Adds 16 words to 8 lanes. With its highest bit flipped an unsigned word is a signed one, less
- * 32768: then one instruction adds them in pairs. A lane holds 2^15 pairs.
+ * Adds 16 words to 8 lanes. Flipping the highest bit turns an unsigned word into a signed one, less
+ * 32768, which one instruction adds in pairs. A lane holds 2^15 pairs.
  */
 __attribute__((target("avx2"), always_inline)) static inline __m256i
 add_words(__m256i lanes, const uint8_t *data, __m256i flip, __m256i ones)
@@ -85,8 +87,8 @@ __attribute__((target("avx2"))) static uint64_t checksum_add_avx2(uint64_t sum, 
 
 uint64_t checksum_add(uint64_t sum, const uint8_t *data, size_t length)
 {
-#ifdef HAVE_AVX2_TWIN
-    /* A load and a test: cheaper than a pointer that would have to live somewhere. */
+#ifdef HAVE_AVX2
+    /* A load and a test, which is cheaper than a call through a pointer. */
     if (length >= 128 && length <= AVX2_MAX && __builtin_cpu_supports("avx2"))
         return checksum_add_avx2(sum, data, length);
 #endif
@@ -95,7 +97,7 @@ uint64_t checksum_add(uint64_t sum, const uint8_t *data, size_t length)
 
 const char *checksum_backend(void)
 {
-#ifdef HAVE_AVX2_TWIN
+#ifdef HAVE_AVX2
     if (__builtin_cpu_supports("avx2"))
         return "avx2";
 #endif

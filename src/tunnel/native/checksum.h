@@ -1,8 +1,8 @@
 /*
  * The Internet checksum, RFC 1071.
  *
- * A sum is kept wide and in the byte order of the machine, so that parts add up with plain
- * `+`; every part but the last must have an even length. Numbers go in by checksum_word().
+ * Sums are 64 bits wide and in the machine's byte order, so that partial sums add up with `+`.
+ * Every part but the last must have an even length. Use checksum_word() to add an integer.
  */
 #ifndef TUNNEL_CHECKSUM_H
 #define TUNNEL_CHECKSUM_H
@@ -10,26 +10,26 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Adds `length` bytes, by the CPU's vector unit where it has one. */
+/* Adds `length` bytes, with vector instructions if the CPU has them. */
 uint64_t checksum_add(uint64_t sum, const uint8_t *data, size_t length);
 
-/* The same for any CPU; its twin must agree with it to the bit after folding. */
+/* The same for any CPU. Folded, both results are equal. */
 uint64_t checksum_add_portable(uint64_t sum, const uint8_t *data, size_t length);
 
-/* What checksum_add() uses here: "avx2" or "portable". */
+/* The implementation behind checksum_add() on this CPU: "avx2" or "portable". */
 const char *checksum_backend(void);
 
-/* A 16-bit number as it counts towards a sum. */
+/* The value that a 16-bit integer adds to a sum. */
 uint64_t checksum_word(uint16_t value);
 
 /* The sum of an IPv4 or IPv6 pseudo-header (RFC 9293 3.1, RFC 8200 8.1). */
 uint64_t checksum_pseudo(const uint8_t *source, const uint8_t *destination, size_t address_size,
                          uint8_t protocol, uint32_t length);
 
-/* Folds to 16 bits, not complemented: 0xffff for data whose own checksum is right. */
+/* Folds to 16 bits, not complemented: 0xffff for data that includes a correct checksum. */
 uint16_t checksum_fold(uint64_t sum);
 
-/* Stores a folded sum, or its complement, where a header keeps its checksum. */
+/* Stores a folded sum, or its complement, in a checksum field. */
 void checksum_store(uint8_t *field, uint16_t folded);
 
 #endif

@@ -5,12 +5,12 @@
 #include "bytes.h"
 #include "checksum.h"
 
-/* What a packet may do to the runs that are open. */
+/* What a packet does to the open runs. */
 enum role {
-    JOINS,   /* may grow a run or begin one */
-    PASSES,  /* goes alone, ends nothing */
-    ENDS,    /* goes alone, ends its flow's run */
-    BARRIER, /* its flow is not known: ends every run that it could overtake, that is, all */
+    JOINS,   /* joins the run of its flow, or starts one */
+    PASSES,  /* stays alone, ends no run */
+    ENDS,    /* stays alone, ends the run of its flow */
+    BARRIER, /* its flow is unknown: ends all runs */
 };
 
 enum { TCP_SEQUENCE = 4, TCP_ACKNOWLEDGEMENT = 8, TCP_OFFSET = 12, TCP_FLAGS = 13 };
@@ -34,7 +34,7 @@ static enum role udp_role(const struct ip_packet *packet, uint16_t *header)
     if (packet->length < *header)
         return BARRIER;
     const uint8_t *udp = packet->data + packet->header;
-    /* The device would give a joined datagram a checksum: one without must stay alone. */
+    /* The kernel would add a checksum to a joined datagram: one without must stay alone. */
     if (get16(udp + UDP_LENGTH) != packet->length - packet->header || !get16(udp + UDP_CHECK))
         return ENDS;
     return packet->length == *header ? ENDS : JOINS;
@@ -58,15 +58,15 @@ static bool same_flow(const struct ip_packet *a, const struct ip_packet *b)
            memcmp(a->data + a->header, b->data + b->header, 4) == 0;
 }
 
-/* Header fields that a joined packet holds once for all its segments. */
+/* Compares the fields that a joined packet has once for all its segments. */
 static bool same_ip_fields(const struct run *run, const struct ip_packet *packet)
 {
     const uint8_t *ours = run->first.data, *theirs = packet->data;
-    if (packet->version == 6) /* class and flow label; hop limit */
+    if (packet->version == 6) /* traffic class and flow label; hop limit */
         return memcmp(ours, theirs, 4) == 0 && ours[7] == theirs[7];
     if (ours[1] != theirs[1] || ours[8] != theirs[8] || ours[6] != theirs[6])
         return false;
-    /* Split counts ids up; without DF they matter for reassembly further on (RFC 6864). */
+    /* Split increments ids. Without DF they matter for later reassembly (RFC 6864). */
     return ours[6] & IP4_DF || (uint16_t)(get16(ours + 4) + run->segments) == get16(theirs + 4);
 }
 
@@ -99,7 +99,7 @@ static bool checksums_right(struct run *run, struct ip_packet *packet)
         run->flow_sum = ip_flow_sum(&run->first);
         run->checked = ip_checksums_right(&run->first, run->flow_sum);
     }
-    /* An unfinished one is rare, and looks wrong first. */
+    /* An unfinished checksum is rare, and fails the first test. */
     return run->checked &&
            (ip_checksums_right(packet, run->flow_sum) ||
             (ip_finish_checksum(packet) && ip_checksums_right(packet, run->flow_sum)));
@@ -158,7 +158,7 @@ void coalesce_add(struct coalescer *coalescer, struct ip_packet *packet, uint16_
     if (ours && may_join(run, packet, header) && checksums_right(run, packet)) {
         join(run, packet, header);
     } else {
-        /* Another flow with the same hash loses its place: its run just ends early. */
+        /* The run of another flow with the same hash ends early. */
         run = begin(coalescer, packet, peer);
         run->header = header;
         run->size = (uint16_t)payload;

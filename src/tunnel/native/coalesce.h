@@ -1,16 +1,15 @@
 /*
- * Coalesce: segments of one flow to a super-packet that the device takes in one write.
+ * Coalesce: joins segments of one flow into a super-packet that the device takes in one write.
  *
- * The opposite of split, and as careful: what is joined here is handed over as already checked,
- * so both checksums are verified first, and only segments that split would have made from one
- * super-packet are joined. Packets leave in the order in which they came; a segment may join an
- * earlier one of its flow only if nothing of that flow lies between that it must not overtake.
+ * The opposite of split. The kernel takes a joined packet as already verified, so both checksums
+ * are verified first, and only segments that split would make from one super-packet are joined.
+ * Packets are written in the order of their arrival. A segment joins an earlier run of its flow
+ * only if it overtakes no packet of that flow that way.
  *
- * Packets with an Ethernet header before them (their `link`) are written with it, and joined only
- * if it is the same.
+ * Packets with an Ethernet header before them (`link`) are written with it, and are joined only if
+ * their headers are equal.
  *
- * Payload is pointed at, never copied: the packets must stay where they are until the batch is
- * written.
+ * Payload is pointed at, never copied: the packets must stay in place until the batch is written.
  */
 #ifndef TUNNEL_COALESCE_H
 #define TUNNEL_COALESCE_H
@@ -29,20 +28,21 @@ enum {
     RUN_HEADER_MAX = 18 + 40 + 60,
 };
 
-/* One packet for the device: a single one as it came, or several joined. */
+/* One packet for the device: a single one as it arrived, or several joined. */
 struct run {
-    struct iovec pieces[1 + RUN_SEGMENTS_MAX]; /* 0: offload header, and own headers if joined */
+    struct iovec pieces[1 + RUN_SEGMENTS_MAX]; /* 0: offload header, and new headers if joined */
     uint8_t header_bytes[OFFLOAD_HEADER + RUN_HEADER_MAX];
     struct ip_packet first;
-    uint64_t flow_sum; /* once `checked` */
-    uint32_t bytes;    /* of all packets in it, as they came */
+    uint64_t flow_sum; /* valid if `checked` */
+    uint32_t bytes;    /* of all its packets as they arrived */
     uint32_t length;   /* of the packet to write */
-    uint32_t sequence; /* TCP: that comes next */
-    uint16_t header;   /* IP and TCP or UDP header bytes; before them, `first.link` of Ethernet */
-    uint16_t size;     /* payload of the first segment */
+    uint32_t sequence; /* TCP: next expected */
+    uint16_t
+        header; /* bytes of the IP and TCP or UDP headers, without `first.link` bytes of Ethernet */
+    uint16_t size; /* payload of the first segment */
     uint16_t segments;
     uint16_t peer;
-    bool checked; /* the first segment's checksums were verified */
+    bool checked; /* the checksums of the first segment are correct */
     bool push;
 };
 
@@ -50,12 +50,12 @@ struct coalescer {
     bool tcp; /* join TCP segments */
     bool udp; /* join UDP datagrams */
     unsigned count;
-    uint8_t open[256]; /* by flow hash: 1 + index of the run that may grow, 0 for none */
+    uint8_t open[256]; /* by flow hash: 1 + index of the run that can grow, 0 for none */
     struct run runs[RUNS_MAX];
 };
 
-/* Takes a packet from `peer` into the batch, and finishes a checksum that its sender left to a
- * network card (ip_finish_checksum). Not to be called when coalesce_full(). */
+/* Adds a packet from `peer` to the batch. Finishes a checksum that the sender left to a network
+ * card (ip_finish_checksum). The batch must not be full. */
 void coalesce_add(struct coalescer *coalescer, struct ip_packet *packet, uint16_t peer);
 
 static inline bool coalesce_full(const struct coalescer *coalescer)
@@ -63,7 +63,7 @@ static inline bool coalesce_full(const struct coalescer *coalescer)
     return coalescer->count == RUNS_MAX;
 }
 
-/* Writes the headers of runs that grew: the batch is ready for the device. */
+/* Writes the headers of joined packets: the batch is ready for the device. */
 void coalesce_finish(struct coalescer *coalescer);
 
 /* Empties the batch. */

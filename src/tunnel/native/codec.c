@@ -4,7 +4,7 @@
 
 #include "trains.h"
 
-/* The EtherType that goes with a packet's version, 0 if it is no IP packet. */
+/* The EtherType for the IP version of a packet, 0 if it is not IP. */
 static uint16_t ethertype_of(const uint8_t *packet, size_t size)
 {
     if (size >= 20 && packet[0] >> 4 == 4)
@@ -120,7 +120,7 @@ const char *codec_reason(enum codec_fault fault)
     case CODEC_NO_VNI:
         return "datagram is not VXLAN: its I flag is not set";
     case CODEC_SIZES:
-        return "sizes do not fit: no array of uint32, or more bytes than the buffer holds";
+        return "sizes do not match: not an array of uint32, or more bytes than the buffer holds";
     case CODEC_ROOM:
         return "the out buffer is too small";
     default:

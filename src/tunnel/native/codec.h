@@ -1,7 +1,8 @@
 /*
- * Codec: VXLAN frames for Python programs, one at a time or many in the caller's buffers.
+ * Codec: encodes and decodes VXLAN frames for Python programs, singly or in batches.
  *
- * Batches lie end to end, each item's size in an array of uint32 in the machine's byte order.
+ * The items of a batch lie end to end in the caller's buffer; their sizes are an array of uint32 in
+ * the machine's byte order.
  */
 #ifndef TUNNEL_CODEC_H
 #define TUNNEL_CODEC_H
@@ -28,11 +29,11 @@ struct codec_macs {
 
 struct codec_result {
     enum codec_fault fault;
-    size_t index; /* of the item at fault */
+    size_t index; /* of the faulty item */
     size_t done;  /* bytes written by encode, frames written by decode */
 };
 
-/* What decode writes for each frame. */
+/* Written by decode for each frame. */
 struct codec_frame {
     uint32_t offset; /* of the inner packet in the datagrams' buffer */
     uint32_t size;   /* of the inner packet */
@@ -51,7 +52,7 @@ enum codec_fault codec_encode(uint8_t *out, const uint8_t *packet, size_t size, 
 
 enum codec_fault codec_decode(const uint8_t *datagram, size_t size, struct vxlan_frame *frame);
 
-/* On a fault `out` holds the items before it. */
+/* On a fault `out` holds the items before the faulty one. */
 struct codec_result codec_encode_batch(const uint8_t *packets, size_t packets_size,
                                        const uint8_t *sizes, size_t sizes_size, uint8_t *out,
                                        size_t out_size, uint32_t vni,

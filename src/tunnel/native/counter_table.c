@@ -18,7 +18,7 @@ static bool grow(struct counter_table *table, size_t count)
 
 static void add(struct counter_row *row, const struct counters *counters)
 {
-    counters_fold(&row->counters, counters);
+    counters_add(&row->counters, counters);
     if (!row->counters.last_drop)
         row->counters.last_drop = counters->last_drop;
 }
@@ -36,8 +36,8 @@ bool counter_table_add(struct counter_table *table, const struct peers *peers, b
         row->trains = trains && peer->trains && (row->trains || !row->used);
         row->used = true;
     }
-    add(&table->unknown, &peers->nobody);
-    add(&table->removed, &peers->gone);
+    add(&table->unknown, &peers->unknown);
+    add(&table->removed, &peers->removed);
     return true;
 }
 

@@ -4,7 +4,7 @@
 
 enum { NOT_ECT = 0, ECT1 = 1, ECT0 = 2, CE = 3 };
 
-/* RFC 6040, figure 4. Returns the inner bits that leave, or -1 for a drop. */
+/* RFC 6040, figure 4. Returns the new inner bits, or -1 for a drop. */
 static int ecn_combined(uint8_t inner, uint8_t outer)
 {
     if (inner == NOT_ECT)
@@ -19,7 +19,7 @@ bool vtep_accepts(const struct vtep *vtep, const uint8_t *mac)
     return memcmp(mac, vtep->mac, MAC_SIZE) == 0 || memcmp(mac, any_vtep_mac, MAC_SIZE) == 0;
 }
 
-/* The IP packet of a frame, with the outer ECN bits carried in. */
+/* Parses the IP packet of a frame, and merges the outer ECN bits into it. */
 static inline enum drop open_inner(uint8_t *data, size_t length, uint16_t ethertype,
                                    uint8_t outer_ecn, struct ip_packet *packet)
 {
@@ -55,8 +55,8 @@ enum drop decap(const struct vtep *vtep, uint8_t *datagram, size_t length, uint8
 }
 
 /*
- * Reads the header of a frame. A tag that says a priority and no VLAN goes if another tag is behind
- * it: Linux takes such tags off, however many there are, and what it sees then has to be judged.
+ * Parses the header of a frame. Removes priority tags (VLAN 0) that are followed by another tag:
+ * Linux removes all of them, so the header behind them is what must be checked.
  */
 static bool open_ethernet(struct inner_frame *frame)
 {

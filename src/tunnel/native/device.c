@@ -4,7 +4,7 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Where a packet goes that is read to `data`; returns the number of pieces. */
+/* Fills `pieces` for reading a packet to `data`, by its layout. Returns their number. */
 static unsigned lay_out(struct device_packet *packet, struct iovec *pieces)
 {
     struct layout layout = packet->layout;
@@ -24,7 +24,7 @@ static unsigned lay_out(struct device_packet *packet, struct iovec *pieces)
     return count;
 }
 
-/* Returns the bytes of room used, or -errno. */
+/* Returns the bytes of `room` that are used, or -errno. */
 static ssize_t read_one(struct device *device, uint8_t *room, struct device_packet *packet)
 {
     struct iovec pieces[1 + DEVICE_PARTS_MAX];
@@ -42,7 +42,7 @@ static ssize_t read_one(struct device *device, uint8_t *room, struct device_pack
     if (got < 0)
         return -errno;
     if (got == 0)
-        return -EPIPE; /* the program at the other end of a pair has gone */
+        return -EPIPE; /* the program has closed its end of the pair */
     packet->length = (size_t)got < header ? 0 : (size_t)got - header;
 
     size_t leading = device_leading(packet);
@@ -55,7 +55,7 @@ static ssize_t read_one(struct device *device, uint8_t *room, struct device_pack
     return (ssize_t)(DEVICE_GAP + packet->length + gaps * gap);
 }
 
-static void lose_patience(struct device *device, const struct device_packet *packet)
+static void count_ordinary(struct device *device, const struct device_packet *packet)
 {
     if (packet->offload.gso_type == GSO_NONE && device->patience && !--device->patience)
         device->expected = (struct layout){0};
@@ -70,7 +70,7 @@ int device_read(struct device *device, struct device_batch *batch)
         ssize_t took = read_one(device, batch->room + used, packet);
         if (took < 0)
             return batch->count || took == -EAGAIN ? (int)batch->count : (int)took;
-        lose_patience(device, packet);
+        count_ordinary(device, packet);
         batch->count++;
         used += (size_t)took;
     }

@@ -1,8 +1,8 @@
 /*
- * The device: a descriptor that gives and takes one packet a call.
+ * The device: a descriptor that reads or writes one packet for each call.
  *
- * A TUN or TAP device, or one end of a SOCK_SEQPACKET pair whose other end a program holds. What is
- * said of packets here is said of a TAP device's Ethernet frames, too.
+ * A TUN or TAP device, or one end of a SOCK_SEQPACKET pair whose other end a program holds. With a
+ * TAP device, "packet" means an Ethernet frame in this file.
  */
 #ifndef TUNNEL_DEVICE_H
 #define TUNNEL_DEVICE_H
@@ -17,26 +17,26 @@
 
 enum {
     DEVICE_BATCH = 64,
-    /* What stays free before each packet: VXLAN and Ethernet headers. */
+    /* Headroom before each packet: VXLAN and Ethernet headers. */
     DEVICE_GAP = 22,
-    DEVICE_FRAME_GAP = 8, /* a frame brings the Ethernet header */
+    DEVICE_FRAME_GAP = 8, /* a frame has its Ethernet header already */
     DEVICE_PACKET_MAX = 65535 + 18,
-    /* Only segments of this size and more are read apart: fewer pieces, bounded room. */
+    /* Only segments of at least this size are read apart, which bounds pieces and memory. */
     DEVICE_APART_MIN = 1000,
     DEVICE_PARTS_MAX = DEVICE_PACKET_MAX / DEVICE_APART_MIN + 2,
     DEVICE_HEADER_MAX = 256,
-    /* Most that one read takes, gaps included. */
+    /* Most bytes that one read takes, with gaps. */
     DEVICE_READ_MAX = DEVICE_PACKET_MAX + DEVICE_PARTS_MAX * (DEVICE_GAP + DEVICE_HEADER_MAX),
     /* Several full super-packets, or a batch of small ones side by side: fits the L2 cache. */
     DEVICE_ROOM = 4 * DEVICE_READ_MAX,
-    /* Packets that are none until no super-packet is expected any more. */
+    /* After so many packets in a row that are no super-packets, none is expected. */
     DEVICE_PATIENCE = 64,
 };
 
 /*
- * How the segments of a super-packet lie apart: the first `header + size` bytes of the packet in
- * one piece, then each `size` bytes behind a gap in which its headers fit. A size of 0: all in one
- * piece.
+ * How the segments of a super-packet lie apart in memory: the first `header + size` bytes of the
+ * packet in one piece, then every `size` bytes after a gap that has space for headers. If `size` is
+ * 0, the packet is in one piece.
  */
 struct layout {
     uint32_t header;
@@ -46,10 +46,10 @@ struct layout {
 
 struct device {
     int fd;
-    int output; /* to write to: of several queues' workers, one that learns no flows */
+    int output; /* to write to; with several workers, a queue that the kernel steers no flows to */
     bool offload_header;
-    bool frames;            /* a TAP device: gives and takes Ethernet frames */
-    struct layout expected; /* of the next super-packet: most often that of the last */
+    bool frames;            /* a TAP device */
+    struct layout expected; /* of the next super-packet */
     unsigned patience;
 };
 
@@ -57,7 +57,7 @@ struct device_packet {
     uint8_t *data;
     size_t length;
     struct layout layout;
-    struct offload offload; /* zero where the device gives none */
+    struct offload offload; /* zero if the device has no offload headers */
 };
 
 struct device_batch {
@@ -66,7 +66,7 @@ struct device_batch {
     uint8_t room[DEVICE_ROOM];
 };
 
-/* Bytes at the packet's start that are in one piece. */
+/* Bytes at the start of the packet that are in one piece. */
 static inline size_t device_leading(const struct device_packet *packet)
 {
     size_t first = packet->layout.header + packet->layout.size;
@@ -74,12 +74,12 @@ static inline size_t device_leading(const struct device_packet *packet)
 }
 
 /*
- * Reads until the device is empty or the batch is full. Returns the number of packets, or
- * -errno if there was none and the device is in trouble.
+ * Reads until the device is empty or the batch is full. Returns the number of packets, or -errno if
+ * the first read failed.
  */
 int device_read(struct device *device, struct device_batch *batch);
 
-/* Takes `size` bytes off a packet's start: those that are in one piece, at most. */
+/* Removes `size` bytes from the start of a packet; they must be in one piece. */
 static inline void device_pull(struct device_packet *packet, uint32_t size)
 {
     packet->data += size;
@@ -88,16 +88,16 @@ static inline void device_pull(struct device_packet *packet, uint32_t size)
     packet->offload.checksum_start = (uint16_t)(packet->offload.checksum_start - size);
 }
 
-/* Says how the super-packet just read was cut, `header` being all of its headers, which is how the
- * next one will be read. */
+/* Sets the layout for reading the next super-packet to that of the last one: `header` bytes of
+ * headers, `size` bytes of payload in each segment. */
 void device_expect(struct device *device, uint32_t header, uint32_t size);
 
-/* Brings a packet that was read apart into one piece. */
+/* Moves a packet that was read apart into one piece. */
 void device_gather(struct device_packet *packet);
 
 /*
- * Writes one packet: pieces[0] is its offload header, left out where the device takes none.
- * Returns 0 or -errno.
+ * Writes one packet. pieces[0] is its offload header, which is skipped if the device has no offload
+ * headers. Returns 0 or -errno.
  */
 int device_write(const struct device *device, const struct iovec *pieces, unsigned count);
 

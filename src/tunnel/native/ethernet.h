@@ -1,7 +1,7 @@
 /*
- * Ethernet: the header of a frame, with one 802.1Q tag or none.
+ * Ethernet: the header of a frame, with at most one 802.1Q tag.
  *
- * IEEE 802.3, 802.1Q. A second tag is not looked behind: what it holds is a frame like any other.
+ * IEEE 802.3, 802.1Q. A second tag is not parsed: it counts as the type of the payload.
  */
 #ifndef TUNNEL_ETHERNET_H
 #define TUNNEL_ETHERNET_H
@@ -17,18 +17,18 @@
 struct ethernet {
     const uint8_t *destination;
     const uint8_t *source;
-    uint16_t type; /* of what is behind the header */
-    uint16_t vlan; /* 1 to 4094, 0 for none: a tag with 0 has a priority and no VLAN */
-    uint8_t size;  /* of the header, tag included */
+    uint16_t type; /* of the payload */
+    uint16_t vlan; /* 1 to 4094; 0 without a tag, and for a tag that only has a priority */
+    uint8_t size;  /* of the header, with its tag */
 };
 
-/* IEEE 802.1Q, 9.5: a customer's and a provider's are alike to us. */
+/* IEEE 802.1Q, 9.5: customer and service tags are treated alike. */
 static inline bool ethernet_is_tag(uint16_t type)
 {
     return type == ETHERTYPE_VLAN || type == ETHERTYPE_SERVICE_VLAN;
 }
 
-/* Reads a frame's header; false, `header` unchanged, if it is not all there. */
+/* Parses the header of a frame. Returns false, with `header` unchanged, if it is truncated. */
 static inline bool ethernet_parse(const uint8_t *frame, size_t length, struct ethernet *header)
 {
     if (length < ETHERNET_HEADER)
@@ -56,20 +56,21 @@ static inline uint8_t ethernet_ip_version(const struct ethernet *header)
     return header->type == ETHERTYPE_IP4 ? 4 : 6;
 }
 
-/* Broadcast and multicast: 802.3, 3.2.3. */
+/* Whether it is a broadcast or multicast address: 802.3, 3.2.3. */
 static inline bool mac_is_group(const uint8_t *mac)
 {
     return mac[0] & 1;
 }
 
-/* Neither a group's nor zero. */
+/* Whether it is neither a group address nor zero. */
 static inline bool mac_is_host(const uint8_t *mac)
 {
     static const uint8_t none[MAC_SIZE];
     return !mac_is_group(mac) && memcmp(mac, none, MAC_SIZE) != 0;
 }
 
-/* What a bridge never forwards, spanning tree and pause frames among it: 802.1Q, table 8-1. */
+/* Whether bridges never forward frames to it, such as spanning tree and pause frames: 802.1Q, table
+ * 8-1. */
 static inline bool mac_is_link_local(const uint8_t *mac)
 {
     static const uint8_t reserved[5] = {0x01, 0x80, 0xc2};

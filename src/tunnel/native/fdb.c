@@ -6,25 +6,25 @@
 
 enum { PEERS = 1 << 16, LOOKUP_TRIES = 4 };
 
-/* A node's value: USED, FIXED, how often it was used before, the peer's index (16 bits), and when
- * it was last seen (32). */
+/* The value of a node: USED, FIXED, how often the node was used before (14 bits), the index of the
+ * peer (16 bits), and the time of the last frame (32 bits). */
 #define USED ((uint64_t)1 << 63)
 #define FIXED ((uint64_t)1 << 62)
 #define TIMES_USED ((uint64_t)0x3fff << 48)
 #define ONE_TIME ((uint64_t)1 << 48)
 
 /*
- * An entry in a chain of its bucket. Readers walk chains while a writer changes them. A node that
- * was taken out keeps its key and its way on, so that whoever stands on it comes to the end all
- * the same; only its value says that it is none. Before it gets another key it is counted as used
- * once more: a value with the same count before and after goes with the key that was read between.
- * A walk that found nothing while any node got another way on is begun anew.
+ * An entry in the chain of its bucket. Readers walk chains while a writer changes them. A removed
+ * node keeps its key and its `next`, so that a reader on it still reaches the end of the chain;
+ * only its value says that it is unused. Before a node gets another key, its use count is
+ * incremented: if a value has the same count before and after the key was read, value and key
+ * belong together. A reader that found nothing while any node was reused starts again.
  */
 struct node {
     _Atomic uint64_t key;
     _Atomic uint64_t value;
     _Atomic uint32_t next; /* in its bucket, 0 at the end */
-    uint32_t free;         /* next of those not in use */
+    uint32_t free;         /* next unused node */
 };
 
 struct fdb {
@@ -32,18 +32,18 @@ struct fdb {
     uint64_t seed;
     uint64_t mask; /* buckets - 1 */
     _Atomic uint32_t *buckets;
-    struct node *nodes; /* from 1 on */
+    struct node *nodes; /* the first is not used */
     _Atomic uint32_t recycled;
 
-    pthread_mutex_t lock; /* all below, and whoever changes a chain */
-    uint32_t free;        /* first node that was used before, 0 for none */
-    uint32_t fresh;       /* first that never was */
-    uint32_t fixed;       /* how many entries are static */
+    pthread_mutex_t lock; /* guards everything below, and changes of chains */
+    uint32_t free;        /* first unused node that was used before, 0 for none */
+    uint32_t fresh;       /* first node that was never used */
+    uint32_t fixed;       /* number of static entries */
     struct fdb_counters counters;
     _Atomic uint64_t refused_full;
-    /* Written under the lock; read without it to refuse cheaply. */
-    _Atomic uint32_t expired; /* when the old were last swept out */
-    _Atomic uint32_t learned; /* how many entries are */
+    /* Written under the lock; also read without it, to refuse cheaply. */
+    _Atomic uint32_t expired; /* time of the last call of expire() */
+    _Atomic uint32_t learned; /* number of learned entries */
     _Atomic uint32_t learned_from[PEERS];
 };
 
@@ -72,7 +72,7 @@ static bool is_same_use(uint64_t a, uint64_t b)
     return !((a ^ b) & TIMES_USED);
 }
 
-/* Whether it is an entry still. A clock read by another thread may be a second ahead. */
+/* Whether the entry is valid. The clock of another thread may be one second ahead. */
 static bool holds(const struct fdb *fdb, uint64_t value, uint32_t now)
 {
     if (!(value & USED))
@@ -115,10 +115,10 @@ uint16_t fdb_lookup(const struct fdb *fdb, uint64_t key, uint32_t now)
             return holds(fdb, value, now) ? index_of(value) : FDB_NONE;
         after = load32(&fdb->recycled);
     } while (before != after && ++tries < LOOKUP_TRIES);
-    return FDB_NONE; /* rather than wait: a frame for nobody that is known can be flooded */
+    return FDB_NONE; /* does not wait: a frame for an unknown MAC can be flooded */
 }
 
-/* ---- changes, under the lock ---- */
+/* ---- changes, with the lock held ---- */
 
 static void count_one(struct fdb *fdb, uint64_t value, uint32_t more)
 {
@@ -130,7 +130,7 @@ static void count_one(struct fdb *fdb, uint64_t value, uint32_t more)
     atomic_fetch_add_explicit(&fdb->learned_from[index_of(value)], more, memory_order_relaxed);
 }
 
-/* Changes a value, but for the times used. */
+/* Changes a value, but not its use count. */
 static void set_value(struct fdb *fdb, struct node *node, uint64_t value)
 {
     uint64_t before = load(&node->value);
@@ -138,7 +138,7 @@ static void set_value(struct fdb *fdb, struct node *node, uint64_t value)
         count_one(fdb, before, (uint32_t)-1);
     if (value & USED)
         count_one(fdb, value, 1);
-    /* The stamp may be refreshed meanwhile by who does not take the lock; that is no loss. */
+    /* A thread without the lock may have refreshed the time: losing that does no harm. */
     atomic_store_explicit(&node->value, (before & TIMES_USED) | value, memory_order_release);
 }
 
@@ -161,7 +161,7 @@ static void insert(struct fdb *fdb, uint64_t key, uint64_t value)
     atomic_store_explicit(bucket, at, memory_order_release);
 }
 
-static void take_out(struct fdb *fdb, struct node *node)
+static void remove_node(struct fdb *fdb, struct node *node)
 {
     uint32_t at = (uint32_t)(node - fdb->nodes);
     _Atomic uint32_t *link = bucket_of(fdb, load(&node->key));
@@ -173,7 +173,7 @@ static void take_out(struct fdb *fdb, struct node *node)
     fdb->free = at;
 }
 
-/* Forgets what is too old, at most once a second. */
+/* Removes expired entries, at most once per second. */
 static void expire(struct fdb *fdb, uint32_t now)
 {
     if (load32(&fdb->expired) == now)
@@ -183,7 +183,7 @@ static void expire(struct fdb *fdb, uint32_t now)
         struct node *node = &fdb->nodes[at];
         uint64_t value = load(&node->value);
         if (value & USED && !holds(fdb, value, now)) {
-            take_out(fdb, node);
+            remove_node(fdb, node);
             fdb->counters.aged++;
         }
     }
@@ -197,21 +197,21 @@ static bool is_full(const struct fdb *fdb, uint16_t index)
            load32(&fdb->learned_from[index]) >= fdb->limits.share;
 }
 
-static void learn_anew(struct fdb *fdb, uint64_t key, uint16_t index, uint32_t now)
+static void learn_locked(struct fdb *fdb, uint64_t key, uint16_t index, uint32_t now)
 {
     uint64_t before;
     struct node *node = find(fdb, key, &before);
     if (before & FIXED)
         return;
-    if (node && index_of(before) == index) { /* another worker was faster */
+    if (node && index_of(before) == index) { /* another worker has learned it */
         set_value(fdb, node, value_of(index, now));
         return;
     }
     if (is_full(fdb, index)) {
         expire(fdb, now);
-        node = find(fdb, key, &before); /* it may have been one of the old */
+        node = find(fdb, key, &before); /* it may have expired */
     }
-    /* Who moves takes no room from the others, only from his new peer's share. */
+    /* An entry that moves only counts against the share of its new peer. */
     bool room = node ? load32(&fdb->learned_from[index]) < fdb->limits.share : !is_full(fdb, index);
     if (!room) {
         atomic_fetch_add_explicit(&fdb->refused_full, 1, memory_order_relaxed);
@@ -234,7 +234,7 @@ void fdb_learn(struct fdb *fdb, uint64_t key, uint16_t index, uint32_t now)
         return;
     if (node && index_of(value) == index) {
         uint64_t seen = (value & ~(uint64_t)UINT32_MAX) | now;
-        /* Whoever else changes it now knows better: no second try. */
+        /* Another thread that changes it now is as recent: do not retry. */
         if (seen != value)
             atomic_compare_exchange_strong_explicit(&node->value, &value, seen,
                                                     memory_order_release, memory_order_relaxed);
@@ -242,14 +242,14 @@ void fdb_learn(struct fdb *fdb, uint64_t key, uint16_t index, uint32_t now)
     }
     if (!node && is_full(fdb, index) && load32(&fdb->expired) == now) {
         atomic_fetch_add_explicit(&fdb->refused_full, 1, memory_order_relaxed);
-        return; /* a flood of sources does not even take the lock */
+        return; /* a flood of sources takes no lock */
     }
     pthread_mutex_lock(&fdb->lock);
-    learn_anew(fdb, key, index, now);
+    learn_locked(fdb, key, index, now);
     pthread_mutex_unlock(&fdb->lock);
 }
 
-/* ---- what somebody puts, removes and asks ---- */
+/* ---- requests ---- */
 
 bool fdb_put(struct fdb *fdb, uint64_t key, uint16_t index)
 {
@@ -271,7 +271,7 @@ bool fdb_remove(struct fdb *fdb, uint64_t key)
     pthread_mutex_lock(&fdb->lock);
     struct node *node = find(fdb, key, &value);
     if (node)
-        take_out(fdb, node);
+        remove_node(fdb, node);
     pthread_mutex_unlock(&fdb->lock);
     return node;
 }
@@ -284,7 +284,7 @@ void fdb_flush(struct fdb *fdb, uint16_t index, bool learned_only)
         uint64_t value = load(&node->value);
         if (value & USED && (index == FDB_NONE || index_of(value) == index) &&
             !(learned_only && value & FIXED))
-            take_out(fdb, node);
+            remove_node(fdb, node);
     }
     pthread_mutex_unlock(&fdb->lock);
 }
@@ -329,14 +329,12 @@ struct fdb_counters fdb_counters(struct fdb *fdb)
     return counters;
 }
 
-/* ---- life ---- */
-
 struct fdb *fdb_new(struct fdb_limits limits, uint64_t seed)
 {
     size_t nodes = (size_t)limits.learned + FDB_STATIC_MAX + 1, buckets = 1;
     while (buckets < nodes)
         buckets *= 2;
-    /* Cleared pages that nothing was written to are not real memory yet. */
+    /* calloc: untouched pages of zeros take no real memory. */
     struct fdb *fdb = calloc(1, sizeof *fdb);
     if (!fdb)
         return NULL;

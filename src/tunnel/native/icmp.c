@@ -28,9 +28,9 @@ static int is_error4(const struct ip_packet *packet)
     }
 }
 
-/* An ICMPv6 error, or a redirect, may hide behind an extension header: rather say nothing than
- * answer it. But the first of several fragments is answered, for its sender makes no smaller ones
- * otherwise; only there is the type. */
+/* An ICMPv6 error or a redirect may follow an extension header, so a packet with extensions gets no
+ * error. A first fragment does, because its sender would not learn the MTU otherwise; it holds the
+ * ICMP type. */
 static int is_error6(const struct ip_packet *packet, size_t quote)
 {
     size_t header = packet->header;

@@ -1,25 +1,31 @@
-/* Inbound: peers to device. */
-#include "forwarder.h"
+/*
+ * Inbound: peers to device.
+ *
+ *   message -> datagrams -> packet or frame, checked -> runs of segments -> device
+ *                        -> control frame, ARP, NDP -> control queue, answer
+ */
+#include "inbound.h"
 
 #include <errno.h>
 #include <string.h>
 
+#include "send.h"
 #include "storm.h"
 
 enum {
-    INBOUND_BUDGET = 4,      /* batches for one wake-up */
-    TRAIN_LARGE = 16 * 1024, /* a message of this size is one of a bulk transfer */
+    INBOUND_BUDGET = 4,      /* batches for each wake-up */
+    TRAIN_LARGE = 16 * 1024, /* bytes; larger messages belong to a bulk transfer */
     RECEIVE_LARGE = 4,
-    MESSAGE_MAX = 256, /* bytes of an NDP message that is kept for Python */
+    MESSAGE_MAX = 256, /* bytes of an NDP message that is queued for Python */
 };
 
 static struct counters *counters_of(struct forwarder *forwarder, uint16_t index)
 {
     struct peer *peer = peers_get(&forwarder->peers, index);
-    return peer ? &peer->counters : &forwarder->peers.nobody;
+    return peer ? &peer->counters : &forwarder->peers.unknown;
 }
 
-/* What became of `packets` from a peer that went to the device as one. */
+/* Counts the result of writing `packets` from a peer to the device at once. */
 static void count_written(struct forwarder *forwarder, uint16_t index, int error, unsigned packets,
                           uint64_t bytes)
 {
@@ -33,7 +39,7 @@ static void count_written(struct forwarder *forwarder, uint16_t index, int error
     count_drops(counters, full ? DROP_device_full : DROP_device_refused, packets);
 }
 
-/* The packets of a joined run, each as it came: its headers lie before its payload. */
+/* Writes the packets of a joined run as they arrived: headers still lie before each payload. */
 static void write_singly(struct forwarder *forwarder, const struct run *run)
 {
     uint8_t none[OFFLOAD_HEADER] = {0};
@@ -54,10 +60,10 @@ static void write_run(struct forwarder *forwarder, const struct run *run)
     bool joined = run->segments > 1;
     int error = device_write(&forwarder->device, run->pieces, run->segments + 1u);
     if (error == -EINVAL && joined) {
-        /* Some kernels refuse valid super-packets: this one gets no more of them. */
+        /* Some kernels refuse valid super-packets: send this one no more of them. */
         bool tcp = run->first.protocol == IP_TCP;
         *(tcp ? &forwarder->coalescer.tcp : &forwarder->coalescer.udp) = false;
-        forwarder->news = true;
+        forwarder->attention = true;
         write_singly(forwarder, run);
         return;
     }
@@ -74,9 +80,9 @@ static void flush_runs(struct forwarder *forwarder)
     coalesce_reset(coalescer);
 }
 
-/* The peer that owns the inner source, if it is one that sends from this address. */
-static uint16_t owner_of(const struct forwarder *forwarder, const struct ip_packet *packet,
-                         const struct address *from)
+/* The peer whose prefix holds the inner source, if that peer is at this address. */
+static uint16_t find_owner(const struct forwarder *forwarder, const struct ip_packet *packet,
+                           const struct address *from)
 {
     uint16_t index = route_lookup(forwarder->routes, packet->source, packet->address_size);
     if (index == ROUTE_NONE || !address_equal(&forwarder->peers.at[index].address, from))
@@ -84,53 +90,55 @@ static uint16_t owner_of(const struct forwarder *forwarder, const struct ip_pack
     return index;
 }
 
-/* What the datagrams of one arrival have in common: who sent them, and most often whose packets
- * are inside. */
+/* State shared by the datagrams of one message: their sender and, because it seldom changes, the
+ * result for the last inner source. */
 struct origin {
     uint16_t sender;
-    uint16_t owner; /* of `source` */
-    uint8_t size;   /* of `source`, 0 as long as there is none */
+    uint16_t owner; /* peer whose prefix holds `source` */
+    uint8_t size;   /* of `source`, 0 until there is one */
     const uint8_t *source;
-    /* Of frames: */
-    bool anothers;    /* `source` is in the prefix of a peer at another address */
-    uint16_t bridged; /* the sender, of those at this address, by `link` in `vlan` */
+    /* For frames: */
+    bool spoofed;     /* `source` is in the prefix of a peer at another address */
+    uint16_t bridged; /* sender by `link` and `vlan`, of the peers at this address */
     uint16_t vlan;
-    const uint8_t *link; /* a source MAC, NULL as long as there is none */
+    const uint8_t *link; /* source MAC, NULL until there is one */
 };
 
-static uint16_t known_owner(const struct forwarder *forwarder, struct origin *origin,
-                            const struct ip_packet *packet, const struct address *from)
+static uint16_t cached_owner(const struct forwarder *forwarder, struct origin *origin,
+                             const struct ip_packet *packet, const struct address *from)
 {
     if (origin->size != packet->address_size ||
         memcmp(origin->source, packet->source, packet->address_size) != 0) {
-        origin->owner = owner_of(forwarder, packet, from);
+        origin->owner = find_owner(forwarder, packet, from);
         origin->size = packet->address_size;
         origin->source = packet->source;
     }
     return origin->owner;
 }
 
-static struct letter letter_from(const struct arrival *arrival, uint16_t sender, uint16_t ethertype,
-                                 const uint8_t *source)
+static struct control_message message_from(const struct arrival *arrival, uint16_t sender,
+                                           uint16_t ethertype, const uint8_t *source)
 {
-    struct letter letter = {.from = arrival->from, .sender = sender, .ethertype = ethertype};
-    memcpy(letter.source, source, MAC_SIZE);
-    return letter;
+    struct control_message message = {
+        .from = arrival->from, .sender = sender, .ethertype = ethertype};
+    memcpy(message.source, source, MAC_SIZE);
+    return message;
 }
 
-/* A frame that is not IP: for us all the same if it is a control frame. */
-static enum drop take_control(struct forwarder *forwarder, const uint8_t *data, size_t length,
-                              const struct arrival *arrival, uint16_t sender)
+/* Queues a control frame. Returns why not: the frame may be anything but IP. */
+static enum drop queue_control_frame(struct forwarder *forwarder, const uint8_t *data,
+                                     size_t length, const struct arrival *arrival, uint16_t sender)
 {
     struct vxlan_frame frame;
     if (vxlan_parse(data, length, &frame) != VXLAN_OK || frame.ethertype != ETHERTYPE_CONTROL)
         return DROP_ethertype;
     if (!vtep_accepts(&forwarder->vtep, frame.destination))
         return DROP_other_mac;
-    struct letter letter = letter_from(arrival, sender, ETHERTYPE_CONTROL, frame.source);
-    if (!inbox_put(&forwarder->inbox, &letter, data + VXLAN_OVERHEAD, length - VXLAN_OVERHEAD))
+    struct control_message message = message_from(arrival, sender, ETHERTYPE_CONTROL, frame.source);
+    if (!control_queue_put(&forwarder->control, &message, data + VXLAN_OVERHEAD,
+                           length - VXLAN_OVERHEAD))
         return DROP_control_full;
-    forwarder->news = true;
+    forwarder->attention = true;
     return DROP_NONE;
 }
 
@@ -142,30 +150,32 @@ static bool is_at(const struct forwarder *forwarder, uint16_t index, const struc
     return peer && address_equal(&peer->address, from);
 }
 
-/* Whether an address is in a prefix of a peer that is not at `from`. */
-static bool is_anothers(const struct forwarder *forwarder, const uint8_t *address, size_t size,
-                        const struct address *from)
+/* Whether an address is in the prefix of a peer that is not at `from`. */
+static bool is_of_other_peer(const struct forwarder *forwarder, const uint8_t *address, size_t size,
+                             const struct address *from)
 {
     uint16_t owner = route_lookup(forwarder->routes, address, size);
     return owner != ROUTE_NONE && !is_at(forwarder, owner, from);
 }
 
-/* A copy for Python, of a message that says who has which MAC. */
-static void keep_message(struct forwarder *forwarder, const struct arrival *arrival,
-                         uint16_t sender, const struct neighbour_message *message,
-                         const struct inner_frame *frame)
+/* Queues a copy of an ARP or NDP message that tells the MAC of an address. */
+static void queue_neighbour_message(struct forwarder *forwarder, const struct arrival *arrival,
+                                    uint16_t sender, const struct neighbour_message *message,
+                                    const struct inner_frame *frame)
 {
     uint8_t header = frame->header.size;
     size_t length = message->size == 4 ? ARP_SIZE : frame->packet.length;
-    struct letter letter = letter_from(arrival, sender, frame->header.type, frame->header.source);
+    struct control_message copy = message_from(arrival, sender, frame->header.type,
+                                               frame->header.source);
     forwarder->work.neighbours_heard++;
     if (message->sender && message->sender_mac && length <= MESSAGE_MAX)
-        forwarder->news |= inbox_put(&forwarder->inbox, &letter, frame->data + header, length);
+        forwarder->attention |= control_queue_put(&forwarder->control, &copy, frame->data + header,
+                                                  length);
 }
 
-/* Reads what a frame outside of VLANs may say of neighbours. */
-static enum neighbour_verdict message_in(const struct inner_frame *frame,
-                                         struct neighbour_message *message)
+/* Parses an ARP or NDP message, if a frame without a VLAN holds one. */
+static enum neighbour_verdict parse_neighbour_message(const struct inner_frame *frame,
+                                                      struct neighbour_message *message)
 {
     bool arp = frame->header.type == ETHERTYPE_ARP;
     if ((!arp && !ndp_may_be(&frame->packet)) || frame->header.vlan)
@@ -185,14 +195,15 @@ static void answer(struct forwarder *forwarder, uint16_t sender,
     const uint8_t *mac = neighbour_find(forwarder->neighbours, question->target, question->size);
     if (!mac)
         return;
-    forwarder_say(forwarder, sender, frame, neighbour_answer(frame, question, mac, to));
+    send_own_frame(forwarder, sender, frame, neighbour_answer(frame, question, mac, to));
     forwarder->work.neighbour_answers++;
 }
 
-/* Which of the peers at an address speaks: the one whose prefix his address is in, or whose MAC he
- * has, else any. */
-static uint16_t speaker(const struct forwarder *forwarder, const struct neighbour_message *message,
-                        const uint8_t *source, const struct address *from, uint16_t any)
+/* Which peer at an address sent a message: the one whose prefix holds the sender's address, or the
+ * one that has the source MAC, else any. */
+static uint16_t sender_of_message(const struct forwarder *forwarder,
+                                  const struct neighbour_message *message, const uint8_t *source,
+                                  const struct address *from, uint16_t any)
 {
     uint16_t owner = PEER_NONE;
     if (message->sender)
@@ -201,30 +212,32 @@ static uint16_t speaker(const struct forwarder *forwarder, const struct neighbou
 }
 
 /*
- * What is no packet of a peer's may speak of neighbours, and ask for us. Returns whether it did and
- * was taken; else `reason` is set if it did.
+ * Handles ARP and NDP messages for this node (in TUN mode). Returns true if the datagram held a
+ * valid one; otherwise sets `reason` if it held a bad one.
  */
-static bool hear(struct forwarder *forwarder, uint8_t *data, size_t length,
-                 const struct arrival *arrival, uint16_t sender, enum drop *reason)
+static bool handle_neighbour_message(struct forwarder *forwarder, uint8_t *data, size_t length,
+                                     const struct arrival *arrival, uint16_t sender,
+                                     enum drop *reason)
 {
     struct inner_frame frame;
     struct neighbour_message message;
     if (decap_frame(&forwarder->vtep, data, length, arrival->ecn, &frame) != DROP_NONE)
         return false;
     const uint8_t *to = frame.header.destination, *source = frame.header.source;
-    enum neighbour_verdict verdict = message_in(&frame, &message);
+    enum neighbour_verdict verdict = parse_neighbour_message(&frame, &message);
     if (verdict == NEIGHBOUR_NONE || (!mac_is_group(to) && !vtep_accepts(&forwarder->vtep, to)))
         return false;
     if (verdict == NEIGHBOUR_BAD)
         *reason = DROP_bad_neighbour;
-    else if (message.sender && is_anothers(forwarder, message.sender, message.size, &arrival->from))
+    else if (message.sender &&
+             is_of_other_peer(forwarder, message.sender, message.size, &arrival->from))
         *reason = DROP_spoofed;
     else
         *reason = DROP_NONE;
     if (*reason != DROP_NONE)
         return false;
-    sender = speaker(forwarder, &message, source, &arrival->from, sender);
-    keep_message(forwarder, arrival, sender, &message, &frame);
+    sender = sender_of_message(forwarder, &message, source, &arrival->from, sender);
+    queue_neighbour_message(forwarder, arrival, sender, &message, &frame);
     if (message.asks)
         answer(forwarder, sender, &message, source);
     return true;
@@ -232,33 +245,33 @@ static bool hear(struct forwarder *forwarder, uint8_t *data, size_t length,
 
 /* ---- packets ---- */
 
-/* What is no packet, or one that is not to be routed. Returns whether it was taken, else `reason`
- * says why not, or that it is a packet. */
-static bool take_other(struct forwarder *forwarder, uint8_t *data, size_t length,
-                       const struct arrival *arrival, uint16_t sender, enum drop *reason)
+/* Handles datagrams that hold no packet to route. Returns true if it was handled; otherwise
+ * `reason` is why it is dropped, or DROP_NONE if it is a packet to route. */
+static bool handle_other(struct forwarder *forwarder, uint8_t *data, size_t length,
+                         const struct arrival *arrival, uint16_t sender, enum drop *reason)
 {
     if (*reason == DROP_ethertype) {
-        *reason = take_control(forwarder, data, length, arrival, sender);
+        *reason = queue_control_frame(forwarder, data, length, arrival, sender);
         if (*reason == DROP_NONE)
             return true;
     }
     if (*reason != DROP_NONE && *reason != DROP_ethertype && *reason != DROP_other_mac &&
         *reason != DROP_group_mac)
         return false;
-    return hear(forwarder, data, length, arrival, sender, reason);
+    return handle_neighbour_message(forwarder, data, length, arrival, sender, reason);
 }
 
-static void unpack_datagram(struct forwarder *forwarder, uint8_t *data, size_t length,
-                            const struct arrival *arrival, struct origin *origin)
+static void unpack_packet(struct forwarder *forwarder, uint8_t *data, size_t length,
+                          const struct arrival *arrival, struct origin *origin)
 {
     struct ip_packet packet;
     enum drop reason = decap(&forwarder->vtep, data, length, arrival->ecn, &packet);
     uint16_t owner = PEER_NONE;
     if ((reason != DROP_NONE || packet.protocol == IP_ICMP6) &&
-        take_other(forwarder, data, length, arrival, origin->sender, &reason))
+        handle_other(forwarder, data, length, arrival, origin->sender, &reason))
         return;
     if (reason == DROP_NONE) {
-        owner = known_owner(forwarder, origin, &packet, &arrival->from);
+        owner = cached_owner(forwarder, origin, &packet, &arrival->from);
         if (owner == PEER_NONE)
             reason = DROP_spoofed;
     }
@@ -273,10 +286,10 @@ static void unpack_datagram(struct forwarder *forwarder, uint8_t *data, size_t l
 
 /* ---- frames ---- */
 
-/* Who of the peers at one address sent a frame: the one that its source is known to be behind, or
- * whose own MAC it is, else any. */
-static uint16_t sender_of(const struct forwarder *forwarder, const struct ethernet *header,
-                          const struct address *from, uint16_t any)
+/* Which peer at an address sent a frame: the one that the FDB has for the source MAC, or the one
+ * that has that MAC itself, else any. */
+static uint16_t sender_of_frame(const struct forwarder *forwarder, const struct ethernet *header,
+                                const struct address *from, uint16_t any)
 {
     const struct peers *peers = &forwarder->peers;
     if (!peers_are_several(peers, any))
@@ -286,9 +299,9 @@ static uint16_t sender_of(const struct forwarder *forwarder, const struct ethern
     return is_at(forwarder, index, from) ? index : peers_find_mac(peers, any, header->source);
 }
 
-/* Takes note of the source, once for those of an arrival that follow each other. */
-static void note_source(struct forwarder *forwarder, struct origin *origin,
-                        const struct ethernet *header, const struct address *from)
+/* Learns the source MAC, once for consecutive equal ones of a message. */
+static void learn_source(struct forwarder *forwarder, struct origin *origin,
+                         const struct ethernet *header, const struct address *from)
 {
     const struct bridge *bridge = &forwarder->bridge;
     if (origin->link && origin->vlan == header->vlan &&
@@ -296,7 +309,7 @@ static void note_source(struct forwarder *forwarder, struct origin *origin,
         return;
     origin->link = header->source;
     origin->vlan = header->vlan;
-    origin->bridged = sender_of(forwarder, header, from, origin->sender);
+    origin->bridged = sender_of_frame(forwarder, header, from, origin->sender);
     if (bridge->learning)
         fdb_learn(bridge->fdb, fdb_key(header->source, header->vlan), origin->bridged, bridge->now);
 }
@@ -306,14 +319,14 @@ static bool is_spoofed(const struct forwarder *forwarder, struct origin *origin,
 {
     if (origin->size != packet->address_size ||
         memcmp(origin->source, packet->source, packet->address_size) != 0) {
-        origin->anothers = is_anothers(forwarder, packet->source, packet->address_size, from);
+        origin->spoofed = is_of_other_peer(forwarder, packet->source, packet->address_size, from);
         origin->size = packet->address_size;
         origin->source = packet->source;
     }
-    return origin->anothers;
+    return origin->spoofed;
 }
 
-/* What is not IP is written as it came; its order among packets matters to nobody. */
+/* Writes a frame that is not IP at once: its order among IP packets does not matter. */
 static void write_frame(struct forwarder *forwarder, const struct inner_frame *frame,
                         uint16_t index)
 {
@@ -323,28 +336,29 @@ static void write_frame(struct forwarder *forwarder, const struct inner_frame *f
     count_written(forwarder, index, error, 1, frame->length - frame->header.size);
 }
 
-/* Whether a frame may pass. */
-static enum drop judge_frame(struct forwarder *forwarder, struct origin *origin,
+/* Checks a frame: why it must be dropped, or DROP_NONE. */
+static enum drop check_frame(struct forwarder *forwarder, struct origin *origin,
                              const struct inner_frame *frame, const struct arrival *arrival)
 {
     const struct bridge *bridge = &forwarder->bridge;
     const struct address *from = &arrival->from;
     struct neighbour_message message;
-    enum neighbour_verdict verdict = message_in(frame, &message);
-    bool speaks = verdict == NEIGHBOUR_OK;
+    enum neighbour_verdict verdict = parse_neighbour_message(frame, &message);
+    bool is_message = verdict == NEIGHBOUR_OK;
     if (verdict == NEIGHBOUR_BAD)
         return DROP_bad_neighbour;
     if (frame->packet.version && is_spoofed(forwarder, origin, &frame->packet, from))
         return DROP_spoofed;
-    if (speaks && message.sender && is_anothers(forwarder, message.sender, message.size, from))
+    if (is_message && message.sender &&
+        is_of_other_peer(forwarder, message.sender, message.size, from))
         return DROP_spoofed;
-    note_source(forwarder, origin, &frame->header, from);
+    learn_source(forwarder, origin, &frame->header, from);
     struct peer *peer = peers_get(&forwarder->peers, origin->bridged);
     if (mac_is_group(frame->header.destination) &&
         !storm_allowed(&peer->flooded[1], bridge->storm, 1, bridge->now_ns))
         return DROP_peer_storm;
-    if (speaks)
-        keep_message(forwarder, arrival, origin->bridged, &message, frame);
+    if (is_message)
+        queue_neighbour_message(forwarder, arrival, origin->bridged, &message, frame);
     return DROP_NONE;
 }
 
@@ -361,12 +375,12 @@ static void unpack_frame(struct forwarder *forwarder, uint8_t *data, size_t leng
     enum drop reason = decap_frame(&forwarder->vtep, data, length, arrival->ecn, &frame);
     uint16_t index = origin->sender;
     if (reason == DROP_NONE && is_control(forwarder, &frame)) {
-        reason = take_control(forwarder, data, length, arrival, index);
+        reason = queue_control_frame(forwarder, data, length, arrival, index);
         if (reason == DROP_NONE)
             return;
     }
     if (reason == DROP_NONE) {
-        reason = judge_frame(forwarder, origin, &frame, arrival);
+        reason = check_frame(forwarder, origin, &frame, arrival);
         index = origin->bridged;
     }
     if (reason != DROP_NONE) {
@@ -403,11 +417,11 @@ static void unpack(struct forwarder *forwarder, const struct arrival *arrival)
         if (forwarder->bridge.fdb)
             unpack_frame(forwarder, arrival->data + offset, length, arrival, &origin);
         else
-            unpack_datagram(forwarder, arrival->data + offset, length, arrival, &origin);
+            unpack_packet(forwarder, arrival->data + offset, length, arrival, &origin);
     }
 }
 
-/* Of large messages only so many at once that they are still in the cache when written. */
+/* Few large messages at once, so that they are still in the cache when they are written. */
 static unsigned receive_most(size_t mean_bytes)
 {
     return mean_bytes > TRAIN_LARGE ? RECEIVE_LARGE : RECEIVE_BATCH;
@@ -430,8 +444,8 @@ int forwarder_inbound(struct forwarder *forwarder, struct underlay *underlay)
             unpack(forwarder, &arrival);
         }
         flush_runs(forwarder);
-        if (forwarder->trains.count) /* answers */
-            forwarder_flush(forwarder);
+        if (forwarder->trains.count) /* answers to ARP and NDP */
+            send_trains(forwarder);
         moved += count;
         if (count)
             forwarder->receive_most = receive_most(bytes / (unsigned)count);

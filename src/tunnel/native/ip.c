@@ -31,7 +31,7 @@ static bool parse4(uint8_t *data, size_t length, struct ip_packet *packet)
     size_t total = get16(data + 2);
     if (header < 20 || total < header || total > length)
         return false;
-    bool fragment = (get16(data + 6) & 0x3fff) != 0; /* more to come, or an offset */
+    bool fragment = (get16(data + 6) & 0x3fff) != 0; /* more fragments, or an offset */
     *packet = (struct ip_packet){
         .data = data,
         .length = (uint32_t)total,
@@ -154,7 +154,7 @@ bool ip_finish_checksum(struct ip_packet *packet)
 bool ip_same_link(const struct ip_packet *a, const struct ip_packet *b)
 {
     const uint8_t *ours = a->data - a->link, *theirs = b->data - b->link;
-    /* Lengths that the compiler knows: without a tag, and the tag. */
+    /* Constant lengths, which the compiler inlines: the header without its tag, and the tag. */
     return a->link == b->link && memcmp(ours, theirs, 14) == 0 &&
            (a->link == 14 || memcmp(ours + 14, theirs + 14, 4) == 0);
 }
@@ -178,7 +178,7 @@ void ip_set_ecn(struct ip_packet *packet, uint8_t ecn)
         packet->data[1] = (uint8_t)((packet->data[1] & 0xcf) | ecn << 4);
         return;
     }
-    /* RFC 1624: mended, not made anew, so that a wrong checksum stays wrong. */
+    /* RFC 1624: updated incrementally, so that a wrong checksum stays wrong. */
     uint16_t before = get16(packet->data);
     packet->data[1] = (uint8_t)((packet->data[1] & 0xfc) | ecn);
     uint32_t sum = (uint16_t)~get16(packet->data + 10) + (uint32_t)(uint16_t)~before;

@@ -54,7 +54,7 @@ enum { ARP_ETHERNET = 1, ARP_IEEE_802 = 6 };
 /* Ethernet, IPv4, and the sizes of their addresses. */
 static const uint8_t arp_kind[ARP_OPERATION] = {0, 1, ETHERTYPE_IP4 >> 8, 0, MAC_SIZE, 4};
 
-static bool is_host4(const uint8_t *address)
+static bool is_unicast4(const uint8_t *address)
 {
     return address[0] && address[0] != 127 && address[0] < 224;
 }
@@ -74,8 +74,8 @@ enum neighbour_verdict arp_parse(const uint8_t *body, size_t length,
     const uint8_t *sender = body + ARP_SENDER, *target = body + ARP_TARGET;
     bool probe = !get32(sender); /* RFC 5227: is this address free? */
     bool asks = operation == ARP_REQUEST && memcmp(sender, target, 4) != 0;
-    if (!mac_is_host(body + ARP_SENDER_MAC) || (!probe && !is_host4(sender)) ||
-        (asks && !is_host4(target)))
+    if (!mac_is_host(body + ARP_SENDER_MAC) || (!probe && !is_unicast4(sender)) ||
+        (asks && !is_unicast4(target)))
         return NEIGHBOUR_BAD;
     *message = (struct neighbour_message){
         .size = 4,
@@ -110,8 +110,8 @@ static const uint8_t unspecified[16];
 static const uint8_t all_nodes[16] = {0xff, 0x02, [15] = 1};
 static const uint8_t solicited_node[13] = {0xff, 0x02, [11] = 1, 0xff};
 
-/* Finds the MAC that an option of this type says, if there is one. False if options do not fit
- * into one another. */
+/* Finds the link-layer address option of this type, if there is one. Returns false if the options
+ * are malformed. */
 static bool find_option(const uint8_t *options, size_t left, uint8_t type, const uint8_t **mac)
 {
     *mac = NULL;
@@ -134,7 +134,7 @@ static bool ndp_checksum_right(const struct ip_packet *packet)
     return checksum_fold(checksum_add(sum, packet->data + packet->header, length)) == 0xffff;
 }
 
-/* What RFC 4861 7.1 asks of addresses. */
+/* Checks addresses as RFC 4861 7.1 requires. */
 static bool ndp_addresses_agree(const struct ip_packet *packet, bool solicitation,
                                 const struct neighbour_message *message)
 {
@@ -142,7 +142,7 @@ static bool ndp_addresses_agree(const struct ip_packet *packet, bool solicitatio
     const uint8_t *icmp = packet->data + packet->header;
     if (message->target[0] == 0xff || packet->source[0] == 0xff)
         return false;
-    if (!solicitation) /* what answers a question goes to who asked */
+    if (!solicitation) /* a solicited advertisement goes to one host */
         return message->sender && !(to[0] == 0xff && icmp[4] & FLAG_SOLICITED);
     if (message->sender)
         return true;
@@ -176,7 +176,8 @@ enum neighbour_verdict ndp_parse(const struct ip_packet *packet, struct neighbou
         !ndp_addresses_agree(packet, solicitation, &read))
         return NEIGHBOUR_BAD;
     if (!solicitation)
-        read.sender = read.target; /* it speaks for this address, whatever it was sent from */
+        read.sender =
+            read.target; /* an advertisement is about its target, whatever its source is */
     *message = read;
     return NEIGHBOUR_OK;
 }
@@ -210,7 +211,7 @@ size_t neighbour_answer(uint8_t *out, const struct neighbour_message *message, c
 {
     static const uint8_t all_nodes_mac[MAC_SIZE] = {0x33, 0x33, [5] = 1};
     bool arp = message->size == 4;
-    /* Who looks for a doublet of his IPv6 address does not say who he is: RFC 4861 7.2.4. */
+    /* Duplicate address detection has no source address: reply to all nodes (RFC 4861 7.2.4). */
     memcpy(out, arp || message->sender ? to : all_nodes_mac, MAC_SIZE);
     memcpy(out + MAC_SIZE, mac, MAC_SIZE);
     put16(out + 2 * MAC_SIZE, arp ? ETHERTYPE_ARP : ETHERTYPE_IP6);

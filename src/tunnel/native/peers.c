@@ -12,7 +12,7 @@ static uint16_t *bucket_of(const struct peers *peers, const struct address *addr
     return &peers->buckets[(hash >> 32) & (peers->room - 1)];
 }
 
-static void enlist(struct peers *peers, uint16_t index)
+static void link_to_bucket(struct peers *peers, uint16_t index)
 {
     struct peer *peer = &peers->at[index];
     if (!peer->used || !peer->address.size)
@@ -22,7 +22,7 @@ static void enlist(struct peers *peers, uint16_t index)
     *bucket = index;
 }
 
-static void delist(struct peers *peers, uint16_t index)
+static void unlink_from_bucket(struct peers *peers, uint16_t index)
 {
     struct peer *peer = &peers->at[index];
     if (!peer->used || !peer->address.size)
@@ -53,7 +53,7 @@ static bool grow(struct peers *peers, uint16_t index)
     peers->room = room;
     peers->buckets = buckets;
     for (size_t i = 0; i < room; i++)
-        enlist(peers, (uint16_t)i);
+        link_to_bucket(peers, (uint16_t)i);
     return true;
 }
 
@@ -78,7 +78,7 @@ bool peers_put(struct peers *peers, uint16_t index, const struct address *addres
 {
     if (index == PEER_NONE || !grow(peers, index))
         return false;
-    delist(peers, index);
+    unlink_from_bucket(peers, index);
     struct peer *peer = &peers->at[index];
     if (!peer->used || !address_equal(&peer->address, address)) {
         peer->trains = true;
@@ -88,7 +88,7 @@ bool peers_put(struct peers *peers, uint16_t index, const struct address *addres
     peer->address = *address;
     memcpy(peer->mac, mac, MAC_SIZE);
     set_target(peer, port);
-    enlist(peers, index);
+    link_to_bucket(peers, index);
     return true;
 }
 
@@ -97,8 +97,8 @@ void peers_remove(struct peers *peers, uint16_t index)
     struct peer *peer = peers_get(peers, index);
     if (!peer)
         return;
-    delist(peers, index);
-    counters_fold(&peers->gone, &peer->counters);
+    unlink_from_bucket(peers, index);
+    counters_add(&peers->removed, &peer->counters);
     memset(peer, 0, sizeof *peer);
 }
 
@@ -117,7 +117,7 @@ uint16_t peers_find(const struct peers *peers, const struct address *address)
     return index;
 }
 
-/* The next with the same address, behind `index` in its bucket. */
+/* The next peer after `index` with the same address. */
 static uint16_t next_at(const struct peers *peers, uint16_t index)
 {
     const struct address *address = &peers->at[index].address;

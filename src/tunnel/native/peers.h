@@ -1,8 +1,8 @@
 /*
- * Peers: the other nodes by index, and by the address that they send from.
+ * Peers: the other nodes, by index and by source address.
  *
- * A kernel vxlan device sends from a port that it chooses for each flow, so a peer is known by
- * its address alone; several peers may share one.
+ * A kernel vxlan device chooses a source port for each flow, so a peer is identified by its address
+ * alone. Several peers may share an address.
  */
 #ifndef TUNNEL_PEERS_H
 #define TUNNEL_PEERS_H
@@ -19,13 +19,13 @@
 enum { PEERS_MAX = 65535, PEER_NONE = 0xffff };
 
 struct address {
-    uint8_t bytes[16]; /* IPv4 in the first four, the rest zero */
-    uint8_t size;      /* 4 or 16, 0 for none */
+    uint8_t bytes[16]; /* IPv4 in the first four, then zeros */
+    uint8_t size;      /* 4 or 16; 0 for no address */
 };
 
 struct peer {
     struct counters counters;
-    struct address address; /* size 0: not resolved yet */
+    struct address address; /* size 0 until the peer's name is resolved */
     union {
         struct sockaddr any;
         struct sockaddr_in in4;
@@ -33,39 +33,39 @@ struct peer {
     } to;
     socklen_t to_size;
     uint8_t mac[MAC_SIZE];
-    uint16_t mtu;        /* largest inner packet that its path takes, 0 where that is not known */
-    uint16_t next;       /* in its bucket, PEER_NONE at the end */
-    uint64_t flooded[2]; /* storm_allowed(): outbound, inbound */
+    uint16_t mtu;        /* largest inner packet that the path to it takes, 0 if unknown */
+    uint16_t next;       /* next peer in the bucket, PEER_NONE at the end */
+    uint64_t flooded[2]; /* state of storm_allowed(): outbound, inbound */
     bool used;
-    bool trains; /* false once its path refused a train */
+    bool trains; /* false once the path refused a train */
 };
 
 struct peers {
     struct peer *at;
     size_t room;
-    uint16_t *buckets;      /* by address, as many as `at` has room for */
-    struct counters nobody; /* of packets whose peer is not known */
-    struct counters gone;   /* of peers that were removed, together */
+    uint16_t *buckets;       /* by address; as many as `at` has room for */
+    struct counters unknown; /* packets of no known peer */
+    struct counters removed; /* peers that were removed, together */
 };
 
-/* Puts or replaces a peer; counters and what was learned of its path are kept unless its
- * address changes. Returns false if memory ran out; nothing has changed then. */
+/* Adds or replaces a peer. Its counters are kept; `mtu` and `trains` are reset if its address
+ * changes. Returns false, with nothing changed, if memory ran out. */
 bool peers_put(struct peers *peers, uint16_t index, const struct address *address, uint16_t port,
                const uint8_t mac[MAC_SIZE]);
 
-/* Forgets a peer; its counters are kept among those of peers gone, so that sums never go back. */
+/* Removes a peer, and adds its counters to `removed`, so that sums never decrease. */
 void peers_remove(struct peers *peers, uint16_t index);
 
 /* The peer at `index`, NULL if there is none. */
 struct peer *peers_get(const struct peers *peers, uint16_t index);
 
-/* Any peer with this address, or PEER_NONE. */
+/* One of the peers with this address, or PEER_NONE. */
 uint16_t peers_find(const struct peers *peers, const struct address *address);
 
-/* Whether others have the address of this one. */
+/* Whether other peers have the same address as this one. */
 bool peers_are_several(const struct peers *peers, uint16_t index);
 
-/* Of the peers with the address of this one, that whose MAC it is; else this one. */
+/* The peer with this MAC among those that share the address of peer `index`; else `index`. */
 uint16_t peers_find_mac(const struct peers *peers, uint16_t index, const uint8_t *mac);
 
 void peers_free(struct peers *peers);

@@ -5,7 +5,10 @@
 #include <stdbool.h>
 #include <stdlib.h>
 
-#include "forwarder.h"
+#include "inbound.h"
+#include "outbound.h"
+#include "run.h"
+#include "trace.h"
 
 typedef struct {
     PyObject_HEAD
@@ -476,15 +479,15 @@ static PyObject *work(struct forwarder *forwarder, PyObject *Py_UNUSED(none))
 #undef X
 }
 
-/* ---- letters ---- */
+/* ---- control messages ---- */
 
-static PyObject *letter(const struct inbox *inbox, unsigned index)
+static PyObject *control_message(const struct control_queue *queue, unsigned index)
 {
-    const struct letter *one = &inbox->letters[index];
+    const struct control_message *one = &queue->messages[index];
     PyObject *body = PyBytes_FromStringAndSize(NULL, one->length);
     if (!body)
         return NULL;
-    inbox_copy(inbox, index, (uint8_t *)PyBytes_AsString(body));
+    control_queue_copy(queue, index, (uint8_t *)PyBytes_AsString(body));
     return Py_BuildValue("iy#iy#N", one->sender, (const char *)one->from.bytes,
                          (Py_ssize_t)one->from.size, one->ethertype, (const char *)one->source,
                          (Py_ssize_t)MAC_SIZE, body);
@@ -492,14 +495,14 @@ static PyObject *letter(const struct inbox *inbox, unsigned index)
 
 static PyObject *take_control_messages(struct forwarder *forwarder, PyObject *Py_UNUSED(none))
 {
-    struct inbox *inbox = &forwarder->inbox;
-    PyObject *list = PyList_New(inbox->count);
-    for (unsigned i = 0; list && i < inbox->count; i++) {
-        PyObject *item = letter(inbox, i);
+    struct control_queue *queue = &forwarder->control;
+    PyObject *list = PyList_New(queue->count);
+    for (unsigned i = 0; list && i < queue->count; i++) {
+        PyObject *item = control_message(queue, i);
         if (!item || PyList_SetItem(list, (Py_ssize_t)i, item) < 0)
             Py_CLEAR(list);
     }
-    inbox_clear(inbox);
+    control_queue_clear(queue);
     return list;
 }
 
@@ -509,7 +512,7 @@ static PyObject *count_bad_control(struct forwarder *forwarder, PyObject *args)
     if (!PyArg_ParseTuple(args, "i", &index))
         return NULL;
     struct peer *peer = find_peer(forwarder, index);
-    count_drops(peer ? &peer->counters : &forwarder->peers.nobody, DROP_bad_control, 1);
+    count_drops(peer ? &peer->counters : &forwarder->peers.unknown, DROP_bad_control, 1);
     Py_RETURN_NONE;
 }
 
@@ -522,9 +525,9 @@ static struct forwarder *enter(ForwarderObject *self)
         PyErr_SetString(PyExc_RuntimeError, "not initialised");
         return NULL;
     }
-    if (!gate_try(&forwarder->gate)) {
+    if (!priority_trylock_high(&forwarder->lock)) {
         Py_BEGIN_ALLOW_THREADS
-        gate_enter(&forwarder->gate);
+        priority_lock_high(&forwarder->lock);
         Py_END_ALLOW_THREADS
     }
     return forwarder;
@@ -541,10 +544,10 @@ struct forwarder *lock_forwarder(PyObject *object, PyTypeObject *forwarder_type)
 
 void unlock_forwarder(struct forwarder *forwarder)
 {
-    gate_leave(&forwarder->gate);
+    priority_unlock_high(&forwarder->lock);
 }
 
-/* Methods that go through the gate: all but run(). */
+/* Methods that lock the forwarder for the whole call: all but run(). */
 #define METHODS(X)                                                                                 \
     X(set_sockets, METH_VARARGS)                                                                   \
     X(set_peer, METH_VARARGS)                                                                      \
@@ -565,21 +568,21 @@ void unlock_forwarder(struct forwarder *forwarder)
     X(take_control_messages, METH_NOARGS)                                                          \
     X(count_bad_control, METH_VARARGS)
 
-#define THROUGH_GATE(name, flags)                                                                  \
+#define LOCKED_METHOD(name, flags)                                                                 \
     static PyObject *Forwarder_##name(ForwarderObject *self, PyObject *args)                       \
     {                                                                                              \
         struct forwarder *forwarder = enter(self);                                                 \
         if (!forwarder)                                                                            \
             return NULL;                                                                           \
         PyObject *result = name(forwarder, args);                                                  \
-        gate_leave(&forwarder->gate);                                                              \
+        priority_unlock_high(&forwarder->lock);                                                    \
         return result;                                                                             \
     }
 
-METHODS(THROUGH_GATE)
-THROUGH_GATE(coalescing, METH_NOARGS)
+METHODS(LOCKED_METHOD)
+LOCKED_METHOD(coalescing, METH_NOARGS)
 
-/* Through the gate in each turn, not around them all. */
+/* Locks in each turn, not around them all. */
 static PyObject *Forwarder_run(ForwarderObject *self, PyObject *args)
 {
     int watch, stop, failed = -1, result;

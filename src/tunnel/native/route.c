@@ -7,13 +7,14 @@
 
 enum { STEP = 6, SLOTS = 1 << STEP };
 
-/* The first two steps are looked up at once: without it 10,000 prefixes cost three times 10. */
+/* The first two steps are one look-up. Without it, 10,000 prefixes cost three times as much as 10.
+ */
 enum { JUMP = 2 * STEP, JUMPS = 1 << JUMP };
 
-/* Where a step leads: to a node, by index, or to a value, with LEAF set. */
+/* The result of a step: the index of a node, or a value with LEAF set. */
 enum { LEAF = 1 << 30 };
 
-/* An address as a number, its first bit the highest. */
+/* An address as a number; its first bit is the highest. */
 struct bits {
     uint64_t high;
     uint64_t low;
@@ -21,11 +22,11 @@ struct bits {
 
 struct node {
     struct bits shared; /* the first `depth` bits of every prefix below */
-    uint64_t children;  /* slots that lead to a node */
+    uint64_t children;  /* slots that have a node */
     uint64_t changes;   /* slots where the value differs from the slot before */
     uint32_t first_child;
     uint32_t first_value;
-    uint16_t inherited; /* for an address that leaves the shared bits */
+    uint16_t inherited; /* value for an address that differs in the shared bits */
     uint8_t depth;
 };
 
@@ -44,7 +45,7 @@ static struct bits load_bits(const uint8_t *address, size_t size)
     return (struct bits){.high = get64(address), .low = get64(address + 8)};
 }
 
-/* Whether the first `count` bits agree. */
+/* Whether the first `count` bits are equal. */
 static bool same_prefix(struct bits a, struct bits b, unsigned count)
 {
     uint64_t high = a.high ^ b.high, low = a.low ^ b.low;
@@ -55,7 +56,7 @@ static bool same_prefix(struct bits a, struct bits b, unsigned count)
     return high == 0 && low >> (128 - count) == 0;
 }
 
-/* The `count` bits that start at bit `depth`; zeros follow the last one. */
+/* The `count` bits from bit `depth` on; bits after the last are zero. */
 static unsigned bits_at(struct bits bits, unsigned depth, unsigned count)
 {
     if (depth >= 64)
@@ -153,8 +154,8 @@ static bool push_value(struct route_table *table, uint16_t value)
     return true;
 }
 
-/* The depth at which the routes of one node part: the first bit in which two of them differ,
- * or the last bit of the shortest, whichever comes first. */
+/* The depth at which the routes of a node diverge: the first bit in which two of them differ, or
+ * the last bit of the shortest, whichever is first. */
 static unsigned parting_depth(const struct route *routes, size_t count)
 {
     struct bits first = load_bits(routes[0].network, 16);
@@ -166,9 +167,10 @@ static unsigned parting_depth(const struct route *routes, size_t count)
 }
 
 /*
- * Fills nodes[index] with sorted `routes` that share all bits up to a depth of at least `depth`;
- * `inherited` is the value of the longest prefix above. Children are laid side by side first,
- * then filled, so that a slot's rank finds its child. The recursion is 22 deep at most.
+ * Fills nodes[index] with sorted `routes`, which share at least their first `depth` bits.
+ * `inherited` is the value of the longest prefix above. Children are allocated side by side before
+ * they are filled, so that the rank of a slot is the index of its child. The recursion is at most
+ * 22 levels deep.
  */
 static bool build(struct route_table *table, uint32_t index, const struct route *routes,
                   size_t count, unsigned depth, uint16_t inherited)
@@ -178,7 +180,7 @@ static bool build(struct route_table *table, uint32_t index, const struct route 
         depth = parting > depth ? parting : depth;
     }
     uint16_t value[SLOTS];
-    size_t start[SLOTS + 1]; /* routes of slot s that go deeper: start[s] .. */
+    size_t start[SLOTS + 1]; /* first route of slot s that goes deeper */
     size_t deeper[SLOTS] = {0};
     struct node node = {.depth = (uint8_t)depth, .inherited = inherited};
 
@@ -193,7 +195,7 @@ static bool build(struct route_table *table, uint32_t index, const struct route 
             node.children |= 1ull << slot;
             continue;
         }
-        /* Sorted: a longer prefix comes later and writes over the shorter one's slots. */
+        /* In sorted order a longer prefix follows, and overwrites slots of a shorter one. */
         unsigned span = 1u << (depth + STEP - routes[i].length);
         for (unsigned s = slot; s < slot + span; s++)
             value[s] = routes[i].value;
@@ -231,7 +233,7 @@ static void fill_jumps(struct route_table *table, unsigned family)
     const struct node *root = &table->nodes[family];
     for (unsigned slot = 0; slot < JUMPS; slot++) {
         uint32_t next = follow(table, root, slot >> STEP);
-        /* A child that lies deeper has bits of its own to compare first. */
+        /* A deeper child first compares further shared bits. */
         if (!(next & LEAF) && table->nodes[next].depth == root->depth + STEP)
             next = follow(table, &table->nodes[next], slot & (SLOTS - 1));
         table->jumps[family][slot] = next;

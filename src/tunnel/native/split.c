@@ -8,14 +8,14 @@
 enum { TCP_SEQUENCE = 4, TCP_FLAGS = 13, UDP_LENGTH = 4 };
 enum { IP4_LENGTH = 2, IP4_ID = 4, IP4_CHECK = 10, IP6_LENGTH = 4 };
 
-/* Whether the transport header may stand behind extension headers, where only the offload header
- * says what and where it is. */
+/* Whether extension headers may precede the transport header. Then only the offload header says
+ * which one it is, and where. */
 static bool has_extensions(const struct ip_packet *packet)
 {
     return packet->version == 6 && !packet->plain;
 }
 
-static bool kind_agrees(const struct ip_packet *packet, uint8_t type)
+static bool type_matches(const struct ip_packet *packet, uint8_t type)
 {
     bool extended = has_extensions(packet);
     switch (type) {
@@ -30,18 +30,18 @@ static bool kind_agrees(const struct ip_packet *packet, uint8_t type)
     }
 }
 
-/* Takes out of a header what each segment has its own of, and sums up what is left. */
-static void take_ip(struct split *split, uint8_t *header)
+/* Clears the fields that differ between segments, and sums up the rest of the header. */
+static void clear_ip(struct split *split, uint8_t *header)
 {
     if (split->packet.version == 6)
-        return; /* has no checksum; its length is written anew */
+        return; /* no checksum, and the length is written for each segment */
     split->id = get16(header + IP4_ID);
-    memset(header + IP4_LENGTH, 0, 4); /* the id is right behind */
+    memset(header + IP4_LENGTH, 0, 4); /* and the id, which follows */
     memset(header + IP4_CHECK, 0, 2);
     split->ip_sum = checksum_add_portable(0, header, split->packet.header);
 }
 
-static void take_transport(struct split *split, uint8_t *header)
+static void clear_transport(struct split *split, uint8_t *header)
 {
     const struct ip_packet *packet = &split->packet;
     uint64_t pseudo = checksum_pseudo(packet->source, packet->destination, packet->address_size,
@@ -53,7 +53,7 @@ static void take_transport(struct split *split, uint8_t *header)
         header[TCP_FLAGS] = 0;
         memset(header + TCP_CHECK, 0, 2);
     } else {
-        memset(header + UDP_LENGTH, 0, 4); /* the checksum is right behind */
+        memset(header + UDP_LENGTH, 0, 4); /* and the checksum, which follows */
     }
     split->sum = checksum_add_portable(pseudo, header, split->header - split->transport);
 }
@@ -64,7 +64,7 @@ bool split_open(struct split *split, const struct ip_packet *packet, const struc
     bool tcp = type != GSO_UDP;
     uint32_t transport = offload->checksum_start;
 
-    if (!kind_agrees(packet, type) || packet->fragment || !offload->gso_size ||
+    if (!type_matches(packet, type) || packet->fragment || !offload->gso_size ||
         !(offload->flags & OFFLOAD_NEEDS_CSUM))
         return false;
     if (transport < packet->header || (!has_extensions(packet) && transport != packet->header) ||
@@ -83,8 +83,8 @@ bool split_open(struct split *split, const struct ip_packet *packet, const struc
     split->offset = split->index = 0;
     split->tcp = tcp;
     memcpy(split->original, packet->data, header);
-    take_ip(split, split->original);
-    take_transport(split, split->original + transport);
+    clear_ip(split, split->original);
+    clear_transport(split, split->original + transport);
     return true;
 }
 
@@ -101,7 +101,7 @@ static void put_ip(const struct split *split, uint8_t *header, size_t length)
     checksum_store(header + IP4_CHECK, (uint16_t)~checksum_fold(sum));
 }
 
-/* Returns the sum of what was put. */
+/* Returns the sum of the fields that were written. */
 static uint64_t put_tcp(const struct split *split, uint8_t *tcp, bool last)
 {
     uint32_t sequence = split->sequence + split->offset;
@@ -134,7 +134,7 @@ size_t split_next(struct split *split, uint8_t *header, uint8_t **payload)
         sum += checksum_word(behind_ip);
     }
     uint16_t check = (uint16_t)~checksum_fold(checksum_add(sum, *payload, length));
-    /* Zero would say that a UDP datagram has no checksum. */
+    /* Zero would mean that a UDP datagram has no checksum. */
     checksum_store(transport + (split->tcp ? TCP_CHECK : UDP_CHECK),
                    !split->tcp && !check ? 0xffff : check);
 
@@ -152,7 +152,7 @@ bool split_checksum(struct ip_packet *packet, const struct offload *offload)
     /* The field already holds the sum of the pseudo-header. */
     uint64_t sum = checksum_add(0, packet->data + start, packet->length - start);
     uint16_t check = (uint16_t)~checksum_fold(sum);
-    /* Never zero, which means something to UDP, and the same as 0xffff to all others. */
+    /* Not zero, which UDP reads as no checksum; for other protocols 0xffff means the same. */
     checksum_store(packet->data + field, check ? check : 0xffff);
     return true;
 }

@@ -1,10 +1,10 @@
 /*
- * Split: one super-packet from the device to the segments that go on the wire.
+ * Split: cuts a super-packet from the device into segments.
  *
- * A segment is a header of its own and a piece of the super-packet's payload, which is only
- * pointed at. TCP: IPv4 id + i, sequence + offset; FIN and PSH stay on the last segment, a
- * receiver must not see the end of data early; CWR stays on the first, it is said once. UDP: a
- * datagram each.
+ * Each segment gets headers of its own; its payload is a part of the super-packet, which is only
+ * pointed at. TCP: the IPv4 id and the sequence number advance. FIN and PSH are only on the last
+ * segment, because a receiver must not see the end of data early; CWR is only on the first. UDP:
+ * each segment is a datagram.
  */
 #ifndef TUNNEL_SPLIT_H
 #define TUNNEL_SPLIT_H
@@ -16,32 +16,30 @@
 #include "ip.h"
 #include "offload.h"
 
-/* Longest header that a segment can have: IP header or fixed IPv6 with extensions, and TCP. */
+/* Longest headers of a segment: IPv4 with options, or IPv6 with extensions, and TCP. */
 enum { SPLIT_HEADER_MAX = 256 };
 
 struct split {
     struct ip_packet packet;
-    uint64_t ip_sum;    /* of what the IPv4 headers of all segments have in common */
-    uint64_t sum;       /* of what all have in common from there: pseudo-header, TCP or UDP */
-    uint32_t transport; /* where TCP or UDP starts */
-    uint32_t header;    /* all header bytes */
+    uint64_t ip_sum;    /* of the IPv4 header fields that all segments share */
+    uint64_t sum;       /* of the pseudo-header, TCP and UDP fields that all segments share */
+    uint32_t transport; /* offset of the TCP or UDP header */
+    uint32_t header;    /* bytes of all headers */
     uint32_t size;      /* payload bytes of each segment but the last */
-    uint32_t stride;    /* from one segment's payload to the next's; `size` unless they lie apart */
-    uint32_t offset;    /* payload bytes already given out */
-    uint16_t index;     /* segments already given out */
+    uint32_t stride;    /* from the payload of one segment to that of the next */
+    uint32_t offset;    /* payload bytes already returned */
+    uint16_t index;     /* segments already returned */
     uint16_t id;        /* of the first, IPv4 */
     uint32_t sequence;  /* of the first, TCP */
     uint8_t flags;      /* TCP */
     bool tcp;
-    /* Headers, those in the packet may be written over; what each segment has its own of is zero.
-     */
+    /* A copy of the headers, because those in the packet may be overwritten. Fields that differ
+     * between segments are zero. */
     uint8_t original[SPLIT_HEADER_MAX];
 };
 
-/*
- * Begins a split. Returns false, `split` unchanged, if the packet and its offload header
- * contradict each other.
- */
+/* Starts a split. Returns false, with `split` unchanged, if the packet and its offload header
+ * contradict each other. */
 bool split_open(struct split *split, const struct ip_packet *packet, const struct offload *offload);
 
 static inline bool split_done(const struct split *split)
@@ -49,34 +47,32 @@ static inline bool split_done(const struct split *split)
     return split->offset >= split->packet.length - split->header;
 }
 
-/* Back to the first segment. */
+/* Goes back to the first segment. */
 static inline void split_rewind(struct split *split)
 {
     split->offset = split->index = 0;
 }
 
-/* How many segments it is. */
+/* The number of segments. */
 static inline uint32_t split_segments(const struct split *split)
 {
     return (split->packet.length - split->header + split->size - 1) / split->size;
 }
 
-/* Where the next segment's payload lies; its header may be written right before it. */
+/* The payload of the next segment. If segments lie apart, its headers can be written before it. */
 static inline uint8_t *split_payload(const struct split *split)
 {
     return split->packet.data + split->header + (size_t)split->index * split->stride;
 }
 
 /*
- * Gives the next segment: writes split->header bytes at `header`, points `payload` at its part
- * and returns the payload's length. Not to be called when split_done().
+ * Writes split->header bytes of headers for the next segment at `header`, sets `payload`, and
+ * returns the length of the payload. The split must not be done.
  */
 size_t split_next(struct split *split, uint8_t *header, uint8_t **payload);
 
-/*
- * Finishes the one checksum that a packet without GSO left to the device (NEEDS_CSUM).
- * Returns false, the packet unchanged, if it would lie outside.
- */
+/* Computes the checksum that a packet without GSO leaves to the device (NEEDS_CSUM). Returns false,
+ * with the packet unchanged, if its field is outside the packet. */
 bool split_checksum(struct ip_packet *packet, const struct offload *offload);
 
 #endif

@@ -1,48 +1,49 @@
 /*
- * Why a packet was not forwarded, and what was done for those that were.
+ * Counters: why packets were dropped, and how packets were moved.
  *
- * Each packet counts once: for its peer where that is known, else for nobody.
+ * Each packet is counted once, for its peer, or for the unknown peer if it has none.
  */
 #ifndef TUNNEL_STATS_H
 #define TUNNEL_STATS_H
 
 #include <stdint.h>
 
-/* name, direction, what it means and what to do */
+/* name, direction, what it means and what to do about it */
 #define DROPS(X)                                                                                   \
-    X(not_ip, "outbound", "the device gave no whole IPv4 or IPv6 packet")                          \
-    X(bad_offload, "outbound", "a packet that contradicts its own offload header")                 \
-    X(bad_frame, "outbound", "the device gave no whole Ethernet frame")                            \
-    X(link_local, "outbound", "spanning tree and the like, which no bridge forwards")              \
+    X(not_ip, "outbound", "the device delivered no complete IPv4 or IPv6 packet")                  \
+    X(bad_offload, "outbound", "the packet contradicts its offload header")                        \
+    X(bad_frame, "outbound", "the device delivered no complete Ethernet frame")                    \
+    X(link_local, "outbound", "link-local group, such as spanning tree; no bridge forwards it")    \
     X(no_fdb, "outbound", "no peer is known for this MAC, and flooding is off")                    \
-    X(no_flood, "outbound", "broadcast and multicast, and flooding is off")                        \
-    X(storm, "outbound", "more flooded frames a second than a peer is sent")                       \
-    X(multicast, "outbound", "multicast and broadcast have no owner in a routed overlay")          \
-    X(no_route, "outbound", "no peer owns the destination; the sender was told by ICMP")           \
+    X(no_flood, "outbound", "broadcast or multicast, and flooding is off")                         \
+    X(storm, "outbound", "more flooded frames per second than the storm limit allows")             \
+    X(multicast, "outbound", "a routed overlay has no route for multicast and broadcast")          \
+    X(no_route, "outbound", "no peer has the destination; the sender got an ICMP error")           \
     X(unresolved, "outbound", "the peer's name has no address yet: check DNS")                     \
-    X(too_big, "outbound", "more than the path to the peer takes; the sender was told by ICMP")    \
-    X(blocked, "outbound", "the underlay refused with EPERM: look at this host's firewall")        \
+    X(too_big, "outbound", "larger than the path MTU of the peer; the sender got an ICMP error")   \
+    X(blocked, "outbound", "the kernel refused with EPERM: check this host's firewall")            \
     X(unreachable, "outbound", "this host has no route to the peer's address")                     \
     X(send_full, "outbound", "the socket's send buffer stayed full")                               \
-    X(send_failed, "outbound", "the underlay refused for another reason")                          \
-    X(unknown_source, "inbound", "the outer source address is no peer's")                          \
-    X(short_frame, "inbound", "too short for VXLAN and Ethernet headers, or cut off")              \
-    X(no_vni, "inbound", "not VXLAN: its I flag is not set")                                       \
-    X(other_vni, "inbound", "another overlay's VNI: compare --vni on both nodes")                  \
-    X(other_mac, "inbound", "for another VTEP's MAC: compare --mac here and mac= there")           \
-    X(loop, "inbound", "our own MAC is the source: another node has it, or a bridge loops")        \
-    X(peer_link_local, "inbound", "spanning tree and the like, which no bridge forwards")          \
-    X(peer_storm, "inbound", "more broadcast and multicast a second than is taken from a peer")    \
-    X(bad_neighbour, "inbound", "an ARP or NDP message that contradicts itself")                   \
-    X(group_mac, "inbound", "broadcast and multicast mean nothing to a routed overlay")            \
-    X(ethertype, "inbound", "neither IP nor ARP inside: it means nothing to a routed overlay")     \
-    X(bad_control, "inbound", "a control frame that cannot be read: compare versions")             \
-    X(control_full, "inbound", "control frames came faster than they could be read")               \
-    X(bad_inner, "inbound", "the inner packet's version or lengths are wrong")                     \
-    X(spoofed, "inbound", "the inner source is not in a prefix of the peer that sent it")          \
-    X(bad_ecn, "inbound", "congestion marked on a packet whose sender cannot know (RFC 6040)")     \
-    X(device_full, "inbound", "the device's reader does not keep up")                              \
-    X(device_refused, "inbound", "the device took no packet: is it up?")
+    X(send_failed, "outbound", "the kernel refused to send it for another reason")                 \
+    X(unknown_source, "inbound", "the outer source address belongs to no peer")                    \
+    X(short_frame, "inbound", "too short for VXLAN and Ethernet headers, or truncated")            \
+    X(no_vni, "inbound", "not VXLAN: the I flag is not set")                                       \
+    X(other_vni, "inbound", "the VNI of another overlay: compare --vni on both nodes")             \
+    X(other_mac, "inbound", "for the MAC of another VTEP: compare --mac here with mac= there")     \
+    X(loop, "inbound", "the source is this node's MAC: a duplicate MAC, or a bridge loop")         \
+    X(peer_link_local, "inbound",                                                                  \
+      "link-local group, such as spanning tree; no bridge forwards it")                            \
+    X(peer_storm, "inbound", "more group frames per second than the storm limit allows")           \
+    X(bad_neighbour, "inbound", "an invalid ARP or NDP message")                                   \
+    X(group_mac, "inbound", "a routed overlay does not forward broadcast and multicast")           \
+    X(ethertype, "inbound", "neither IP nor ARP: a routed overlay does not forward it")            \
+    X(bad_control, "inbound", "a control frame that cannot be parsed: compare versions")           \
+    X(control_full, "inbound", "control frames arrived faster than they could be read")            \
+    X(bad_inner, "inbound", "the version or a length of the inner packet is wrong")                \
+    X(spoofed, "inbound", "the inner source is not in a prefix of the sending peer")               \
+    X(bad_ecn, "inbound", "marked as congested, but its sender does not use ECN (RFC 6040)")       \
+    X(device_full, "inbound", "the device's queue is full: its reader is too slow")                \
+    X(device_refused, "inbound", "the device refused the packet: check that it is up")
 
 enum drop {
 #define X(name, direction, meaning) DROP_##name,
@@ -53,22 +54,22 @@ enum drop {
 };
 
 #define WORK(X)                                                                                    \
-    X(device_reads)          /* system calls that gave a packet */                                 \
-    X(device_writes)         /* system calls that took one */                                      \
-    X(super_packets_read)    /* packets larger than the MTU, cut here */                           \
-    X(super_packets_written) /* packets joined here */                                             \
+    X(device_reads)          /* system calls that returned a packet */                             \
+    X(device_writes)         /* system calls that wrote a packet */                                \
+    X(super_packets_read)    /* super-packets from the device, split here */                       \
+    X(super_packets_written) /* super-packets coalesced here */                                    \
     X(sends)                 /* sendmmsg calls */                                                  \
-    X(receives)              /* recvmmsg calls that gave a datagram */                             \
+    X(receives)              /* recvmmsg calls that returned a datagram */                         \
     X(datagrams_sent)                                                                              \
     X(datagrams_received)                                                                          \
     X(trains_sent) /* messages of more than one datagram */                                        \
     X(trains_received)                                                                             \
     X(icmp_sent)                                                                                   \
     X(frames_flooded)    /* from the device, to every peer */                                      \
-    X(neighbours_heard)  /* ARP and NDP messages from peers that say who has which MAC */          \
+    X(neighbours_heard)  /* ARP and NDP messages from peers that tell a MAC */                     \
     X(neighbour_answers) /* ARP and NDP requests answered here */                                  \
-    X(neighbour_floods)  /* those of the device that were flooded */                               \
-    X(socket_overflows)  /* datagrams the socket's full buffer lost before we saw them */
+    X(neighbour_floods)  /* ARP and NDP requests from the device that were flooded */              \
+    X(socket_overflows)  /* datagrams lost because the socket's buffer was full */
 
 struct work {
 #define X(name) uint64_t name;
@@ -78,7 +79,7 @@ struct work {
 
 struct traffic {
     uint64_t packets;
-    uint64_t bytes; /* of inner packets, IP header and all */
+    uint64_t bytes; /* of inner packets, with their IP headers */
 };
 
 struct counters {
@@ -107,8 +108,8 @@ static inline void count_drops(struct counters *counters, enum drop reason, uint
     counters->last_drop = 1 + (uint32_t)reason;
 }
 
-/* Adds `from` to `to`, as when a peer goes and the sums must not go back. */
-static inline void counters_fold(struct counters *to, const struct counters *from)
+/* Adds `from` to `to`, but for the last drop. */
+static inline void counters_add(struct counters *to, const struct counters *from)
 {
     count_traffic(&to->outbound, from->outbound.packets, from->outbound.bytes);
     count_traffic(&to->inbound, from->inbound.packets, from->inbound.bytes);

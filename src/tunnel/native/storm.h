@@ -1,7 +1,7 @@
 /*
- * Storm: a bound on flooded frames, so many a second and as many at once.
+ * Storm: limits flooded frames to a rate per second, with a burst of one second.
  *
- * A token bucket as one number, the time until which what was let through would take at that
+ * A token bucket kept as one number, the time at which all frames so far would have passed at that
  * rate: GCRA, ITU-T I.371. Times are monotonic nanoseconds.
  */
 #ifndef TUNNEL_STORM_H
@@ -12,8 +12,8 @@
 
 enum { STORM_NS = 1000000000 };
 
-/* Whether one more may pass, or `frames` at once that are one super-packet; `rate` a second, 0: no
- * bound. `until` begins as 0. */
+/* Whether `frames` frames, which are one packet or super-packet, may pass; if so, counts them.
+ * `rate` is per second, 0 for no limit; `until` is 0 at first. */
 static inline bool storm_allowed(uint64_t *until, uint32_t rate, uint32_t frames, uint64_t now)
 {
     if (!rate)

@@ -2,8 +2,8 @@
 
 #include <string.h>
 
-static bool fits(const struct trains *trains, const struct train *train, struct ticket ticket,
-                 size_t bytes)
+static bool can_join(const struct trains *trains, const struct train *train, struct ticket ticket,
+                     size_t bytes)
 {
     return !train->full && !ticket.alone && train->peer == ticket.peer &&
            train->socket == ticket.socket && train->ecn == ticket.ecn && train->own == ticket.own &&
@@ -28,8 +28,8 @@ static struct train *begin(struct trains *trains, struct ticket ticket, size_t b
     return train;
 }
 
-/* A piece that follows the last one in memory becomes part of it: the kernel copies fewer, longer
- * pieces faster. */
+/* Merges a piece that follows the last one in memory: the kernel copies few long pieces faster than
+ * many short ones. */
 static void append(struct train *train, const struct iovec *piece)
 {
     if (train->piece_count) {
@@ -52,7 +52,7 @@ bool trains_add(struct trains *trains, struct ticket ticket, const struct iovec 
     unsigned key = (ticket.peer * 31u + ticket.socket) % sizeof trains->newest;
     uint8_t *newest = &trains->newest[key];
     struct train *train = *newest ? &trains->at[*newest - 1] : NULL;
-    if (!train || !fits(trains, train, ticket, bytes)) {
+    if (!train || !can_join(trains, train, ticket, bytes)) {
         train = begin(trains, ticket, bytes);
         if (!train)
             return false;

@@ -1,10 +1,10 @@
 /*
- * Trains: datagrams for the underlay, gathered so that one system call sends many.
+ * Trains: collects datagrams for the underlay, so that one system call sends many.
  *
- * A train is one UDP_SEGMENT send: datagrams of one size to one peer from one socket, the last
- * may be shorter. Trains leave in the order in which they began, and a datagram joins only the
- * newest train of its peer and socket, so the order within a flow, which keeps its socket, is
- * never changed.
+ * A train is one UDP_SEGMENT send: datagrams of one size to one peer from one socket, of which the
+ * last may be shorter. Trains are sent in the order of their first datagrams, and a datagram joins
+ * only the newest train of its peer and socket. A flow keeps its socket, so its order never
+ * changes.
  */
 #ifndef TUNNEL_TRAINS_H
 #define TUNNEL_TRAINS_H
@@ -16,7 +16,8 @@
 
 enum {
     TRAINS_MAX = 64,
-    TRAIN_SEGMENTS_MAX = 127, /* the kernel takes 128 since 6.9, but counts the UDP header in */
+    TRAIN_SEGMENTS_MAX =
+        127, /* the kernel takes 128 since 6.9, but counts the UDP header as payload */
     TRAIN_BYTES_MAX = 65000,
     DATAGRAM_MAX = 65507, /* UDP over IPv4 */
 };
@@ -30,41 +31,41 @@ struct train {
     uint16_t peer;
     uint8_t socket;
     uint8_t ecn;
-    bool own;  /* frames of the node's, which are nobody's traffic */
-    bool full; /* nothing more may join: its last datagram is a shorter one */
-    int error; /* after the send: 0 or the errno */
+    bool own;  /* frames that the node itself sends; not counted as traffic */
+    bool full; /* its last datagram is shorter, so that none can follow */
+    int error; /* errno after the send, or 0 */
 };
 
 struct trains {
-    unsigned segments; /* most in one train; 1: no trains at all */
+    unsigned segments; /* most datagrams in a train; 1 turns trains off */
     unsigned count;
-    uint8_t newest[64]; /* by peer and socket: 1 + index of the train that may grow, 0: none */
+    uint8_t newest[64]; /* by peer and socket: 1 + index of the train that can grow, 0 for none */
     struct train at[TRAINS_MAX];
 };
 
-/* What a datagram needs to know to find its train. */
+/* Which train a datagram belongs to. */
 struct ticket {
     uint16_t peer;
     uint8_t socket;
     uint8_t ecn;
-    bool alone; /* this peer takes no trains */
-    bool own;   /* a frame of the node's, not of the device's */
+    bool alone; /* this peer gets no trains */
+    bool own;   /* from the node itself, not from the device */
 };
 
 /*
- * Adds a datagram of one or two pieces. Returns false, nothing changed, if all trains are taken:
- * send them, reset, and call again.
+ * Adds a datagram of one or two pieces. Returns false, with nothing changed, if all trains are in
+ * use: send them, reset, and call again.
  */
 bool trains_add(struct trains *trains, struct ticket ticket, const struct iovec *pieces,
                 unsigned count);
 
-/* A place between two datagrams of a train; zero is before the first. */
+/* A position in a train; zero is the first datagram. */
 struct train_cursor {
     unsigned piece;
     size_t offset;
 };
 
-/* Makes `single` hold the train's next datagram alone: its pieces and bytes, none at the end. */
+/* Sets the pieces and bytes of `single` to those of the next datagram; no pieces at the end. */
 void train_datagram(const struct train *train, struct train_cursor *cursor, struct train *single);
 
 /* Empties the batch. */

@@ -7,7 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Older C libraries lack these: linux/udp.h. */
+/* Missing in older C libraries: linux/udp.h. */
 #ifndef UDP_SEGMENT
 #define UDP_SEGMENT 103
 #endif
@@ -61,7 +61,7 @@ static bool is_full(int error)
     return error == EAGAIN || error == ENOBUFS;
 }
 
-/* Whether waiting a little may help; bounded, the loop has other work. */
+/* Whether to try again; waits a short time for space. The number of waits is limited. */
 static bool worth_waiting(int fd, int error, int *retries)
 {
     if (error == EINTR)
@@ -93,7 +93,7 @@ unsigned underlay_send(int fd, struct train *const *trains, unsigned count,
             struct train *refused = trains[next++];
             refused->error = errno;
             if (is_full(refused->error))
-                continue; /* the same call goes on: the bound on waiting is one for all */
+                continue; /* the limit on waits is shared by all trains of this call */
             break;
         }
         for (int i = 0; i < sent; i++, next++) {
@@ -154,7 +154,7 @@ int underlay_receive(struct underlay_socket *socket, struct receiver *receiver, 
     if (got < 0)
         return errno == EAGAIN ? 0 : -errno;
     work->receives++;
-    if (got > 0) /* the counter only grows: the last message has the newest */
+    if (got > 0) /* the counter only grows: the last message has its newest value */
         count_overflows(socket, &receiver->messages[got - 1].msg_hdr, work);
     return got;
 }
@@ -194,7 +194,7 @@ struct arrival underlay_arrival(struct receiver *receiver, unsigned index)
             arrival.ecn = int_from(control) & 3;
     }
     if (!arrival.size)
-        arrival.size = 1; /* an empty datagram: nothing to cut, and no loop without end */
+        arrival.size = 1; /* an empty datagram; avoids a division by zero */
     return arrival;
 }
 

@@ -1,5 +1,5 @@
 /*
- * VXLAN (RFC 7348) with its inner Ethernet header: the 22 bytes before an inner packet.
+ * VXLAN (RFC 7348) and inner Ethernet headers: the 22 bytes before an inner packet.
  *
  *   flags 0x08 | 3 reserved | VNI, 3 bytes | reserved | destination MAC | source MAC | EtherType
  */
@@ -22,13 +22,13 @@ enum {
     ETHERTYPE_ARP = 0x0806,
     ETHERTYPE_VLAN = 0x8100,
     ETHERTYPE_IP6 = 0x86dd,
-    ETHERTYPE_SERVICE_VLAN = 0x88a8, /* a provider's */
+    ETHERTYPE_SERVICE_VLAN = 0x88a8, /* of a provider */
     ETHERTYPE_CONTROL = 0x88b5 /* IEEE 802 local experimental */,
     MAC_SIZE = 6,
 };
 
-/* Where a frame goes that has an IP packet for a VTEP whose MAC is not known: "vtep" between
- * 02 (locally administered) and 00. Every node of ours accepts it beside its own. */
+/* The any-VTEP MAC, the destination of a packet for a VTEP whose MAC is unknown: "vtep" between 02
+ * (locally administered) and 00. Every node accepts it besides its own MAC. */
 extern const uint8_t any_vtep_mac[MAC_SIZE];
 
 struct vxlan_frame {
@@ -40,13 +40,13 @@ struct vxlan_frame {
 
 enum vxlan_verdict { VXLAN_OK, VXLAN_SHORT, VXLAN_NO_VNI };
 
-/* The VXLAN header alone. */
+/* Writes the VXLAN header only. */
 void vxlan_put_header(uint8_t *bytes, uint32_t vni);
 
 void vxlan_put(uint8_t *bytes, const struct vxlan_frame *frame);
 
-/* Reads the headers; VXLAN_SHORT if they are not all there, VXLAN_NO_VNI if the I flag is
- * clear. Other bits are ignored, as the RFC says. `frame` then points into `bytes`. */
+/* Parses the headers: VXLAN_SHORT if they are incomplete, VXLAN_NO_VNI if the I flag is clear.
+ * Other bits are ignored, as the RFC requires. `frame` points into `bytes`. */
 static inline enum vxlan_verdict vxlan_parse(const uint8_t *bytes, size_t length,
                                              struct vxlan_frame *frame)
 {

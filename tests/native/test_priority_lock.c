@@ -1,8 +1,5 @@
-/*
- * A thread that moves packets and others that want in, with real threads: built under
- * ThreadSanitizer as well.
- */
-#include "forwarder.h"
+/* The lock of a forwarder, with real threads: built under ThreadSanitizer as well. */
+#include "run.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -14,48 +11,48 @@
 
 #include "check.h"
 
-enum { VISITORS = 3, VISITS = 2000, NOT_YET = 99 };
+enum { HOLDERS = 3, TIMES = 2000, NOT_YET = 99 };
 
-/* ---- the gate alone ---- */
+/* ---- the lock alone ---- */
 
-static struct gate gate;
+static struct priority_lock lock;
 static atomic_bool over;
 static atomic_uint turns;
-static unsigned inside; /* by turns and visits, which are one at a time */
+static unsigned inside; /* counts every time that the lock was held: guarded by it */
 
-/* What the mover had done when this thread, already announced, began to wait. */
+/* Turns at low priority when this thread, already counted as waiting, began to wait. */
 static _Thread_local unsigned turns_before;
 
-int __real_pthread_mutex_lock(pthread_mutex_t *lock);
-int __wrap_pthread_mutex_lock(pthread_mutex_t *lock);
+int __real_pthread_mutex_lock(pthread_mutex_t *mutex);
+int __wrap_pthread_mutex_lock(pthread_mutex_t *mutex);
 
-int __wrap_pthread_mutex_lock(pthread_mutex_t *lock)
+int __wrap_pthread_mutex_lock(pthread_mutex_t *mutex)
 {
     turns_before = atomic_load(&turns);
-    return __real_pthread_mutex_lock(lock);
+    return __real_pthread_mutex_lock(mutex);
 }
 
-static void *take_turns(void *unused)
+static void *hold_low(void *unused)
 {
     while (!atomic_load(&over)) {
-        gate_begin(&gate);
+        priority_lock_low(&lock);
         inside++;
         atomic_fetch_add(&turns, 1);
-        gate_end(&gate);
+        priority_unlock_low(&lock);
     }
     return unused;
 }
 
-static void *visit(void *unused)
+static void *hold_high(void *unused)
 {
-    for (int i = 0; i < VISITS; i++) {
-        if (i % 2 || !gate_try(&gate)) {
-            gate_enter(&gate);
-            /* One that was under way; a mover that stood back began no other. */
+    for (int i = 0; i < TIMES; i++) {
+        if (i % 2 || !priority_trylock_high(&lock)) {
+            priority_lock_high(&lock);
+            /* The turn that was under way: no other begins before this one. */
             CHECK(atomic_load(&turns) - turns_before <= 1);
         }
         inside++;
-        gate_leave(&gate);
+        priority_unlock_high(&lock);
     }
     return unused;
 }
@@ -72,44 +69,44 @@ static void join(pthread_t thread)
     CHECK(pthread_join(thread, NULL) == 0);
 }
 
-TEST(a_visitor_waits_for_one_turn_at_most)
+TEST(high_priority_waits_for_one_turn_at_most)
 {
-    pthread_t visitors[VISITORS];
-    CHECK(gate_open(&gate));
-    pthread_t mover = start(take_turns, NULL);
-    for (int i = 0; i < VISITORS; i++)
-        visitors[i] = start(visit, NULL);
-    for (int i = 0; i < VISITORS; i++)
-        join(visitors[i]);
+    pthread_t holders[HOLDERS];
+    CHECK(priority_lock_init(&lock));
+    pthread_t low = start(hold_low, NULL);
+    for (int i = 0; i < HOLDERS; i++)
+        holders[i] = start(hold_high, NULL);
+    for (int i = 0; i < HOLDERS; i++)
+        join(holders[i]);
     unsigned seen = atomic_load(&turns);
-    while (atomic_load(&turns) < seen + 10) /* it goes on once they have left */
+    while (atomic_load(&turns) < seen + 10) /* low priority goes on after them */
         sched_yield();
     atomic_store(&over, true);
-    join(mover);
-    CHECK_EQ(inside, VISITORS * VISITS + atomic_load(&turns));
-    CHECK_EQ(atomic_load(&gate.visitors), 0);
-    gate_close(&gate);
+    join(low);
+    CHECK_EQ(inside, HOLDERS * TIMES + atomic_load(&turns));
+    CHECK_EQ(atomic_load(&lock.high), 0);
+    priority_lock_destroy(&lock);
 }
 
-TEST(nobody_is_let_in_who_would_have_to_wait)
+TEST(trylock_fails_where_it_would_wait)
 {
-    CHECK(gate_open(&gate));
-    gate_begin(&gate);
-    CHECK(!gate_try(&gate));
-    gate_end(&gate);
-    CHECK(gate_try(&gate));
-    CHECK(!gate_try(&gate));
-    gate_leave(&gate);
-    CHECK_EQ(atomic_load(&gate.visitors), 0);
-    gate_close(&gate);
+    CHECK(priority_lock_init(&lock));
+    priority_lock_low(&lock);
+    CHECK(!priority_trylock_high(&lock));
+    priority_unlock_low(&lock);
+    CHECK(priority_trylock_high(&lock));
+    CHECK(!priority_trylock_high(&lock));
+    priority_unlock_high(&lock);
+    CHECK_EQ(atomic_load(&lock.high), 0);
+    priority_lock_destroy(&lock);
 }
 
-/* ---- a forwarder in a thread of its own ---- */
+/* ---- a forwarder in a thread ---- */
 
 struct runner {
     struct forwarder *forwarder;
     int device; /* the far end */
-    int watch;
+    int epoll;
     int stop;
     pthread_t thread;
     atomic_int result;
@@ -120,16 +117,16 @@ static void *run(void *with)
 {
     struct runner *runner = with;
     int failed = -1;
-    int result = forwarder_run(runner->forwarder, runner->watch, runner->stop, &failed);
+    int result = forwarder_run(runner->forwarder, runner->epoll, runner->stop, &failed);
     runner->failed = failed;
     atomic_store(&runner->result, result);
     return NULL;
 }
 
-static void watch(const struct runner *runner, int fd)
+static void add_to_epoll(const struct runner *runner, int fd)
 {
     struct epoll_event event = {.events = EPOLLIN, .data.fd = fd};
-    CHECK(epoll_ctl(runner->watch, EPOLL_CTL_ADD, fd, &event) == 0);
+    CHECK(epoll_ctl(runner->epoll, EPOLL_CTL_ADD, fd, &event) == 0);
 }
 
 static struct runner *runner_new(void)
@@ -139,12 +136,12 @@ static struct runner *runner_new(void)
     CHECK(runner && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0, pair) == 0);
     runner->forwarder = forwarder_new();
     runner->device = pair[1];
-    runner->watch = epoll_create1(0);
+    runner->epoll = epoll_create1(0);
     runner->stop = eventfd(0, EFD_NONBLOCK);
-    CHECK(runner->forwarder && runner->watch >= 0 && runner->stop >= 0);
+    CHECK(runner->forwarder && runner->epoll >= 0 && runner->stop >= 0);
     runner->forwarder->device = (struct device){.fd = pair[0], .output = pair[0]};
-    watch(runner, pair[0]);
-    watch(runner, runner->stop);
+    add_to_epoll(runner, pair[0]);
+    add_to_epoll(runner, runner->stop);
     return runner;
 }
 
@@ -170,7 +167,7 @@ static void runner_free(struct runner *runner)
 {
     close(runner->forwarder->device.fd);
     close(runner->device);
-    close(runner->watch);
+    close(runner->epoll);
     close(runner->stop);
     forwarder_free(runner->forwarder);
     free(runner);
@@ -178,13 +175,13 @@ static void runner_free(struct runner *runner)
 
 static uint64_t reads_of(struct runner *runner)
 {
-    gate_enter(&runner->forwarder->gate);
+    priority_lock_high(&runner->forwarder->lock);
     uint64_t reads = runner->forwarder->work.device_reads;
-    gate_leave(&runner->forwarder->gate);
+    priority_unlock_high(&runner->forwarder->lock);
     return reads;
 }
 
-/* Keeps the device from ever being empty. */
+/* Keeps packets in the device all the time. */
 static void *flood(void *with)
 {
     const struct runner *runner = with;
@@ -194,7 +191,7 @@ static void *flood(void *with)
     return NULL;
 }
 
-TEST(it_runs_until_it_is_stopped)
+TEST(runs_until_it_is_stopped)
 {
     struct runner *runner = runner_new();
     runner_start(runner);
@@ -204,11 +201,11 @@ TEST(it_runs_until_it_is_stopped)
     CHECK_EQ(atomic_load(&runner->result), NOT_YET);
     runner_stop(runner);
     CHECK_EQ(runner_join(runner), 0);
-    CHECK_EQ(runner->forwarder->peers.nobody.drops[DROP_not_ip], 1);
+    CHECK_EQ(runner->forwarder->peers.unknown.drops[DROP_not_ip], 1);
     runner_free(runner);
 }
 
-TEST(stopped_before_it_starts_it_moves_nothing)
+TEST(moves_nothing_if_stopped_before_the_start)
 {
     struct runner *runner = runner_new();
     CHECK_EQ(send(runner->device, "x", 1, 0), 1);
@@ -219,7 +216,7 @@ TEST(stopped_before_it_starts_it_moves_nothing)
     runner_free(runner);
 }
 
-TEST(tables_change_while_packets_keep_coming)
+TEST(tables_change_while_packets_arrive)
 {
     struct runner *runner = runner_new();
     struct forwarder *forwarder = runner->forwarder;
@@ -230,25 +227,25 @@ TEST(tables_change_while_packets_keep_coming)
     pthread_t sender = start(flood, runner);
     while (!reads_of(runner))
         sched_yield();
-    for (int i = 0; i < VISITS; i++) {
+    for (int i = 0; i < TIMES; i++) {
         struct route_table *table = route_table_new(&route, (size_t)(i % 2));
-        gate_enter(&forwarder->gate);
+        priority_lock_high(&forwarder->lock);
         CHECK(peers_put(&forwarder->peers, 0, &address, 9, mac));
         route_table_free(forwarder->routes);
         forwarder->routes = table;
-        gate_leave(&forwarder->gate);
+        priority_unlock_high(&forwarder->lock);
     }
     uint64_t reads = reads_of(runner);
     while (reads_of(runner) == reads)
         sched_yield();
     runner_stop(runner);
-    CHECK_EQ(runner_join(runner), 0); /* under load, too */
+    CHECK_EQ(runner_join(runner), 0); /* also under load */
     atomic_store(&over, true);
     join(sender);
     runner_free(runner);
 }
 
-TEST(a_descriptor_that_fails_is_named)
+TEST(reports_the_descriptor_that_failed)
 {
     struct runner *runner = runner_new();
     runner_start(runner);
@@ -259,22 +256,22 @@ TEST(a_descriptor_that_fails_is_named)
     runner_free(runner);
 }
 
-TEST(an_epoll_that_is_none_is_named)
+TEST(reports_a_descriptor_that_is_no_epoll)
 {
     struct runner *runner = runner_new();
-    int watched = runner->watch;
-    runner->watch = runner->stop;
+    int before = runner->epoll;
+    runner->epoll = runner->stop;
     runner_start(runner);
     CHECK_EQ(runner_join(runner), -EINVAL);
     CHECK_EQ(runner->failed, runner->stop);
-    runner->watch = watched;
+    runner->epoll = before;
     runner_free(runner);
 }
 
-TEST(a_lost_offload_is_told_once_and_it_can_go_on)
+TEST(returns_once_for_a_lost_offload_and_can_go_on)
 {
     struct runner *runner = runner_new();
-    runner->forwarder->news = true;
+    runner->forwarder->attention = true;
     CHECK_EQ(send(runner->device, "x", 1, 0), 1);
     runner_start(runner);
     CHECK_EQ(runner_join(runner), 1);
