@@ -99,7 +99,7 @@ async def test_drops_say_what_to_do(path: Path) -> None:
         drops = {drop["reason"]: drop for drop in await node.call("drops")}
         assert drops["no_route"]["count"] == 1
         assert drops["no_route"]["direction"] == "outbound"
-        assert "no peer owns" in drops["no_route"]["meaning"]
+        assert "no peer has" in drops["no_route"]["meaning"]
         assert drops["spoofed"]["count"] == 0
 
 
