@@ -146,6 +146,8 @@ class StoreConfigSource:
 
     async def _find_addresses(self) -> dict[int, Address]:
         config, local = self._config, self._config.node.local
+        if local is not None and local.is_loopback:  # nodes that share one host
+            return {local.version: local}
         async with Netlink() as netlink:
             return await find_addresses(
                 netlink,

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import ipaddress
+import re
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -12,9 +13,9 @@ from typing import Self
 
 import pytest
 
+from examples import cluster_embed
 from tunnel import supervise
 from tunnel.cluster import Cluster, ClusterConfig, DirectoryStore, Registry, make_network
-from tunnel.cluster import config_source as joining
 from tunnel.cluster.member import LEASE_KEEPER, PEER_UPDATER, STORE_FOLLOWER
 from tunnel.cluster.record import Record
 from tunnel.cluster.stores.base import Batch, Snapshot
@@ -111,17 +112,17 @@ def member(
     tmp_path: Path, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Cluster]:
     """Makes a node at 127.0.0.1 whose lease lasts two seconds."""
-
-    async def find_addresses(*_: object, **__: object) -> dict[int, ipaddress.IPv4Address]:
-        return {4: ipaddress.IPv4Address("127.0.0.1")}
-
-    monkeypatch.setattr(joining, "find_addresses", find_addresses)
     monkeypatch.setattr(supervise, "SHORTEST", 0.3)
 
     def make() -> Cluster:
-        options = {"store": store.address, "state-dir": tmp_path / "state", "name": "tunnel7",
-                   "subnet-lease-ttl": 2}  # fmt: skip
-        return Cluster(ClusterConfig.from_options(options), device=None, store=store)
+        config = ClusterConfig(
+            store=store.address,
+            state_dir=tmp_path / "state",
+            name="tunnel7",
+            local="127.0.0.1",
+            ttl=2,
+        )
+        return Cluster(config, device=None, store=store)
 
     return make
 
@@ -285,3 +286,15 @@ async def test_what_is_known_is_saved_and_read_again(
         store.silent = False
         await until(lambda: (status := node.tunnel.status().store) and status.key)
         assert node.tunnel.config.subnets == subnets
+
+
+def test_a_program_makes_a_cluster_from_public_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asyncio.run(cluster_embed.main(tmp_path))
+    said = capsys.readouterr().out
+    assert re.fullmatch(
+        r"node1 has 10\.42\.\d+\.0/24\nnode2 has 10\.42\.\d+\.0/24\n"
+        r"node2 got 'are you there\?'\n",
+        said,
+    )
