@@ -1,9 +1,9 @@
-"""``tunnel network``: what a cluster has agreed upon in its store, and who has which subnet."""
+"""``tunnel network``: the network of a cluster in its store, and the subnets of its nodes."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,10 +13,11 @@ from rich.text import Text
 
 from tunnel.cli import output
 from tunnel.cli.options import option_groups
+from tunnel.cluster.network import Pool
 from tunnel.cluster.registry import Registry, SubnetHolder, make_network, make_owner, open_store
 from tunnel.config.merged import MergedOptions
 from tunnel.errors import ConfigError
-from tunnel.types import parse_address, parse_prefix
+from tunnel.types import Address, Prefix, parse_address, parse_prefix
 
 T = TypeVar("T")
 Verb = TypeVar("Verb", bound=Callable[..., Any])
@@ -25,9 +26,9 @@ Verb = TypeVar("Verb", bound=Callable[..., Any])
 @click.group(no_args_is_help=False)
 def network() -> None:
     """
-    Look after the network that a cluster's nodes find in a store.
+    Manage the network of a cluster in its store.
 
-    The store is etcd, with the keys that flannel has, or a directory.
+    The store is etcd, with flannel's keys, or a shared directory.
     """
 
 
@@ -37,22 +38,22 @@ def _options(verb: Verb) -> Verb:
         "--config",
         type=click.Path(readable=False, path_type=Path),
         metavar="FILE",
-        help='The store as the file of "tunnel up --config" names it; flags override it.',
+        help='Read the store from a file of "tunnel up --config". Flags override it.',
     )(verb)
     return option_groups("store")(verb)
 
 
-def _ask(
-    question: Callable[[Registry], Awaitable[T]], *, config: Path | None, words: dict[str, Any]
+def _run(
+    request: Callable[[Registry], Awaitable[T]], *, config: Path | None, options: dict[str, Any]
 ) -> T:
-    """What the store answers. Raises TunnelError."""
-    made = MergedOptions.from_click(config, words).read_store()
+    """The result of `request`. Raises TunnelError."""
+    cluster = MergedOptions.from_click(config, options).read_store()
 
-    async def conversation() -> T:
-        async with open_store(made) as store:
-            return await question(Registry(store, prefix=made.etcd_prefix))
+    async def run() -> T:
+        async with open_store(cluster) as store:
+            return await request(Registry(store, prefix=cluster.etcd_prefix))
 
-    return asyncio.run(conversation())
+    return asyncio.run(run())
 
 
 @network.command()
@@ -62,20 +63,49 @@ def _ask(
     multiple=True,
     required=True,
     metavar="PREFIX",
-    help="The whole overlay's prefix, one of each family.",
+    help="Prefix of the overlay. Repeat it for the other address family.",
 )
-@click.option("--subnet-len", type=int, metavar="N", help="Of each node's.  [default: 24]")
-@click.option("--subnet-min", metavar="ADDR", help="The first.  [default: the second there is]")
-@click.option("--subnet-max", metavar="ADDR", help="The last.  [default: the last there is]")
-@click.option("--ipv6-subnet-len", type=int, metavar="N", help="The same.  [default: 64]")
-@click.option("--ipv6-subnet-min", metavar="ADDR", help="The same for IPv6.")
-@click.option("--ipv6-subnet-max", metavar="ADDR", help="The same for IPv6.")
-@click.option("--vni", type=int, default=1, show_default=True, metavar="N", help="Which overlay.")
 @click.option(
-    "--port", type=int, default=8472, show_default=True, metavar="N", help="Everybody's UDP port."
+    "--subnet-len",
+    type=int,
+    metavar="N",
+    help="Prefix length of a node's IPv4 subnet.  [default: 24]",
 )
-@click.option("--mtu", type=int, metavar="N", help="The underlay's.  [default: each node's own]")
-@click.option("--replace", is_flag=True, help="Write over another one; nodes have to be restarted.")
+@click.option(
+    "--subnet-min", metavar="ADDR", help="First IPv4 subnet for nodes.  [default: the second]"
+)
+@click.option(
+    "--subnet-max", metavar="ADDR", help="Last IPv4 subnet for nodes.  [default: the last]"
+)
+@click.option(
+    "--ipv6-subnet-len",
+    type=int,
+    metavar="N",
+    help="Prefix length of a node's IPv6 subnet.  [default: 64]",
+)
+@click.option(
+    "--ipv6-subnet-min", metavar="ADDR", help="First IPv6 subnet for nodes.  [default: the second]"
+)
+@click.option(
+    "--ipv6-subnet-max", metavar="ADDR", help="Last IPv6 subnet for nodes.  [default: the last]"
+)
+@click.option(
+    "--vni", type=int, default=1, show_default=True, metavar="N", help="VNI of the overlay."
+)
+@click.option(
+    "--port", type=int, default=8472, show_default=True, metavar="N", help="UDP port of every node."
+)
+@click.option(
+    "--mtu",
+    type=int,
+    metavar="N",
+    help="MTU of the underlay.  [default: that of each node's interface]",
+)
+@click.option(
+    "--replace",
+    is_flag=True,
+    help="Write over a different network. Every node has to be restarted.",
+)
 @_options
 def init(
     *,
@@ -86,117 +116,125 @@ def init(
     replace: bool,
     config: Path | None,
     as_json: bool,
-    **words: Any,
+    **options: Any,
 ) -> None:
     """
-    Write the network's config, which nodes wait for.
+    Write the config of the network, for which nodes wait.
 
     \b
       tunnel network init --network 10.244.0.0/16 --etcd-endpoints http://192.0.2.9:2379
     """
-    families = [parse_prefix(one) for one in networks]
-    lengths = {6: words.pop("ipv6_subnet_len"), 4: words.pop("subnet_len")}
+    lengths = {6: options.pop("ipv6_subnet_len"), 4: options.pop("subnet_len")}
     ends = {
-        family: tuple(
-            None if text is None else parse_address(text)
-            for text in (words.pop(f"{prefix}subnet_min"), words.pop(f"{prefix}subnet_max"))
-        )
-        for family, prefix in {4: "", 6: "ipv6_"}.items()
+        version: [_parse_optional(options.pop(f"{prefix}subnet_{end}")) for end in ("min", "max")]
+        for version, prefix in {4: "", 6: "ipv6_"}.items()
     }
-    made = make_network(families, lengths=lengths, ends=ends, vni=vni, port=port, mtu=mtu)
-    _ask(lambda registry: registry.create(made, replace=replace), config=config, words=words)
-    _show(as_json=as_json, config=config, words=words)
+    made = make_network(networks, lengths=lengths, ends=ends, vni=vni, port=port, mtu=mtu)
+    _run(lambda registry: registry.create(made, replace=replace), config=config, options=options)
+    _show(as_json=as_json, config=config, options=options)
+
+
+def _parse_optional(text: str | None) -> Address | None:
+    return None if text is None else parse_address(text)
 
 
 @network.command()
 @_options
-def show(config: Path | None, as_json: bool, **words: Any) -> None:
+def show(config: Path | None, as_json: bool, **options: Any) -> None:
     """
-    Show the network's config, and what is wrong with it.
+    Show the config of the network, and its faults.
 
-    Exit code 1 if something is.
+    Exit code 1 if it has any.
     """
-    _show(as_json=as_json, config=config, words=words)
+    _show(as_json=as_json, config=config, options=options)
 
 
-def _show(*, as_json: bool, config: Path | None, words: dict[str, Any]) -> None:
-    found, remarks = _ask(lambda registry: registry.show(), config=config, words=words)
-    pools = [
-        {
-            "network": str(pool.network),
-            "subnet_length": pool.length,
-            "first": str(pool.first),
-            "last": str(pool.last),
-            "subnets": pool.size,
-        }
-        for pool in (found.pools if found else ())
-    ]
-    facts = {"vni": found.vni, "port": found.port, "mtu": found.mtu} if found else {}
+def _show(*, as_json: bool, config: Path | None, options: dict[str, Any]) -> None:
+    found, remarks = _run(lambda registry: registry.show(), config=config, options=options)
     if as_json:
-        output.print_json({"valid": bool(found), "pools": pools, **facts, "remarks": remarks})
-    else:
-        for pool in pools:
-            click.echo(
-                f"{pool['network']}: {pool['subnets']} subnets of /{pool['subnet_length']}, "
-                f"{pool['first']} to {pool['last']}"
-            )
-        if found:
-            mtu = f", underlay mtu {found.mtu}" if found.mtu else ""
-            click.echo(f"vni {found.vni}, port {found.port}{mtu}")
+        values = {"vni": found.vni, "port": found.port, "mtu": found.mtu} if found else {}
+        pools = [_pool_as_json(pool) for pool in found.pools] if found else []
+        output.print_json({"valid": bool(found), "pools": pools, **values, "remarks": remarks})
+    elif found:
+        for pool in found.pools:
+            subnets = f"{pool.size} subnets of /{pool.length}, {pool.first} to {pool.last}"
+            click.echo(f"{pool.network}: {subnets}")
+        mtu = f", underlay mtu {found.mtu}" if found.mtu else ""
+        click.echo(f"vni {found.vni}, port {found.port}{mtu}")
+    if not as_json:
         for remark in remarks:
             click.echo(remark if found else f"wrong: {remark}")
     if found is None:
         click.get_current_context().exit(1)
 
 
+def _pool_as_json(pool: Pool) -> dict[str, Any]:
+    return {
+        "network": str(pool.network),
+        "subnet_length": pool.length,
+        "first": str(pool.first),
+        "last": str(pool.last),
+        "subnets": pool.size,
+    }
+
+
 @network.command()
 @_options
-def leases(config: Path | None, as_json: bool, **words: Any) -> None:
-    """Show who has which subnet, and for how long if he does not renew it."""
-    found = _ask(lambda registry: registry.leases(), config=config, words=words)
+def leases(config: Path | None, as_json: bool, **options: Any) -> None:
+    """Show which node has which subnet, and until when unless the node renews it."""
+    found = _run(lambda registry: registry.leases(), config=config, options=options)
     if as_json:
-        output.print_json([_plain(one) for one in found])
+        output.print_json([_holder_as_json(holder) for holder in found])
         return
     if not found:
-        click.echo("no subnet is taken")
+        click.echo("no node has a subnet")
         return
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for title in ("subnet", "node", "address", "MAC", "state", "ends in"):
-        # Where there is no room for all of them ids are folded, and none is cut off.
+        # In a narrow terminal ids are folded, never cut off.
         table.add_column(title, overflow="fold", no_wrap=title in ("MAC", "state", "ends in"))
-    for one in found:
-        addresses = [str(address) for address in (one.address, one.address6) if address]
-        row = (
-            ", ".join(map(str, one.subnets)),
-            one.node or (one.backend and f"({one.backend})") or "-",
-            ", ".join(addresses) or "-",
-            one.mac or "-",
-            one.state,
-            "never" if one.remaining is None else output.duration(one.remaining),
-        )
-        table.add_row(*map(Text, row))
+    for holder in found:
+        table.add_row(*map(Text, _row(holder)))
     output.console().print(table)
 
 
-def _plain(one: SubnetHolder) -> dict[str, Any]:
+def _row(holder: SubnetHolder) -> tuple[str, ...]:
+    addresses = [str(address) for address in (holder.address, holder.address6) if address]
+    return (
+        ", ".join(map(str, holder.subnets)),
+        holder.node or (holder.backend and f"({holder.backend})") or "-",
+        ", ".join(addresses) or "-",
+        holder.mac or "-",
+        holder.state,
+        "never" if holder.remaining is None else output.duration(holder.remaining),
+    )
+
+
+def _holder_as_json(holder: SubnetHolder) -> dict[str, Any]:
     return {
-        "subnets": [str(subnet) for subnet in one.subnets],
-        "node": one.node,
-        "address": str(one.address) if one.address else None,
-        "address6": str(one.address6) if one.address6 else None,
-        "mac": one.mac or None,
-        "backend": one.backend,
-        "state": one.state,
-        "remaining": one.remaining,
+        "subnets": [str(subnet) for subnet in holder.subnets],
+        "node": holder.node,
+        "address": str(holder.address) if holder.address else None,
+        "address6": str(holder.address6) if holder.address6 else None,
+        "mac": holder.mac or None,
+        "backend": holder.backend,
+        "state": holder.state,
+        "remaining": holder.remaining,
     }
 
 
 @network.command()
 @click.argument("subnets", metavar="SUBNET...", nargs=-1, required=True)
 @click.option(
-    "--node", "owner", metavar="ID", default="", help='Whose: see "tunnel network leases".'
+    "--node",
+    "owner",
+    metavar="ID",
+    default="",
+    help='The node, by the id in "tunnel network leases".',
 )
-@click.option("--for", "address", metavar="ADDR", default="", help="Whose, by its public address.")
+@click.option(
+    "--for", "address", metavar="ADDR", default="", help="The node, by its public address."
+)
 @_options
 def reserve(
     subnets: tuple[str, ...],
@@ -204,36 +242,37 @@ def reserve(
     address: str,
     config: Path | None,
     as_json: bool,
-    **words: Any,
+    **options: Any,
 ) -> None:
     """
-    Keep a subnet for a node, or one of each family, until it is released.
+    Reserve a subnet for a node, or one of each family, until it is released.
 
-    Its node gets it when it is started next, and keeps it however long it is away.
+    The node gets it at its next start, and keeps it for any time that it is away.
     """
     if bool(owner) == bool(address):
-        raise ConfigError("whose? (give --node ID, or --for ADDR)")
-    wanted = tuple(sorted((parse_prefix(one) for one in subnets), key=lambda one: one.version))
+        raise ConfigError("for which node? (give --node ID, or --for ADDR)")
+    wanted = tuple(sorted(map(parse_prefix, subnets), key=lambda subnet: subnet.version))
     record = make_owner(node=owner, address=address)
-    _ask(lambda registry: registry.reserve(wanted, owner=record), config=config, words=words)
-    _changed("added", wanted, as_json=as_json)
+    _run(lambda registry: registry.reserve(wanted, owner=record), config=config, options=options)
+    _print_change("added", wanted, as_json=as_json)
 
 
 @network.command()
 @click.argument("subnets", metavar="SUBNET...", nargs=-1, required=True)
-@click.option("--force", is_flag=True, help="A node's lease as well, if that is gone for good.")
+@click.option(
+    "--force", is_flag=True, help="Also release the lease of a node, if that is gone for good."
+)
 @_options
 def release(
-    subnets: tuple[str, ...], force: bool, config: Path | None, as_json: bool, **words: Any
+    subnets: tuple[str, ...], force: bool, config: Path | None, as_json: bool, **options: Any
 ) -> None:
-    """Let a reservation go: others may get that subnet."""
+    """Release a reservation: other nodes may get the subnet."""
     wanted = [parse_prefix(one) for one in subnets]
-    gone = _ask(lambda registry: registry.release(wanted, force=force), config=config, words=words)
-    _changed("removed", gone, as_json=as_json)
+    released = _run(
+        lambda registry: registry.release(wanted, force=force), config=config, options=options
+    )
+    _print_change("removed", released, as_json=as_json)
 
 
-def _changed(what: str, subnets: tuple[Any, ...], *, as_json: bool) -> None:
-    if as_json:
-        output.print_json({what: [str(one) for one in subnets]})
-    else:
-        click.echo("\n".join(f"{'+' if what == 'added' else '-'} {one}" for one in subnets))
+def _print_change(what: str, subnets: Iterable[Prefix], *, as_json: bool) -> None:
+    output.print_changes({what: [str(subnet) for subnet in subnets]}, as_json=as_json)

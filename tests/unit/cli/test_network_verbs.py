@@ -95,12 +95,12 @@ def test_what_is_wrong_in_the_store_is_shown(network: Verb, store: Path) -> None
 
 def test_a_subnet_is_kept_for_a_node(network: Verb) -> None:
     network.tell("init --network 10.42.0.0/16")
-    assert network.tell("leases") == "no subnet is taken\n"
+    assert network.tell("leases") == "no node has a subnet\n"
     assert network.tell("reserve 10.42.7.0/24 --for 192.0.2.3") == "+ 10.42.7.0/24\n"
     network.ask("reserve 10.42.7.0/24 --for 192.0.2.3", schema="change")  # again is fine
     assert "overlaps" in network.tell("reserve 10.42.7.0/24 --node abc", code=2)
     assert "not what a node has" in network.tell("reserve 10.42.8.0/25 --node abc", code=2)
-    assert "whose?" in network.tell("reserve 10.42.8.0/24", code=2)
+    assert "for which node?" in network.tell("reserve 10.42.8.0/24", code=2)
     assert "'host7' is not an IP" in network.tell("reserve 10.42.8.0/24 --for host7", code=2)
     assert "Node is no id" in network.tell("reserve 10.42.8.0/24 --node a:b", code=2)
     (one,) = network.ask("leases", schema="leases")
@@ -124,7 +124,7 @@ def test_the_store_of_a_file(
     assert "no store is given" in network.tell("leases", code=2)
     (tmp_path / "a.toml").write_text(f'store = "{tmp_path}"\nmtu = 1400\n')
     network.tell(f"init --network 10.42.0.0/16 --config {tmp_path}/a.toml")
-    assert network.tell(f"leases --config {tmp_path}/a.toml") == "no subnet is taken\n"
+    assert network.tell(f"leases --config {tmp_path}/a.toml") == "no node has a subnet\n"
 
 
 STATUS: dict[str, Any] = {
