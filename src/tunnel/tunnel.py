@@ -103,6 +103,7 @@ class Tunnel:
     # From its beginning to its end.
 
     async def __aenter__(self) -> Self:
+        self._node.check_new()  # a tunnel that is open stays open
         try:
             await self._node.open()
         except BaseException:
@@ -188,7 +189,7 @@ class Tunnel:
             if word not in ("peer", "loop"):
                 raise ConfigError(f"{word} cannot change while it runs (restart it)", key=(word,))
         self._node.check_open()
-        await self._node.peers.become(config.peers)
+        await self._node.peers.replace(config.peers)
 
     async def renumber(self, config: Config) -> None:
         """
@@ -354,7 +355,7 @@ class Tunnel:
         out every second for a while; without `watch` it changes nothing.
         """
         if watch:
-            self._opened.peers.prober.watch()
+            self._opened.peers.monitor.watch()
         return snapshot.read_status(self._opened)
 
     def describe(self) -> str:
@@ -369,12 +370,12 @@ class Tunnel:
 
     def neighbours(self) -> dict[Endpoint, Neighbour]:
         """Which MAC each peer's VTEP has, and who said so."""
-        vteps = self._opened.peers.vteps
-        return {endpoint: vteps.get(endpoint) for endpoint in self.peers}
+        peers = self._opened.peers
+        return {endpoint: peers.neighbour(endpoint) for endpoint in peers.indices}
 
     def gateway(self, prefix: Prefix) -> Address | None:
         """By which VTEP's address the kernel routes a peer's prefix; None in TUN mode."""
-        return self._opened.peers.vteps.via(prefix)
+        return self._opened.peers.gateway(prefix)
 
     async def routes(self) -> tuple[Route, ...]:
         """

@@ -277,7 +277,7 @@ async def test_a_name_that_moves_leads_to_another_node(monkeypatch: pytest.Monke
     async with asyncio.timeout(20), one, others[0], others[1]:
         await until(lambda: peer_of(one).path_mtu == LOOPBACK_MTU)
         leads_to = three
-        await one._node.peers.resolve(named)
+        await one._node.peers.resolver.resolve(named)
         known = peer_of(one)
         assert str(known.address) == three
         assert (known.state, known.path_mtu, known.rtt) == (PeerState.UNKNOWN, None, None)

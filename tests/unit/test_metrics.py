@@ -280,7 +280,7 @@ async def test_a_scrape_is_no_look() -> None:
     """Echoes are as seldom as without it."""
     async with serving() as (tunnel, _):
         looks = []
-        tunnel._node.peers.prober.watch = lambda: looks.append(1)  # type: ignore[method-assign]
+        tunnel._node.peers.monitor.watch = lambda: looks.append(1)  # type: ignore[method-assign]
         list(TunnelCollector(tunnel).collect())
         assert not looks
         tunnel.status()

@@ -44,7 +44,7 @@ def remove(node: Node, mac: Mac, *, vlan: int | None) -> None:
 
 def flush(node: Node, *, learned: bool) -> tuple[FdbEntry, ...]:
     """Removes all but those of VTEPs, or only the `learned` ones. Returns which."""
-    table, owner = _table(node), node.peers.vteps.owner
+    table, owner = _table(node), node.peers.find_vtep
     if learned:
         gone = [entry for entry in entries(node) if not entry.static]
     else:
@@ -64,7 +64,7 @@ def _check(node: Node, mac: Mac, *, vlan: int | None) -> None:
     """That this is an entry which people may change."""
     if vlan is not None and not 1 <= vlan <= 4094:
         raise ConfigError(f"VLAN {vlan} is out of range (1 to 4094)")
-    owner = node.peers.vteps.owner(mac) if vlan is None else None
+    owner = node.peers.find_vtep(mac) if vlan is None else None
     if owner is not None:
         raise ConfigError(f"FDB entry {mac} is that of peer {owner} itself (it goes with it)")
     if mac == node.underlay.mac:

@@ -1,63 +1,64 @@
 """
-The one place where the planes meet: descriptors are opened, tables kept true, all undone.
+One running node: opens its parts in order, answers for its state, and undoes everything.
 
-    peers  ->  membership  ->  actions  ->  forwarder's tables, kernel routes
-    device or socket is readable  ->  forwarder.outbound, forwarder.inbound
+    open   netlink -> device -> privileges, configuration -> sockets -> tables -> kernel -> packets
+    close  the same, backwards
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from typing import Protocol
 
 from tunnel._native import Fdb, Forwarder
-from tunnel.config.node import AUTO_WORKERS, Config
-from tunnel.errors import ClosedError, ConfigError, DeviceError, StateError, UnderlayError
+from tunnel.config.node import Config
+from tunnel.errors import ClosedError, DeviceError, StateError, UnderlayError
 from tunnel.events import Events, OffloadLost
 from tunnel.linux.netlink import Netlink
 from tunnel.linux.privileges import drop_privileges
 from tunnel.linux.socketpair import SocketPair
-from tunnel.linux.tun import Device, open_device
+from tunnel.linux.tun import Device
 from tunnel.linux.underlay import Underlay
 from tunnel.node.config_source import ConfigSource, describe_wait
 from tunnel.node.containers import Containers
+from tunnel.node.open_device import count_workers, open_queues
 from tunnel.node.peers import Peers
 from tunnel.node.reconciler import Reconciler
 from tunnel.node.subnet_file import prepare_subnet_file
 from tunnel.node.workers import Workers
 from tunnel.supervise import Supervisor
+from tunnel.types import Address
 
 log = logging.getLogger(__name__)
 
-_LEARNED, _LEARNED_SHARE = 1 << 16, 1 << 13  # MACs in all, and of one peer
+_LEARNED, _LEARNED_SHARE = 1 << 16, 1 << 13  # MACs in the FDB, and of one peer
 
 
 class Closable(Protocol):
-    """What ends with the node, like a capture."""
+    """Something that ends with the node, like a capture."""
 
     def close(self) -> None: ...
 
 
 class Node:
     """
-    All that one tunnel has open. Its parts are there once it was opened, and can still be read
-    when it is closed.
+    Everything that one tunnel has open. The parts exist from :meth:`open` on, and can still be read
+    when the node is closed.
 
     Args:
-        with_device: Without, the program itself is the device.
+        with_device: False if the program itself takes the place of the device.
         confined, user, config_source: As in :class:`tunnel.Tunnel`.
 
     Attributes:
         fdb: In TAP mode.
-        supervisor: Runs what runs for long.
-        kernel: Of the device, None without one.
-        opened: When that was.
-        failure: Why it closed by itself, None unless it did.
+        supervisor: Runs the long-lived tasks.
+        kernel: What the node keeps in the kernel for its device, None without one.
+        opened: When the node was opened, monotonic seconds.
+        failure: Why the node closed by itself, None unless it did.
     """
 
     device: Device | SocketPair
@@ -92,108 +93,56 @@ class Node:
         self._closed = asyncio.Event()
         self._offloads_seen: frozenset[str] = frozenset()
 
-    # Opening: each step says at once how it is undone.
+    # Opening. Each step registers at once how it is undone; closing goes backwards.
 
     async def open(self) -> None:
-        """Raises what :class:`tunnel.Tunnel` does; what was made until then is to be closed."""
-        if self._opening or self._closing is not None:
-            raise self._state_error()
+        """
+        Opens everything, in order. If it fails or is cancelled, :meth:`close` undoes what was done.
+
+        Raises:
+            StateError: The node was opened before.
+            ConfigError, DeviceError, UnderlayError: As :class:`tunnel.Tunnel`.
+        """
+        self.check_new()
         self._opening = True
-        self._loop = asyncio.get_running_loop()
-        self._undo.callback(self._closed.set)
-        self._undo.callback(self.events.close)
-        self._undo.push_async_callback(self.supervisor.close)
         self.opened = time.monotonic()
+        self._undo.callback(self.events.close)
         self.netlink = await self._undo.enter_async_context(Netlink())
         self.device = await self._open_device()
-        await self._settle_in()
-        self._containers = Containers(self.config, supervisor=self.supervisor)
-        self.underlay = Underlay(self.config, netlink=self.netlink)
-        self._undo.callback(self.underlay.close)
-
-        endpoints = [peer.endpoint for peer in self.config.peers]
-        found = await asyncio.gather(*(self.underlay.resolve(end) for end in endpoints))
-        there = [one for one in found if not isinstance(one, UnderlayError)]
-        await self.underlay.choose_local_addresses(there)
+        await self._load_config()
+        answers = await self._open_underlay()
         self.workers = self._make_workers()
-        self.kernel = None
-        if isinstance(self.device, Device):
-            self.kernel = Reconciler(
-                self.netlink,
-                index=self.device.index,
-                name=self.config.name,
-                supervisor=self.supervisor,
-            )
-        self.peers = Peers(
-            self.config,
-            device=self.device,
-            netlink=self.netlink,
-            underlay=self.underlay,
-            workers=self.workers,
-            events=self.events,
-            fdb=self.fdb,
-            kernel=self.kernel,
-            resized=self._containers.set_mtu,
-        )
-        self._undo.callback(self._stop)
-        self._undo.push_async_callback(self.peers.settle)
+        self._make_peers()
         for family in tuple(self.underlay.locals):
-            await self.peers.listen(family)
+            await self.peers.driver.listen(family)
         await self._set_device_up()
-        await self.peers.open(self.config.peers, found=found)
-        self._undo.push_async_callback(self._containers.close)
-        await self._containers.start()
-        self._containers.write_file(self.underlay.mtu)
-        self._offloads_seen = self.offloads
+        await self.peers.open(self.config.peers, answers=answers)
+        await self._start_containers()
         await self.workers.start(self.device.queues)
+        self._offloads_seen = self.offloads
         self._started = True
         for reason in self.underlay.abilities.reasons:
             log.warning("%s: %s", self.config.name, reason)
 
     async def _open_device(self) -> Device | SocketPair:
-        workers = self._count_workers()
+        """Undone by closing it. A persistent device stays, without what the node added to it."""
+        workers = count_workers(self.config, with_device=self.with_device)
         if not self.with_device:
             pair = SocketPair()
             self._undo.callback(pair.close)
             return pair
         if workers > 1:
             await self.netlink.check_not_in_use(self.config.name)
-        device = self._open_queues(workers)
+        device = open_queues(self.config, workers)
         self._undo.callback(device.close)
         if device.persistent:
-            # Left by a node that was killed, or made by an admin; it outlives us as well.
+            # Made by an administrator, perhaps with the rest of a node that was killed.
             await self.netlink.flush_device(device.index)
             self._undo.push_async_callback(self.netlink.flush_device, device.index)
         return device
 
-    def _open_queues(self, count: int) -> Device:
-        try:
-            return open_device(
-                self.config.name,
-                offloads=self.config.offload,
-                queues=count,
-                mode=self.config.mode,
-            )
-        except DeviceError:
-            if count == 1 or self.config.workers != "auto":
-                raise
-            # A persistent device may have been made with one queue.
-            return open_device(
-                self.config.name, offloads=self.config.offload, mode=self.config.mode
-            )
-
-    def _count_workers(self) -> int:
-        if self.config.workers == "auto":
-            return min(len(os.sched_getaffinity(0)), AUTO_WORKERS) if self.with_device else 1
-        if self.config.workers > 1 and not self.with_device:
-            raise ConfigError(
-                f"workers {self.config.workers} need a device (without one there is one worker)",
-                key=("workers",),
-            )
-        return self.config.workers
-
-    async def _settle_in(self) -> None:
-        """Becomes who runs on, and learns what it is to be."""
+    async def _load_config(self) -> None:
+        """Gives up privileges, for good, and then waits for the rest of the configuration."""
         if self.config_source is not None:
             self.config_source.prepare(user=self._user)
         if self._confined:
@@ -204,7 +153,19 @@ class Node:
             self.config = await self.config_source.load()
             self._loading = False
 
+    async def _open_underlay(self) -> list[Address | UnderlayError]:
+        """Resolves the peers' names and chooses the local addresses. Undone by closing the sockets.
+        Returns the address of each peer, or why it has none."""
+        self.underlay = Underlay(self.config, netlink=self.netlink)
+        self._undo.callback(self.underlay.close)
+        endpoints = [peer.endpoint for peer in self.config.peers]
+        answers = await asyncio.gather(*(self.underlay.resolve(end) for end in endpoints))
+        addresses = [one for one in answers if not isinstance(one, UnderlayError)]
+        await self.underlay.choose_local_addresses(addresses)
+        return answers
+
     def _make_workers(self) -> Workers:
+        """Undone by stopping them: no packet moves before any of the rest is undone."""
         forwarders = [
             Forwarder(
                 device=queue,
@@ -222,20 +183,56 @@ class Node:
             )
             for queue in self.device.queues
         ]
-        return Workers(
+        workers = Workers(
             forwarders, supervisor=self.supervisor, attend=self._attend, failed=self._fail
         )
+        self._undo.callback(workers.close)
+        return workers
+
+    def _make_peers(self) -> None:
+        """Undone by ending the supervised tasks, then the changes of peers that are under way."""
+        self.kernel = None
+        if isinstance(self.device, Device):
+            self.kernel = Reconciler(
+                self.netlink,
+                index=self.device.index,
+                name=self.config.name,
+                supervisor=self.supervisor,
+            )
+        self._containers = Containers(self.config, supervisor=self.supervisor)
+        self.peers = Peers(
+            self.config,
+            device=self.device,
+            netlink=self.netlink,
+            underlay=self.underlay,
+            workers=self.workers,
+            containers=self._containers,
+            events=self.events,
+            supervisor=self.supervisor,
+            fdb=self.fdb,
+            kernel=self.kernel,
+        )
+        self._undo.push_async_callback(self.peers.close)
+        self._undo.push_async_callback(self.supervisor.close)
+        self._undo.callback(self._stop)
 
     async def _set_device_up(self) -> None:
+        """Undone with the device. Only the reconciler is closed, so that nothing is put back."""
         if self.kernel is None or not isinstance(self.device, Device):
             return
-        await self.peers.fit()
+        await self.peers.driver.fit_mtu()
         mac = self.underlay.mac if self.fdb is not None else None
         await self.netlink.set_up(self.device.index, mac=mac)
         for interface in self.config.addresses:
             await self.kernel.add_address(interface)
         self._undo.push_async_callback(self.kernel.close)
-        await self.kernel.start(addresses_changed=self.peers.vteps.move)
+        await self.kernel.start(addresses_changed=self.peers.set_addresses)
+
+    async def _start_containers(self) -> None:
+        """Undone by removing the masquerade rules; the subnet file stays."""
+        self._undo.push_async_callback(self._containers.close)
+        await self._containers.start()
+        self._containers.write_file(self.underlay.mtu)
 
     # Running.
 
@@ -245,17 +242,17 @@ class Node:
 
     @property
     def ready(self) -> bool:
-        """Whether packets can pass: it is open, its device is up, and its tasks run."""
+        """Whether packets can pass: the node is open, its device is up, and its tasks run."""
         return self.is_open and self.device_up and self.supervisor.healthy
 
     @property
     def device_up(self) -> bool:
-        """Whether nobody has set its device down; so without one."""
+        """Whether the device is up; True without one."""
         return not isinstance(self.device, Device) or self.device.is_up()
 
     @property
     def phase(self) -> str:
-        """What it does now: ``not open``, ``opens``, ``waits for the store ...: why``, ``open``,
+        """What the node does: ``not open``, ``opens``, ``waits for the store ...: why``, ``open``,
         ``closes`` or ``closed``."""
         if self._closing is not None:
             return "closed" if self._closed.is_set() else "closes"
@@ -264,6 +261,11 @@ class Node:
         if self._opening and not self._started:
             return "opens"
         return "open" if self._started else "not open"
+
+    def check_new(self) -> None:
+        """Raises StateError if the node was opened or closed before."""
+        if self._opening or self._closing is not None:
+            raise self._state_error()
 
     def check_open(self) -> None:
         """Raises StateError unless the node is open."""
@@ -287,7 +289,7 @@ class Node:
 
     @property
     def offloads(self) -> frozenset[str]:
-        """Those in use now; ``trains`` as long as any peer gets them."""
+        """The offloads in use now; ``trains`` as long as any peer gets them."""
         tcp, udp = self.workers.coalescing
         abilities = self.underlay.abilities
         in_use = {
@@ -300,7 +302,7 @@ class Node:
 
     async def renumber(self, config: Config) -> None:
         """Replaces subnets and addresses, as :meth:`tunnel.Tunnel.renumber`."""
-        self.peers.own(config.subnets)
+        self.peers.set_subnets(config.subnets)
         before, after = set(self.config.addresses), set(config.addresses)
         if self.kernel is not None:
             for address in after - before:
@@ -312,7 +314,7 @@ class Node:
 
     @contextmanager
     def capturing(self, capture: Closable) -> Iterator[None]:
-        """While this is entered `capture` ends with the node. Raises StateError if it has."""
+        """Closes `capture` with the node, until the block is left. Raises StateError."""
         self.check_open()
         self._captures.add(capture)
         try:
@@ -320,8 +322,8 @@ class Node:
         finally:
             self._captures.discard(capture)
 
-    def look_at_offloads(self) -> None:
-        """Says once when one was turned off."""
+    def report_lost_offloads(self) -> None:
+        """Logs and reports, once, an offload that was turned off."""
         lost, self._offloads_seen = self._offloads_seen - self.offloads, self.offloads
         for offload in lost:
             self.events.emit(OffloadLost(offload))
@@ -329,16 +331,16 @@ class Node:
             log.warning("%s: turned off at run time: %s", self.config.name, ", ".join(sorted(lost)))
 
     def _attend(self) -> None:
-        """Something other than packets wants to be seen: an offload was lost, letters came."""
-        self.peers.prober.attend()
-        self.look_at_offloads()
+        """Control messages arrived, or an offload was turned off."""
+        self.report_lost_offloads()
+        self.peers.monitor.read()
 
     # Closing.
 
     async def close(self) -> None:
-        """Undoes all that was made, once. Cancelled, it finishes first."""
-        if self._closing is None:
-            self._closing = asyncio.create_task(self._undo.aclose())
+        """Undoes everything, once. However often it is cancelled, it finishes first."""
+        self._start_closing()
+        assert self._closing is not None
         cancelled: asyncio.CancelledError | None = None
         while not self._closing.done():
             try:
@@ -350,13 +352,31 @@ class Node:
         self._closing.result()
 
     async def wait_closed(self) -> None:
-        """Raises why, where it closed by itself."""
+        """
+        Returns when the node is closed.
+
+        Raises:
+            StateError: It was not opened.
+            DeviceError, UnderlayError: Why it closed by itself.
+        """
+        if not self._opening and self._closing is None:
+            raise self._state_error()
         await self._closed.wait()
         if self.failure is not None:
             raise self.failure
 
+    def _start_closing(self) -> None:
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._close())
+
+    async def _close(self) -> None:
+        try:
+            await self._undo.aclose()
+        finally:
+            self._closed.set()
+
     def _fail(self, error: OSError) -> None:
-        """Closes, with the reason for who waits."""
+        """Closes the node because a descriptor no longer works."""
         if self.failure is not None:
             return
         name, why = self.config.name, error.strerror
@@ -365,12 +385,12 @@ class Node:
         else:
             self.failure = UnderlayError(f"the UDP socket of {name} failed: {why}")
         self.failure.__cause__ = error
-        log.info("%s: closing: %s", self.config.name, self.failure)
+        log.info("%s: closing: %s", name, self.failure)
         self._stop()
-        self._closing = self._closing or self._loop.create_task(self._undo.aclose())
+        self._start_closing()
 
     def _stop(self) -> None:
+        """Stops packets and captures."""
         self.workers.close()
-        self.peers.stop()
         for capture in tuple(self._captures):
             capture.close()

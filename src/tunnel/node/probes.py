@@ -10,7 +10,7 @@ import time
 
 from tunnel.errors import NoAnswerError
 from tunnel.node.node import Node
-from tunnel.node.prober import SAMPLES
+from tunnel.node.requests import SAMPLES
 from tunnel.protocol.liveness import Health
 from tunnel.status import PeerState
 from tunnel.types import Endpoint
@@ -20,7 +20,7 @@ async def ping(node: Node, peer: str | Endpoint, *, size: int) -> float:
     """Seconds until the answer to an echo. Raises PeerNotFoundError and NoAnswerError."""
     endpoint = node.peers.find(peer)
     try:
-        return await node.peers.prober.ping(endpoint, size=size)
+        return await node.peers.requests.ping(endpoint, size=size)
     except TimeoutError as error:
         raise await _explain(node, endpoint, size=size) from error
 
@@ -57,7 +57,7 @@ def _silence(health: Health | None) -> str:
 
 async def _answers(node: Node, endpoint: Endpoint) -> bool:
     try:
-        await node.peers.prober.ping(endpoint)
+        await node.peers.requests.ping(endpoint)
     except TimeoutError:
         return False
     return True
@@ -69,7 +69,7 @@ async def try_trains(node: Node, peer: str | Endpoint) -> bool:
     endpoint = node.peers.find(peer)
     size = min(node.peers.prober.path_mtu(endpoint) or node.underlay.mtu, node.underlay.mtu)
     try:
-        singly, together = await node.peers.prober.try_train(endpoint, size=size)
+        singly, together = await node.peers.requests.try_train(endpoint, size=size)
     except TimeoutError as error:
         raise _no_trial(endpoint) from error
     if not singly.intact:
@@ -78,7 +78,7 @@ async def try_trains(node: Node, peer: str | Endpoint) -> bool:
     if together.damaged or together.intact < SAMPLES // 2 <= singly.intact:
         # It may have gone meanwhile.
         node.workers.set_trains(node.peers.indices[node.peers.find(endpoint)], False)
-        node.look_at_offloads()
+        node.report_lost_offloads()
         return False
     return True
 

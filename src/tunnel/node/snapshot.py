@@ -148,7 +148,7 @@ def _make_peer_status(node: Node, endpoint: Endpoint, row: Counters) -> PeerStat
     return PeerStatus(
         endpoint=endpoint,
         address=node.peers.address(endpoint),
-        mac=node.peers.vteps.used(peer),
+        mac=node.peers.destination_mac(peer),
         prefixes=peer.prefixes,
         state=health.state if health else PeerState.UNKNOWN,
         state_age=time.monotonic() - (health.since if health else node.opened),

@@ -1,261 +1,315 @@
 """
-The VTEPs of the peers: which MAC each has, and what stands on that.
+What follows from the MACs of the peers' VTEPs: FDB entries, neighbour entries and kernel routes.
 
-    a control frame, an ARP or NDP message, a tick  ->  control/neighbours.py  ->  questions, MACs
-    TAP mode: a MAC, a prefix  ->  neighbour entry, FDB entry, kernel route, as flannel has them
+    a control frame, an ARP or NDP message, a tick  ->  MacLearned, Solicit
+    a prefix to route, a MAC that changed  ->  what to change in the FDB and in the kernel
+
+In TUN mode a kernel route has no gateway. In TAP mode it has what flannel's routes have: the VTEP's
+address as gateway, a neighbour entry for that, and an FDB entry for its MAC. Knows no clock, socket
+or loop; :mod:`tunnel.node.driver` applies the actions.
 """
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
-from tunnel._native import Fdb
-from tunnel.errors import DeviceError
-from tunnel.node.reconciler import Reconciler
-from tunnel.node.workers import Workers
 from tunnel.protocol import arp
-from tunnel.protocol.control_frames import ControlMessage
 from tunnel.protocol.neighbours import MacLearned, Neighbours, gateway
 from tunnel.status import MacSource, Neighbour
 from tunnel.types import Address, Endpoint, InterfaceAddress, Mac, Peer, Prefix
 
-_ROUNDING = 1e-3  # seconds; uvloop rounds to milliseconds, and too soon is in vain
+
+@dataclass(frozen=True)
+class Solicit:
+    """Solicits the MAC of an overlay address from a peer; `source` is an address of this node."""
+
+    endpoint: Endpoint
+    address: Address
+    source: Address | None
 
 
-class Ask(Protocol):
-    """Asks a peer for the MAC of an overlay address, from `source`, which is ours."""
+@dataclass(frozen=True)
+class AnswerNeighbours:
+    """Replaces the addresses for which the packet path answers ARP and NDP: packed addresses and
+    MACs."""
 
-    def __call__(
-        self, endpoint: Endpoint, address: Address, /, *, source: Address | None
-    ) -> None: ...
+    rows: tuple[tuple[bytes, bytes], ...]
+
+
+@dataclass(frozen=True)
+class PutFdbEntry:
+    """Adds or replaces the FDB entry of a VTEP."""
+
+    mac: Mac
+    index: int
+
+
+@dataclass(frozen=True)
+class RemoveFdbEntry:
+    """Removes the FDB entry of a VTEP."""
+
+    mac: Mac
+
+
+@dataclass(frozen=True)
+class SetKernelNeighbours:
+    """Adds or replaces neighbour entries of the device."""
+
+    macs: Mapping[Address, Mac]
+
+
+@dataclass(frozen=True)
+class AddKernelRoutes:
+    """Adds kernel routes to the device, each with its gateway or None. A prefix that the kernel
+    refuses is given to :meth:`Vteps.refused`."""
+
+    gateways: Mapping[Prefix, Address | None]
+
+
+@dataclass(frozen=True)
+class RemoveKernelRoutes:
+    """Removes kernel routes, and the neighbour entries of their gateways."""
+
+    prefixes: tuple[Prefix, ...]
+    gateways: tuple[Address, ...]
+
+
+VtepAction = (
+    AnswerNeighbours
+    | PutFdbEntry
+    | RemoveFdbEntry
+    | SetKernelNeighbours
+    | AddKernelRoutes
+    | RemoveKernelRoutes
+)
 
 
 class Vteps:
     """
-    Those of one tunnel's peers. What is async changes what the kernel has: one at a time.
+    The VTEPs of all peers. `now` is monotonic seconds throughout.
 
     Args:
-        mac: Ours.
-        own: Our overlay addresses, until :meth:`move` tells others.
-        fdb: In TAP mode.
-        kernel: None for a tunnel without a device.
-        sent: Packets sent to each peer so far.
-        known: Called with a MAC that is new, or that another source has told.
+        mac: That of this node.
+        addresses: Overlay addresses of this node.
+        ethernet: Whether the node is in TAP mode.
     """
 
-    def __init__(
-        self,
-        *,
-        mac: Mac,
-        own: Iterable[InterfaceAddress],
-        workers: Workers,
-        fdb: Fdb | None,
-        kernel: Reconciler | None,
-        ask: Ask,
-        sent: Callable[[], Mapping[Endpoint, int]],
-        known: Callable[[MacLearned], None],
-    ) -> None:
-        self._mac, self._own = mac, list(own)
-        self._workers, self._fdb, self._kernel = workers, fdb, kernel
-        self._ask, self._sent, self._known = ask, sent, known
-        self._neighbours = Neighbours(mac=mac, unique=fdb is not None)
+    def __init__(self, *, mac: Mac, addresses: Iterable[InterfaceAddress], ethernet: bool) -> None:
+        self._mac, self._addresses, self._ethernet = mac, list(addresses), ethernet
+        self._neighbours = Neighbours(mac=mac, unique=ethernet)
         self._owners: dict[Prefix, Endpoint] = {}
-        self._entries: dict[Endpoint, Mac] = {}  # of the FDB
+        # In TAP mode.
+        self._macs: dict[Endpoint, Mac] = {}  # of the FDB entries
+        self._endpoints: dict[Mac, Endpoint] = {}  # of the FDB entries
         self._routed: set[Prefix] = set()
-        self._gateways: dict[Prefix, Address] = {}  # of the kernel routes in TAP mode
-        self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
-        self._closed = False
-        self._answer()
+        self._gateways: dict[Prefix, Address] = {}  # of the kernel routes
+        self._answers: dict[bytes, bytes] = {}
+        self._answers_of: dict[Prefix, bytes] = {}
+        self._answers_used: Counter[bytes] = Counter()  # two default routes share a gateway
 
-    def claim(self, peers: Iterable[Peer]) -> None:
-        """Their prefixes may be routed from now on, wherever they are."""
-        for peer in peers:
-            self._owners.update(dict.fromkeys(peer.prefixes, peer.endpoint))
+    # Questions.
 
-    def add(self, peers: Iterable[Peer]) -> None:
-        """Peers that can be asked: at their first address, or at another one than before."""
-        for peer in peers:
-            self._neighbours.add(peer, now=time.monotonic())
-        self._wake()
+    def get(self, endpoint: Endpoint, *, now: float) -> Neighbour:
+        """Returns what is known of a peer's VTEP."""
+        return self._neighbours.get(endpoint, now=now)
 
-    def remove(self, endpoints: Iterable[Endpoint]) -> None:
-        """Those that are about to go: nothing that they say is heard any more."""
-        for endpoint in endpoints:
-            self._neighbours.remove(endpoint)
-        self._wake()
-
-    def close(self) -> None:
-        """Nobody is asked any more."""
-        self._closed = True
-        self._wake()
-
-    def get(self, endpoint: Endpoint) -> Neighbour:
-        return self._neighbours.get(endpoint, now=time.monotonic())
-
-    def used(self, peer: Peer) -> Mac | None:
+    def destination_mac(self, peer: Peer) -> Mac | None:
         """
-        The MAC that packets for a peer get, None for any node's.
+        Returns the destination MAC of packets to a peer, None for the one that every node accepts.
 
-        A node of ours gets that in TUN mode: should it come back with another MAC, which its
-        next control frame tells, it accepts what is sent until then.
+        In TUN mode a node of this program gets the latter: if it restarts with another MAC, it
+        accepts packets also before its next control frame.
         """
-        found = self.get(peer.endpoint)
-        if self._fdb is None and found.source is MacSource.CONTROL:
+        found = self._neighbours.get(peer.endpoint, now=0.0)
+        if not self._ethernet and found.source is MacSource.CONTROL:
             return None
         return peer.mac or found.mac
 
-    def via(self, prefix: Prefix) -> Address | None:
-        """The gateway of a prefix's kernel route, None where it has none."""
+    def gateway(self, prefix: Prefix) -> Address | None:
+        """Returns the gateway of a prefix's kernel route, None if it has none."""
         return self._gateways.get(prefix)
 
-    def peer(self, prefix: Prefix) -> Endpoint:
-        """Whose prefix it is."""
+    def owner(self, prefix: Prefix) -> Endpoint:
+        """Returns the peer that owns a prefix."""
         return self._owners[prefix]
 
-    def owner(self, mac: Mac) -> Endpoint | None:
-        """The peer whose VTEP's entry in the FDB this is: it stays as long as the peer."""
-        return next((end for end, own in self._entries.items() if own == mac), None)
+    def find(self, mac: Mac) -> Endpoint | None:
+        """Returns the peer whose VTEP has an FDB entry with this MAC."""
+        return self._endpoints.get(mac)
 
-    def move(self, own: Iterable[InterfaceAddress]) -> None:
-        """Our overlay addresses are others now."""
-        self._own = list(own)
-        self._answer()
+    # Peers.
 
-    # Who has which MAC.
+    def claim(self, peers: Iterable[Peer]) -> None:
+        """Records the owners of prefixes that are going to be routed."""
+        for peer in peers:
+            moved = [one for one in peer.prefixes if self._owners.get(one) != peer.endpoint]
+            self._owners.update(dict.fromkeys(moved, peer.endpoint))
+            self._answer_for(moved, None)
 
-    def heard(self, endpoint: Endpoint, mac: bytes) -> None:
-        """A control frame came from this MAC."""
-        if not mac[0] & 1 and any(mac):
-            self._learn(self._neighbours.heard(endpoint, Mac(mac), now=time.monotonic()))
+    def add(self, peers: Iterable[Peer], *, now: float) -> None:
+        """Adds peers that can be solicited, or whose address or prefixes changed."""
+        for peer in peers:
+            self._neighbours.add(peer, now=now)
 
-    def told(self, letter: ControlMessage, *, senders: Iterable[Endpoint]) -> None:
-        """ARP or NDP from one of the peers at its outer address, which are `senders`."""
-        _, _, ethertype, _, body = letter
-        said = arp.parse(ethertype, body)
-        if said is None:
-            return
-        for endpoint in senders:
-            self._learn(self._neighbours.told(endpoint, *said, now=time.monotonic()))
-        self._wake()
+    def remove(self, endpoints: Iterable[Endpoint]) -> None:
+        """Ignores peers that are about to be removed: no MAC of theirs is learned any more."""
+        for endpoint in endpoints:
+            self._neighbours.remove(endpoint)
 
-    def silent(self, endpoint: Endpoint) -> None:
-        """A peer answers no echoes any more."""
-        self._neighbours.doubt(endpoint, now=time.monotonic())
-        self._wake()
+    def forget(self, endpoints: Iterable[Endpoint]) -> list[VtepAction]:
+        """Removes the FDB entries of peers that were removed."""
+        macs = [mac for one in endpoints if (mac := self._macs.pop(one, None)) is not None]
+        return list(self._release(macs))
 
-    def _learn(self, news: Iterable[MacLearned]) -> None:
-        for known in news:
-            self._known(known)
+    # Neighbour discovery.
 
-    def _wake(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        now = time.monotonic()
-        due = None if self._closed else self._neighbours.next_tick(now)
-        self._timer = None
-        if due is not None:
-            self._timer = self._loop.call_later(due - now + _ROUNDING, self._tick)
+    def received_frame(self, endpoint: Endpoint, mac: bytes, *, now: float) -> list[MacLearned]:
+        """Takes the source MAC of a peer's control frame."""
+        if mac[0] & 1 or not any(mac):
+            return []
+        return self._neighbours.received_frame(endpoint, Mac(mac), now=now)
 
-    def _tick(self) -> None:
-        for ask in self._neighbours.tick(self._sent, now=time.monotonic()):
-            self._ask(ask.endpoint, ask.address, source=self._source(ask.address))
-        self._wake()
+    def received_arp(
+        self, ethertype: int, body: bytes, *, senders: Iterable[Endpoint], now: float
+    ) -> list[MacLearned]:
+        """Takes an ARP or NDP message from one of the peers at its outer address."""
+        announced = arp.parse(ethertype, body)
+        if announced is None:
+            return []
+        address, mac = announced
+        return [
+            learned
+            for endpoint in senders
+            for learned in self._neighbours.received_address(endpoint, address, mac, now=now)
+        ]
 
-    def _source(self, address: Address) -> Address | None:
-        """Ours that a question for an address comes from: of the same subnet, else any."""
-        ours = [one for one in self._own if one.version == address.version]
+    def set_silent(self, endpoint: Endpoint, *, now: float) -> None:
+        """Resolves the MAC of a peer that is silent now."""
+        self._neighbours.set_silent(endpoint, now=now)
+
+    def tick(self, sent: Mapping[Endpoint, int], *, now: float) -> list[Solicit]:
+        """Returns the solicitations that are due; `sent` counts the packets to each peer."""
+        return [
+            Solicit(one.endpoint, one.address, self._source_for(one.address))
+            for one in self._neighbours.tick(sent, now=now)
+        ]
+
+    def next_tick(self, now: float) -> float | None:
+        """Returns when the next tick is due, None if every MAC is known."""
+        return self._neighbours.next_tick(now)
+
+    def _source_for(self, address: Address) -> Address | None:
+        """Returns an address of this node in the same subnet, else any of that family."""
+        ours = [one for one in self._addresses if one.version == address.version]
         ours.sort(key=lambda one: address not in one.network)
         return ours[0].ip if ours else None
 
-    def _answer(self) -> None:
-        """Tells the packet path to which questions we know the answer: peers' for our addresses,
-        and in TAP mode the device's for their VTEPs'."""
-        if self._fdb is None:
-            pairs = {one.ip: self._mac for one in self._own}
-        else:
-            pairs = dict(self._vteps())
-        self._workers.set_neighbours([(one.packed, mac.packed) for one, mac in pairs.items()])
+    # The packet path answers ARP and NDP: peers' for addresses of this node in TUN mode, the
+    # device's for addresses of the peers' VTEPs in TAP mode.
 
-    def _vteps(self) -> Iterator[tuple[Address, Mac]]:
-        for prefix, endpoint in self._owners.items():
-            mac = self._entries.get(endpoint)
-            via = gateway(prefix, mac)
-            if mac is not None and via is not None:
-                yield via, mac
+    def set_addresses(self, addresses: Iterable[InterfaceAddress]) -> list[VtepAction]:
+        """Replaces the overlay addresses of this node."""
+        self._addresses = list(addresses)
+        return self.answer()
 
-    # What stands on it.
+    def answer(self) -> list[VtepAction]:
+        """Returns the action that sets all answers."""
+        if self._ethernet:
+            return [AnswerNeighbours(tuple(self._answers.items()))]
+        return [
+            AnswerNeighbours(
+                tuple({one.ip.packed: self._mac.packed for one in self._addresses}.items())
+            )
+        ]
 
-    async def route(self, prefixes: Iterable[Prefix]) -> dict[Prefix, DeviceError]:
-        """
-        Has the kernel send peers' prefixes to the device, in TAP mode by way of their VTEPs.
-        Returns what it refused: it has another route for that.
-        """
-        if self._kernel is None:
-            return {}
-        if self._fdb is None:
-            return await self._kernel.add_routes(dict.fromkeys(prefixes))
+    def _answer_for(self, prefixes: Iterable[Prefix], mac: Mac | None) -> None:
+        """Sets the answers for the gateways of one peer's prefixes, or removes them."""
+        for prefix in prefixes:
+            if (before := self._answers_of.pop(prefix, None)) is not None:
+                self._answers_used[before] -= 1
+                if not self._answers_used[before]:
+                    del self._answers[before], self._answers_used[before]
+        if mac is None:
+            return
+        for prefix in prefixes:
+            if (via := gateway(prefix, mac)) is not None:
+                self._answers[via.packed], self._answers_of[prefix] = mac.packed, via.packed
+                self._answers_used[via.packed] += 1
+
+    # Kernel routes.
+
+    def route(self, prefixes: Iterable[Prefix]) -> list[VtepAction]:
+        """Routes prefixes to the device, in TAP mode by their VTEPs."""
+        if not self._ethernet:
+            return [AddKernelRoutes(dict.fromkeys(prefixes))]
         prefixes = tuple(prefixes)
         self._routed.update(prefixes)
-        macs = {prefix: self._entries.get(self._owners[prefix]) for prefix in prefixes}
-        # Without a MAC the kernel asks for it as for any neighbour's; some have no gateway before.
-        vias = {one: via for one, mac in macs.items() if (via := gateway(one, mac)) is not None}
-        before = self._gateways
-        await self._leave([one for one, via in vias.items() if before.get(one, via) != via])
-        await self._kernel.set_neighbours(
-            {via: mac for one, via in vias.items() if (mac := macs[one]) is not None}
-        )
-        refused = await self._kernel.add_routes(vias)
-        self._gateways.update({one: via for one, via in vias.items() if one not in refused})
-        return refused
+        macs = {prefix: self._macs.get(self._owners[prefix]) for prefix in prefixes}
+        # Without a MAC the kernel resolves the gateway; some prefixes have no gateway before.
+        gateways = {one: via for one, mac in macs.items() if (via := gateway(one, mac)) is not None}
+        moved = [one for one, via in gateways.items() if self._gateways.get(one, via) != via]
+        known = {via: mac for one, via in gateways.items() if (mac := macs[one]) is not None}
+        actions = self._leave(moved)
+        self._gateways.update(gateways)
+        return [*actions, SetKernelNeighbours(known), AddKernelRoutes(gateways)]
 
-    async def unroute(self, prefixes: Iterable[Prefix]) -> None:
-        """Nothing of these goes to the device any more."""
+    def refused(self, prefixes: Iterable[Prefix]) -> None:
+        """Records that the kernel refused routes."""
+        for prefix in prefixes:
+            self._gateways.pop(prefix, None)
+
+    def unroute(self, prefixes: Iterable[Prefix]) -> list[VtepAction]:
+        """Removes the kernel routes of prefixes that have no owner any more."""
         prefixes = tuple(prefixes)
         self._routed.difference_update(prefixes)
-        await self._leave(prefixes)
+        actions = self._leave(prefixes)
         for prefix in prefixes:
             self._owners.pop(prefix, None)
-        self._answer()
+        if self._ethernet:
+            self._answer_for(prefixes, None)
+            actions += self.answer()
+        return actions
 
-    async def _leave(self, prefixes: Sequence[Prefix]) -> None:
-        """Takes the kernel's routes to these away, and the gateways that they had."""
-        if self._kernel is not None and prefixes:
-            await self._kernel.remove_routes(prefixes)
-            vias = [self._gateways.pop(one) for one in prefixes if one in self._gateways]
-            await self._kernel.remove_neighbours(vias)
+    def _leave(self, prefixes: Iterable[Prefix]) -> list[VtepAction]:
+        prefixes = tuple(prefixes)
+        if not prefixes:
+            return []
+        gateways = [self._gateways.pop(one) for one in prefixes if one in self._gateways]
+        return [RemoveKernelRoutes(prefixes, tuple(gateways))]
 
-    async def follow(self, peers: Mapping[int, Peer]) -> dict[Prefix, DeviceError]:
+    # MACs.
+
+    def follow(self, peers: Mapping[int, Peer]) -> list[VtepAction]:
         """
-        Has the kernel and the FDB know the MACs that peers, by index, have now, in TAP mode. The
-        new is there before the old goes. Returns the prefixes that the kernel refused.
+        Updates what depends on the MACs of peers, by index (in TAP mode). The new entries are
+        added before the old ones are removed.
         """
-        if self._fdb is None:
-            return {}
-        led: list[Prefix] = []
-        left: set[Mac] = set()
+        if not self._ethernet:
+            return []
+        actions: list[VtepAction] = []
+        affected: list[Prefix] = []
+        replaced: list[Mac] = []
         for index, peer in peers.items():
-            before, mac = self._entries.get(peer.endpoint), self.used(peer)
-            if mac is None or mac == before:
-                continue
-            self._fdb.put(mac.packed, None, index)
-            self._entries[peer.endpoint] = mac
-            left |= {before} if before else set()
-            led += [one for one in peer.prefixes if one in self._routed]
-        refused = await self.route(led) if led else {}
-        self._free(left)
-        self._answer()
-        return refused
+            before, mac = self._macs.get(peer.endpoint), self.destination_mac(peer)
+            if mac is not None and mac != before:
+                actions.append(PutFdbEntry(mac, index))
+                self._macs[peer.endpoint], self._endpoints[mac] = mac, peer.endpoint
+                replaced += [before] if before else []
+                affected += [one for one in peer.prefixes if one in self._routed]
+            self._answer_for(peer.prefixes, self._macs.get(peer.endpoint))
+        return [
+            *actions,
+            *(self.route(affected) if affected else ()),
+            *self._release(replaced),
+            *self.answer(),
+        ]
 
-    def forget(self, endpoints: Iterable[Endpoint]) -> None:
-        """Takes the FDB's entries of those that have gone."""
-        self._free({mac for one in endpoints if (mac := self._entries.pop(one, None)) is not None})
-
-    def _free(self, macs: set[Mac]) -> None:
-        """Of MACs that one peer had: another may have them now."""
-        for mac in macs.difference(self._entries.values()):
-            assert self._fdb is not None
-            self._fdb.remove(mac.packed, None)
+    def _release(self, macs: Iterable[Mac]) -> Iterable[VtepAction]:
+        """Removes FDB entries, unless another peer has the MAC by now."""
+        for mac in macs:
+            endpoint = self._endpoints.get(mac)
+            if endpoint is None or self._macs.get(endpoint) != mac:
+                self._endpoints.pop(mac, None)
+                yield RemoveFdbEntry(mac)

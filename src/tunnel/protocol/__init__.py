@@ -1,12 +1,13 @@
 """
-Rules between nodes, without a clock, a socket or a loop: ``(event, now)`` in, actions out.
+The rules between nodes, without a clock, a socket or a loop: ``(event, now)`` in, actions out.
 
-    peer_table      who is a peer, at which address, under which index
+    peer_table      which peers there are, with address and index
     liveness        whether a peer answers
-    path_mtu        how large a packet reaches it
-    neighbours      which MAC its VTEP has
-    control_frames  the messages that nodes exchange about that
+    path_mtu        the path MTU of a peer
+    neighbours      the MAC of a peer's VTEP
+    control_frames  the messages that nodes send each other through the data path
     arp             ARP and NDP messages
 
-Imports config, errors and types. :mod:`tunnel.node` feeds the events and applies the actions.
+Imports config, status, errors and types. :mod:`tunnel.node` feeds the events and applies the
+actions.
 """

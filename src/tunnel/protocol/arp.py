@@ -1,9 +1,8 @@
 """
-ARP (RFC 826) and neighbour discovery (RFC 4861): who says that he has an overlay address, and
-asking who has one.
+ARP (RFC 826) and IPv6 neighbour discovery (RFC 4861) messages.
 
-    EtherType, body of a frame  ->  parse()  ->  address, MAC
-    ask()  ->  destination MAC, EtherType, body
+    EtherType, body of a frame  ->  parse  ->  address, MAC
+    address  ->  solicit  ->  destination MAC, EtherType, body
 """
 
 from __future__ import annotations
@@ -19,29 +18,29 @@ ARP, IPV6 = 0x0806, 0x86DD
 
 _ARP = struct.Struct("!HHBBH6s4s6s4s")
 _ETHERNET, _IPV4, _REQUEST = 1, 0x0800, 1
-_BROADCAST, _NOBODY = b"\xff" * 6, bytes(6)
+_BROADCAST, _NO_MAC = b"\xff" * 6, bytes(6)
 
 _IPV6 = struct.Struct("!IHBB16s16s")
 _ICMPV6, _HOP_LIMIT = 58, 255
 _SOLICITATION, _ADVERTISEMENT = 135, 136
 _SOURCE_MAC, _TARGET_MAC = 1, 2  # options
-_OPTIONS = _IPV6.size + 24  # where they begin: behind type, checksum, flags and target
+_OPTIONS = _IPV6.size + 24  # offset: behind type, code, checksum, flags and target
 
 
 def parse(ethertype: int, body: bytes) -> tuple[Address, Mac] | None:
     """
-    The sender's address and MAC, or what an advertisement says of its target; None where a
-    message tells neither, as one that looks for duplicates does.
+    Returns the address and MAC that a message announces: those of its sender, or of the target of
+    an advertisement. None if it announces none, like a probe for duplicate addresses.
 
     Args:
-        body: What stands behind the Ethernet header, checked already to be such a message.
+        body: The frame without its Ethernet header. The C core has checked that it is ARP or NDP.
     """
-    told = _parse_arp(body) if ethertype == ARP else _parse_ndp(body)
-    if told is None or not any(told[0]):
+    announced = _parse_arp(body) if ethertype == ARP else _parse_ndp(body)
+    if announced is None or not any(announced[0]):
         return None
     try:
-        return ipaddress.ip_address(told[0]), Mac(told[1])
-    except ConfigError:  # no unicast MAC
+        return ipaddress.ip_address(announced[0]), Mac(announced[1])
+    except ConfigError:  # not a unicast MAC
         return None
 
 
@@ -68,39 +67,39 @@ def _option(options: bytes, wanted: int) -> bytes | None:
     return None
 
 
-def ask(address: Address, *, source: Address | None, mac: Mac) -> tuple[bytes, int, bytes]:
+def solicit(address: Address, *, source: Address | None, mac: Mac) -> tuple[bytes, int, bytes]:
     """
-    A request for the MAC of `address`.
+    Returns a request for the MAC of `address`: destination MAC, EtherType and body.
 
     Args:
-        source: Ours, of the same family; without one the question comes from nobody (ARP), or
-            from the link-local address of our MAC.
-        mac: Ours.
+        source: An address of this node, of the same family. None stands for 0.0.0.0 (ARP), or for
+            the link-local address that belongs to `mac` (NDP).
+        mac: The MAC of this node.
     """
     if address.version == 4:
         sender = source.packed if source else bytes(4)
-        words = (_ETHERNET, _IPV4, 6, 4, _REQUEST, mac.packed, sender, _NOBODY, address.packed)
-        return _BROADCAST, ARP, _ARP.pack(*words)
-    origin = (source or link_local(mac)).packed
+        fields = (_ETHERNET, _IPV4, 6, 4, _REQUEST, mac.packed, sender, _NO_MAC, address.packed)
+        return _BROADCAST, ARP, _ARP.pack(*fields)
+    sender = (source or link_local(mac)).packed
     # The solicited-node address, and the group MAC of that (RFC 4291, 2.7.1; RFC 2464, 7).
     group = bytes.fromhex("ff0200000000000000000001ff") + address.packed[13:]
     option = bytes((_SOURCE_MAC, 1)) + mac.packed
     message = bytes((_SOLICITATION, 0, 0, 0, 0, 0, 0, 0)) + address.packed + option
-    pseudo = origin + group + struct.pack("!II", len(message), _ICMPV6)
+    pseudo = sender + group + struct.pack("!II", len(message), _ICMPV6)
     message = message[:2] + _checksum(pseudo + message).to_bytes(2) + message[4:]
-    header = _IPV6.pack(6 << 28, len(message), _ICMPV6, _HOP_LIMIT, origin, group)
+    header = _IPV6.pack(6 << 28, len(message), _ICMPV6, _HOP_LIMIT, sender, group)
     return b"\x33\x33" + group[12:], IPV6, header + message
 
 
 def link_local(mac: Mac) -> ipaddress.IPv6Address:
-    """The address that a device with this MAC gives itself (RFC 4291, appendix A)."""
+    """Returns the link-local address that belongs to a MAC (RFC 4291, appendix A)."""
     packed = mac.packed
     suffix = bytes((packed[0] ^ 2,)) + packed[1:3] + b"\xff\xfe" + packed[3:]
     return ipaddress.IPv6Address(b"\xfe\x80" + bytes(6) + suffix)
 
 
 def _checksum(data: bytes) -> int:
-    """RFC 1071, of an even number of bytes."""
+    """Returns the Internet checksum (RFC 1071) of an even number of bytes."""
     total = sum(int.from_bytes(data[at : at + 2]) for at in range(0, len(data), 2))
     while total > 0xFFFF:
         total = (total & 0xFFFF) + (total >> 16)

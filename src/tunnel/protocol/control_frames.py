@@ -1,16 +1,15 @@
 """
-Control frames: what nodes say to each other through the data path.
+Control frames: the messages that nodes send each other through the data path.
 
-A VXLAN frame like any other, with EtherType 0x88B5 (IEEE 802 local experimental) where IP packets
-have theirs, so it takes the way that packets take and any other implementation drops it. Behind
-the Ethernet header stands a msgpack map and, up to 64 bytes at least or the size that a path is
-probed with, zeros::
+A control frame is a VXLAN frame with EtherType 0x88B5 (IEEE 802 local experimental), so it takes
+the path of packets, and other implementations drop it. Behind the Ethernet header is a msgpack
+map, padded with zeros to 64 bytes or to the size of a probe::
 
     {"v": 1, "kind": "echo", "id": 7, "port": 8472}
 
-``v`` is the version: 1, or the map is not for us. Keys that are not known are ignored, so that a
-kind may grow; kinds that are not known are answered by nobody. ``port`` is the sender's own, for
-an address alone does not tell nodes apart.
+``v`` is the version, 1. A message of another version or of an unknown kind gets no answer; unknown
+keys are ignored, so that a kind can be extended. ``port`` is the sender's UDP port, because an
+address alone does not identify a node.
 """
 
 from __future__ import annotations
@@ -31,15 +30,15 @@ HEADERS = struct.Struct("!BxxxI6s6sH")
 """VXLAN and inner Ethernet: flags, VNI << 8, destination, source, EtherType."""
 
 LEAST = 64
-"""Bytes behind the Ethernet header. Every answer has exactly as many, so that none is larger than
-its question: who forges our address cannot have a peer send us more than he sent."""
+"""Bytes behind the Ethernet header. Every answer has exactly this size, so none is larger than its
+request: a sender that forges an address cannot have more sent to it than it sent itself."""
 
 MOST = 65_507 - HEADERS.size
 """Bytes behind the Ethernet header, in one datagram of UDP over IPv4."""
 
 ControlMessage = tuple[int, bytes, int, bytes, bytes]
-"""What the C core hands over: index of a peer at that address, packed outer source, EtherType,
-inner source MAC, body."""
+"""As the C core delivers it: index of a peer at the outer source address, packed outer source
+address, EtherType, inner source MAC, body."""
 
 _LIMITS: Mapping[str, Any] = {
     "strict_map_key": True,
@@ -54,7 +53,7 @@ _LIMITS: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class EchoRequest:
-    """Asks for a :class:`EchoReply`. `id` is the asker's."""
+    """Requests an :class:`EchoReply` with the same `id`."""
 
     id: int
     port: int
@@ -71,7 +70,7 @@ class EchoReply:
 
 @dataclass(frozen=True)
 class Sample:
-    """Random bytes, one of `of` in a train; answered by a :class:`SampleReply`."""
+    """Random bytes, number `number` of `of`; answered by a :class:`SampleReply`."""
 
     id: int
     port: int
@@ -82,7 +81,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class SampleReply:
-    """Answers a :class:`Sample` with the CRC-32 of its data as they arrived."""
+    """Answers a :class:`Sample` with the CRC-32 of the data that arrived."""
 
     id: int
     port: int
@@ -102,56 +101,56 @@ _KINDS: Mapping[object, type[Message]] = {name: kind for kind, name in _NAMES.it
 
 
 def kind_of(message: Message) -> str:
-    """The name that the message has on the wire: ``echo``, ``reply``, ``sample``, ``verdict``."""
+    """Returns the message's kind on the wire: ``echo``, ``reply``, ``sample`` or ``verdict``."""
     return _NAMES[type(message)]
 
 
 def encode(message: Message, *, vni: int, source: Mac, destination: Mac, size: int = 0) -> bytes:
-    """The UDP payload; `size` is the least number of bytes behind the Ethernet header."""
+    """Returns the UDP payload, with at least `size` bytes behind the Ethernet header."""
     body: bytes = msgpack.packb({"v": VERSION, "kind": kind_of(message), **asdict(message)})
     before = headers(vni, destination=destination.packed, source=source, ethertype=ETHERTYPE)
     return before + body.ljust(max(size, LEAST), b"\0")
 
 
 def headers(vni: int, *, destination: bytes, source: Mac, ethertype: int) -> bytes:
-    """What stands before a frame's body in the UDP payload; `destination` may be a group's MAC."""
+    """Returns the VXLAN and Ethernet headers of a payload; `destination` may be a group's MAC."""
     return HEADERS.pack(0x08, vni << 8, destination, source.packed, ethertype)
 
 
 def decode(body: bytes) -> Message | None:
     """
-    What stands behind the Ethernet header; None for a kind that is not known here.
+    Returns the message in a frame without its Ethernet header; None for an unknown kind.
 
     Raises:
-        CodecError: It is too short or no such map, has another version, or a value that cannot
-            be.
+        CodecError: The frame is too short, not a msgpack map or of another version, or one of its
+            values is invalid.
     """
     if len(body) < LEAST:
         raise CodecError(f"a control frame has {len(body)} bytes (at least {LEAST})")
-    words = _map(body)
-    if words.get("v") != VERSION:
-        raise CodecError(f"a control frame is of version {words.get('v')!r} (ours is {VERSION})")
-    name = words.get("kind")
+    received = _unpack(body)
+    if received.get("v") != VERSION:
+        raise CodecError(f"a control frame has version {received.get('v')!r} (not {VERSION})")
+    name = received.get("kind")
     kind = _KINDS.get(name) if isinstance(name, str) else None
-    return None if kind is None else kind(**_values(kind, words))
+    return None if kind is None else kind(**_read_values(kind, received))
 
 
-def _map(body: bytes) -> Mapping[str, object]:
+def _unpack(body: bytes) -> Mapping[str, object]:
     unpacker = msgpack.Unpacker(**_LIMITS)
     try:
         unpacker.feed(body)
-        words = unpacker.unpack()
+        unpacked = unpacker.unpack()
     except (ValueError, msgpack.UnpackException) as error:
-        raise CodecError(f"a control frame is no msgpack map: {error}") from error
-    if not isinstance(words, dict):
-        raise CodecError("a control frame is no msgpack map")
-    return words
+        raise CodecError(f"a control frame is not a msgpack map: {error}") from error
+    if not isinstance(unpacked, dict):
+        raise CodecError("a control frame is not a msgpack map")
+    return unpacked
 
 
-def _values(kind: type[Message], words: Mapping[str, object]) -> dict[str, Any]:
+def _read_values(kind: type[Message], received: Mapping[str, object]) -> dict[str, Any]:
     values = {}
     for field in fields(kind):
-        value = words.get(field.name)
+        value = received.get(field.name)
         wanted = bytes if field.type == "bytes" else int
         if type(value) is not wanted or (isinstance(value, int) and not 0 <= value < 1 << 64):
             raise CodecError(f"a control frame's {field.name} is {str(value)[:40]!r}")

@@ -1,9 +1,9 @@
 """
-Is a peer there, how far away is it, and how much gets lost: by echoes, a few a minute.
+Whether a peer answers, its round trip time and its loss, by a few echoes a minute.
 
-    add, remove, heard, replied, tick  ->  Ask, Became
+    add, remove, received_request, received_reply, tick  ->  SendEcho, StateChanged
 
-A peer that never answered is unknown: a kernel vxlan device answers no echo and is well.
+A peer that has never answered is unknown, not silent: a kernel vxlan device answers no echo.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ INTERVAL = 15.0
 """Seconds between echoes to a peer."""
 
 WATCHED = 1.0
-"""The same while somebody looks, or after an echo was missed; an echo of its own that makes us ask
-leaves as much after our last."""
+"""Seconds between echoes while somebody watches or after an echo was lost. Also the shortest time
+between an echo and one that is sent because the peer sent an echo."""
 
 PATIENCE = 1.0
 """Seconds until an echo counts as lost."""
 
 MISSES = 3
-"""Lost in a row until a peer that answered before is silent."""
+"""Echoes lost in a row after which a peer that answered before is silent."""
 
 AT_ONCE = 64
-"""Echoes in one tick: so many answers at once find room with us."""
+"""Echoes in one tick at most, so that the socket's buffer has room for all the replies."""
 
-_MEMORY = 20  # echoes that loss is reckoned from
+_MEMORY = 20  # echoes that the loss is computed from
 _SMOOTHING = 1 / 8  # of the round trip, as TCP does (RFC 6298)
 
 
 @dataclass(frozen=True)
 class SendEcho:
-    """Send an echo with this id."""
+    """Sends an echo request with this id."""
 
     endpoint: Endpoint
     id: int
@@ -45,7 +45,7 @@ class SendEcho:
 
 @dataclass(frozen=True)
 class StateChanged:
-    """A peer is up or silent now, and was not before."""
+    """A peer is up or silent from now on."""
 
     endpoint: Endpoint
     state: PeerState
@@ -69,21 +69,21 @@ class Health:
 @dataclass
 class _Pulse:
     since: float
-    due: float
+    due: float  # when to send the next echo
     state: PeerState = PeerState.UNKNOWN
     rtt: float | None = None
     missed: int = 0
-    last: float = float("-inf")  # when it was asked last
-    asked: dict[int, float] = field(default_factory=dict)  # id -> when
+    last: float = float("-inf")  # when the last echo was sent
+    sent: dict[int, float] = field(default_factory=dict)  # by id, those without a reply so far
     answered: deque[bool] = field(default_factory=lambda: deque(maxlen=_MEMORY))
 
 
 class Liveness:
     """
-    All peers of one tunnel. `now` is monotonic seconds throughout.
+    The liveness of all peers. `now` is monotonic seconds throughout.
 
     Args:
-        ids: Of the echoes, never the same twice.
+        ids: Ids for the echoes, each different.
     """
 
     def __init__(self, ids: Iterator[int]) -> None:
@@ -95,39 +95,43 @@ class Liveness:
         return len(self._pulses)
 
     def add(self, endpoint: Endpoint, *, now: float) -> None:
-        """A peer, or one that is at another address now. The first echo leaves at once."""
+        """Adds a peer, or resets one whose address changed. The first echo is due at once."""
         self._pulses[endpoint] = _Pulse(since=now, due=now)
 
     def remove(self, endpoint: Endpoint) -> None:
         self._pulses.pop(endpoint, None)
 
     def watch(self, *, until: float, now: float) -> None:
-        """Somebody looks: echoes come every second until then."""
+        """Sends an echo every second until then, because somebody watches."""
         self._watched = max(self._watched, until)
         for pulse in self._pulses.values():
             pulse.due = min(pulse.due, now + WATCHED)
 
-    def heard(self, endpoint: Endpoint) -> bool:
-        """It asked us, so it may just have begun, and is worth asking soon. Returns whether that
-        changed when a tick is due."""
+    def received_request(self, endpoint: Endpoint) -> bool:
+        """
+        Takes an echo request of a peer: it may just have started, so an echo to it is due soon.
+        Returns whether the next tick is due earlier than before.
+        """
         pulse = self._pulses.get(endpoint)
         if pulse is None or pulse.state is PeerState.UP or pulse.due <= pulse.last + WATCHED:
             return False
         pulse.due = pulse.last + WATCHED
         return True
 
-    def replied(self, endpoint: Endpoint, number: int, *, now: float) -> list[StateChanged] | None:
-        """An answer to echo `number`; None, and nothing changes, where nobody waits for it (any
-        more)."""
+    def received_reply(
+        self, endpoint: Endpoint, number: int, *, now: float
+    ) -> list[StateChanged] | None:
+        """Takes the reply to echo `number`. Returns None, and changes nothing, if that echo is not
+        waiting for one."""
         pulse = self._pulses.get(endpoint)
-        asked = pulse.asked.pop(number, None) if pulse else None
-        if pulse is None or asked is None:
+        sent = pulse.sent.pop(number, None) if pulse else None
+        if pulse is None or sent is None:
             return None
-        trip = now - asked
+        trip = now - sent
         pulse.rtt = trip if pulse.rtt is None else pulse.rtt + _SMOOTHING * (trip - pulse.rtt)
         pulse.answered.append(True)
         pulse.missed = 0
-        return self._turn(endpoint, pulse, PeerState.UP, now=now)
+        return self._set_state(endpoint, pulse, PeerState.UP, now=now)
 
     def rtt(self, endpoint: Endpoint) -> float | None:
         """Smoothed round trip in seconds, None before the first answer."""
@@ -135,44 +139,44 @@ class Liveness:
         return pulse.rtt if pulse else None
 
     def tick(self, *, now: float) -> list[SendEcho | StateChanged]:
-        """Counts what was missed and asks whom it is time to ask; with very many the rest is due
-        in the next."""
+        """Counts lost echoes and sends those that are due, :data:`AT_ONCE` at most; the others are
+        due in the next tick."""
         actions: list[SendEcho | StateChanged] = []
         for endpoint, pulse in self._pulses.items():
-            if pulse.asked:
-                actions += self._miss(endpoint, pulse, now=now)
+            if pulse.sent:
+                actions += self._count_lost(endpoint, pulse, now=now)
             if now >= pulse.due and len(actions) < AT_ONCE:
                 eager = now < self._watched or 0 < pulse.missed < MISSES
                 number = next(self._ids)
                 pulse.due = now + (WATCHED if eager else INTERVAL)
-                pulse.asked[number] = pulse.last = now
+                pulse.sent[number] = pulse.last = now
                 actions.append(SendEcho(endpoint, number))
         return actions
 
     def next_tick(self, now: float) -> float | None:
-        """When the next tick is due, `now` at the earliest; None without peers."""
+        """Returns when the next tick is due, `now` at the earliest; None without peers."""
         due = [pulse.due for pulse in self._pulses.values()]
-        due += [asked + PATIENCE for one in self._pulses.values() for asked in one.asked.values()]
+        due += [sent + PATIENCE for one in self._pulses.values() for sent in one.sent.values()]
         return max(now, min(due)) if due else None
 
     def health(self, endpoint: Endpoint) -> Health | None:
-        """None for a peer that was not added."""
+        """Returns None for a peer that was not added."""
         pulse = self._pulses.get(endpoint)
         return _health(pulse) if pulse else None
 
-    def _miss(self, endpoint: Endpoint, pulse: _Pulse, *, now: float) -> list[StateChanged]:
-        late = [number for number, asked in pulse.asked.items() if now >= asked + PATIENCE]
+    def _count_lost(self, endpoint: Endpoint, pulse: _Pulse, *, now: float) -> list[StateChanged]:
+        late = [number for number, sent in pulse.sent.items() if now >= sent + PATIENCE]
         for number in late:
-            del pulse.asked[number]
+            del pulse.sent[number]
             pulse.answered.append(False)
             pulse.missed += 1
         if late and pulse.missed < MISSES and pulse.state is PeerState.UP:
-            pulse.due = min(pulse.due, now)  # sure of it soon
+            pulse.due = min(pulse.due, now)  # the next echo tells soon
         if pulse.missed < MISSES or pulse.state is not PeerState.UP:
             return []
-        return self._turn(endpoint, pulse, PeerState.SILENT, now=now)
+        return self._set_state(endpoint, pulse, PeerState.SILENT, now=now)
 
-    def _turn(
+    def _set_state(
         self, endpoint: Endpoint, pulse: _Pulse, state: PeerState, *, now: float
     ) -> list[StateChanged]:
         if pulse.state is state:

@@ -1,17 +1,17 @@
 """
-Which MAC each peer's VTEP has, who said so, and asking for those that nobody has told.
+The MAC of each peer's VTEP: configured, received in control frames, or resolved by ARP and NDP.
 
-    add, heard, told, tick  ->  Ask, Known
+    add, received_frame, received_address, tick  ->  MacLearned, SendSolicitation
 
-What is configured holds. A node of ours says its MAC in every control frame. Any other, like a
-kernel vxlan device, is asked by ARP and NDP for the overlay addresses that it owns, three times a
-second apart as Linux does, and again as long as packets go to it.
+A configured MAC is never changed. A node of this program sends its MAC in every control frame. Any
+other, like a kernel vxlan device, is resolved by ARP or NDP for the overlay addresses that it owns:
+three times, a second apart, as Linux does, and again as long as packets are sent to it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
@@ -22,22 +22,24 @@ from tunnel.types import ANY_VTEP_MAC, Address, Endpoint, Mac, Peer, Prefix
 log = logging.getLogger(__name__)
 
 TRIES = 3
+"""Solicitations in a row."""
+
 PAUSE = 1.0
 """Seconds between them."""
 
 RETRY = 5.0
-"""Seconds until one that did not answer is asked again, if packets go to it."""
+"""Seconds until a peer that did not answer is solicited again, if packets are sent to it."""
 
 CONFIRM = 30.0
-"""Seconds until one that did is."""
+"""Seconds until a peer that did answer is, if packets are sent to it."""
 
-_MOST_ASKED = 8  # addresses of one peer
-_FIRST_HOSTS = 3  # of a prefix, its network address included
+_MOST_SOLICITED = 8  # addresses of one peer
+_FIRST_HOSTS = 3  # addresses of a prefix, the network address included
 
 
 @dataclass(frozen=True)
 class SendSolicitation:
-    """Asks a peer for the MAC that one of its addresses has."""
+    """Solicits the MAC of an overlay address from the peer that owns it."""
 
     endpoint: Endpoint
     address: Address
@@ -45,8 +47,7 @@ class SendSolicitation:
 
 @dataclass(frozen=True)
 class MacLearned:
-    """
-    A peer's MAC, new or from another source; `before` is what it was, None where nobody knew."""
+    """The MAC of a peer, new or from another source; `before` is None if there was none."""
 
     endpoint: Endpoint
     mac: Mac
@@ -56,35 +57,38 @@ class MacLearned:
 @dataclass
 class _Vtep:
     peer: Peer
-    asked: tuple[Address, ...]
-    """Those that tell the VTEP's MAC; where several do and differ, the first."""
+    solicited: tuple[Address, ...]
+    """Addresses whose MAC is the VTEP's. If their MACs differ, the first one counts."""
     mac: Mac | None
     source: MacSource
     confirmed: float
     due: float | None
     tries: int
-    """How many are left; while there are none it rests."""
+    """Solicitations left in this row; 0 between two rows."""
     address: Address | None = None
-    """Whose answer `mac` is; None as well where that one answers no more."""
+    """The address that `mac` was resolved for, None if it does not answer any more."""
     sent: int = 0
+    """Packets to the peer when the last row was due."""
     refused: Mac | None = None
+    """The last MAC that was logged as unusable."""
 
-    def believes(self, address: Address) -> bool:
-        """Whether what this address tells counts: of several hosts behind a VTEP only the first
-        is it."""
+    def is_authoritative(self, address: Address) -> bool:
+        """Whether the MAC of `address` is the VTEP's: of several hosts behind a VTEP the first of
+        `solicited` counts."""
         if self.address in (None, address):
             return True
-        order = [one for one in self.asked if one in (address, self.address)]
+        order = [one for one in self.solicited if one in (address, self.address)]
         return order[:1] == [address]
 
 
 class Neighbours:
     """
-    Those of one tunnel. `now` is monotonic seconds throughout.
+    The VTEPs of all peers. `now` is monotonic seconds throughout.
 
     Args:
-        mac: Ours, which nobody else can have.
-        unique: Whether no two peers can have one MAC: it is by their MACs that they are found.
+        mac: That of this node, which no peer may have.
+        unique: Whether each peer needs a MAC of its own, as in TAP mode, where the FDB finds peers
+            by MAC.
     """
 
     def __init__(self, *, mac: Mac, unique: bool) -> None:
@@ -93,85 +97,88 @@ class Neighbours:
         self._holders: dict[Mac, Endpoint] = {}
 
     def add(self, peer: Peer, *, now: float) -> None:
-        """A peer, or one that is at another address now. What was known holds until it is known
-        otherwise."""
+        """Adds a peer, or one whose address or prefixes changed. A MAC that is known stays until
+        another is received."""
         before = self._vteps.get(peer.endpoint)
         mac = peer.mac or (before.mac if before else None)
         source = MacSource.RESOLVED if mac else MacSource.UNKNOWN
-        asked = () if peer.mac else tuple(_askable(peer.prefixes))
+        solicited = () if peer.mac else tuple(_addresses_to_solicit(peer.prefixes))
         self._vteps[peer.endpoint] = _Vtep(
             peer=peer,
-            asked=asked,
+            solicited=solicited,
             mac=mac,
             source=MacSource.CONFIGURED if peer.mac else source,
             confirmed=before.confirmed if before else now,
-            due=now if asked else None,
+            due=now if solicited else None,
             tries=TRIES,
         )
         if mac is not None:
             self._holders[mac] = peer.endpoint
 
     def remove(self, endpoint: Endpoint) -> None:
+        """Removes a peer; one that was not added is fine."""
         vtep = self._vteps.pop(endpoint, None)
         if vtep is not None:
             self._release(vtep)
 
     def get(self, endpoint: Endpoint, *, now: float) -> Neighbour:
-        """What is known of a peer; nothing of one that is at no address yet."""
+        """Returns the VTEP of a peer; one without a MAC for a peer that was not added."""
         vtep = self._vteps.get(endpoint)
         if vtep is None:
             return Neighbour(None, MacSource.UNKNOWN, 0.0)
         configured = vtep.source is MacSource.CONFIGURED
         return Neighbour(vtep.mac, vtep.source, 0.0 if configured else now - vtep.confirmed)
 
-    def heard(self, endpoint: Endpoint, mac: Mac, *, now: float) -> list[MacLearned]:
-        """A control frame came from this MAC."""
+    def received_frame(self, endpoint: Endpoint, mac: Mac, *, now: float) -> list[MacLearned]:
+        """Takes the source MAC of a control frame."""
         vtep = self._vteps.get(endpoint)
-        if vtep is None or vtep.source is MacSource.CONFIGURED or not self._can_be(vtep, mac):
+        if vtep is None or vtep.source is MacSource.CONFIGURED or not self._is_usable(vtep, mac):
             return []
         vtep.address, vtep.due = None, None
         return self._learn(vtep, mac, source=MacSource.CONTROL, now=now)
 
-    def told(
+    def received_address(
         self, endpoint: Endpoint, address: Address, mac: Mac, *, now: float
     ) -> list[MacLearned]:
-        """A peer has said that it has an address: because it was asked, or in asking us."""
+        """Takes an overlay address and its MAC from an ARP or NDP message of a peer."""
         vtep = self._vteps.get(endpoint)
         if vtep is None or vtep.source in (MacSource.CONFIGURED, MacSource.CONTROL):
             return []
         if not any(address in prefix for prefix in vtep.peer.prefixes):
-            if vtep.mac is None and vtep.asked and not vtep.tries:
-                # It is there, and asks by an address of the link.
+            if vtep.mac is None and vtep.solicited and not vtep.tries:
+                # The peer answers, but this was an address of the link.
                 vtep.due, vtep.tries = now, TRIES
             return []
-        if not vtep.believes(address) or not self._can_be(vtep, mac):
+        if not vtep.is_authoritative(address) or not self._is_usable(vtep, mac):
             return []
         vtep.address = address
-        vtep.due, vtep.tries = (now + CONFIRM if vtep.asked else None), 0
+        vtep.due, vtep.tries = (now + CONFIRM if vtep.solicited else None), 0
         return self._learn(vtep, mac, source=MacSource.RESOLVED, now=now)
 
-    def doubt(self, endpoint: Endpoint, *, now: float) -> None:
-        """A node of ours has fallen silent: what is there now may be something else."""
+    def set_silent(self, endpoint: Endpoint, *, now: float) -> None:
+        """Resolves the MAC of a peer that sent control frames before and is silent now: something
+        else may have its address."""
         vtep = self._vteps.get(endpoint)
         if vtep is not None and vtep.source is MacSource.CONTROL:
             vtep.source, vtep.tries = MacSource.RESOLVED, TRIES
-            vtep.due = now if vtep.asked else None
+            vtep.due = now if vtep.solicited else None
 
-    def tick(
-        self, sent: Callable[[], Mapping[Endpoint, int]], *, now: float
-    ) -> list[SendSolicitation]:
-        """Whom to ask now; `sent` tells how many packets went to each peer so far."""
+    def tick(self, sent: Mapping[Endpoint, int], *, now: float) -> list[SendSolicitation]:
+        """
+        Returns the solicitations that are due.
+
+        Args:
+            sent: Packets sent to each peer so far.
+        """
         due = [vtep for vtep in self._vteps.values() if vtep.due is not None and vtep.due <= now]
-        resting = any(not vtep.tries for vtep in due)
-        packets = sent() if resting else {}
-        return [ask for vtep in due for ask in self._look(vtep, packets, now=now)]
+        return [one for vtep in due for one in self._solicit(vtep, sent, now=now)]
 
     def next_tick(self, now: float) -> float | None:
-        """When the next tick is due; None where everybody's MAC is known for good."""
+        """Returns when the next tick is due, `now` at the earliest; None if every MAC is known."""
         due = [vtep.due for vtep in self._vteps.values() if vtep.due is not None]
         return max(now, min(due)) if due else None
 
-    def _look(
+    def _solicit(
         self, vtep: _Vtep, sent: Mapping[Endpoint, int], *, now: float
     ) -> Iterable[SendSolicitation]:
         if not vtep.tries:
@@ -184,22 +191,22 @@ class Neighbours:
         vtep.tries -= 1
         vtep.due = now + (PAUSE if vtep.tries else RETRY)
         if not vtep.tries:
-            vtep.address = None  # as far as we know; whoever answers next is believed
-        return (SendSolicitation(vtep.peer.endpoint, address) for address in vtep.asked)
+            vtep.address = None  # the next answer counts, of whichever address
+        return (SendSolicitation(vtep.peer.endpoint, address) for address in vtep.solicited)
 
-    def _can_be(self, vtep: _Vtep, mac: Mac) -> bool:
+    def _is_usable(self, vtep: _Vtep, mac: Mac) -> bool:
         holder = self._holders.get(mac, vtep.peer.endpoint)
         if mac == self._mac:
-            whose = "this node's own"
+            owner = "this node's own"
         elif mac == ANY_VTEP_MAC:
-            whose = "any node's"
+            owner = "the one that every node accepts"
         elif self._unique and holder != vtep.peer.endpoint:
-            whose = f"that of peer {holder}"
+            owner = f"that of peer {holder}"
         else:
             return True
         if vtep.refused != mac:
             vtep.refused = mac
-            log.warning("peer %s: its MAC %s is %s", vtep.peer.endpoint, mac, whose)
+            log.warning("peer %s: its MAC %s is %s", vtep.peer.endpoint, mac, owner)
         return False
 
     def _learn(self, vtep: _Vtep, mac: Mac, *, source: MacSource, now: float) -> list[MacLearned]:
@@ -217,9 +224,9 @@ class Neighbours:
 
 def gateway(prefix: Prefix, mac: Mac | None) -> Address | None:
     """
-    The next hop of a peer's prefix: its VTEP's address, which is the network address, as flannel
-    has it. Where that is none, as in a default route, it is the link-local IPv6 address that a
-    device of the VTEP's MAC has, for IPv4 as well; None as long as the MAC is not known.
+    Returns the next hop of a peer's prefix: the address of its VTEP, which is the network address,
+    as with flannel. If that is not a host's address, as in a default route, it is the link-local
+    IPv6 address that belongs to the VTEP's MAC, for IPv4 as well; None while the MAC is not known.
     """
     if _is_host(prefix.network_address):
         return prefix.network_address
@@ -232,8 +239,8 @@ def _is_host(address: Address) -> bool:
     return bool(int(address) >> zeroes) and not address.is_multicast
 
 
-def _askable(prefixes: Iterable[Prefix]) -> Iterator[Address]:
-    """The addresses of its own that a VTEP is likely to have, the likeliest first."""
+def _addresses_to_solicit(prefixes: Iterable[Prefix]) -> Iterator[Address]:
+    """Returns the addresses that the VTEP is likely to have itself, the likeliest first."""
     ordinary = [prefix for prefix in prefixes if _is_host(prefix.network_address)]
     ordinary.sort(key=lambda prefix: prefix.num_addresses > 1)
     firsts = (
@@ -241,4 +248,4 @@ def _askable(prefixes: Iterable[Prefix]) -> Iterator[Address]:
         for prefix in ordinary
         for number in range(min(_FIRST_HOSTS, prefix.num_addresses))
     )
-    return islice(firsts, _MOST_ASKED)
+    return islice(firsts, _MOST_SOLICITED)

@@ -1,10 +1,11 @@
 """
-Who is a peer, under which index the packet path knows it, and where it is now.
+Which peers there are, the index of each in the packet path, and its current address.
 
-    add, remove, resolved, tick  ->  actions, which whoever owns the packet path applies in order
+    add, remove, change, resolved, tick  ->  actions, to be applied in order
 
-An index is used again only after its peer was forgotten. Routes never point to an index that
-is not there: peers are put before the routes that name them and forgotten after.
+The lowest free index is assigned, and an index is free only after :class:`ForgetPeer`. Routes never
+name an index that does not exist: a peer is put before the routes that name it, and forgotten after
+they are gone.
 """
 
 from __future__ import annotations
@@ -16,25 +17,26 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
+from types import MappingProxyType
 
 from tunnel.config.rules import conflicts
-from tunnel.errors import ConfigError, PeerNotFoundError, UnderlayError
+from tunnel.errors import ConfigError, PeerNotFoundError, TunnelError, UnderlayError
 from tunnel.types import Address, Endpoint, Peer, Prefix
 
 log = logging.getLogger(__name__)
 
 SILENCE = 30.0
-"""Seconds without a packet after which the name of a peer is resolved again."""
+"""Seconds without a packet from a peer after which its name is resolved again."""
 
 LONGEST_RETRY = 60.0
-"""Seconds; failed names are tried again after 1, 2, 4 ... up to this."""
+"""Seconds. A name that has no address is resolved again after 1, 2, 4 ... and at most this."""
 
 _LISTED = 8  # peers that the text of a PeerNotFoundError names at most
 
 
 @dataclass(frozen=True)
 class PutPeer:
-    """Puts or replaces a peer; without an address (its name is not resolved) it gets nothing."""
+    """Adds or replaces a peer. It receives nothing while its address is None (not resolved)."""
 
     index: int
     peer: Peer
@@ -43,29 +45,39 @@ class PutPeer:
 
 @dataclass(frozen=True)
 class ForgetPeer:
+    """Removes a peer; its index may be assigned again."""
+
     index: int
+
+
+RouteRow = tuple[bytes, int, int]
+"""Packed network address, prefix length, peer index."""
 
 
 @dataclass(frozen=True)
 class PutRoutes:
-    """The whole route table, prefix to peer index."""
+    """Replaces the route table by these rows."""
 
-    routes: tuple[tuple[Prefix, int], ...]
+    rows: tuple[RouteRow, ...]
 
 
 @dataclass(frozen=True)
 class AddKernelRoute:
+    """Has the kernel route a prefix to the device."""
+
     prefix: Prefix
 
 
 @dataclass(frozen=True)
 class RemoveKernelRoute:
+    """Removes the kernel route of a prefix."""
+
     prefix: Prefix
 
 
 @dataclass(frozen=True)
 class Resolve:
-    """Asks for the address of a name; each is answered by :meth:`PeerTable.resolved`."""
+    """Resolves the name of a peer. Each is answered by :meth:`PeerTable.resolved`."""
 
     endpoint: Endpoint
 
@@ -75,27 +87,41 @@ Action = PutPeer | ForgetPeer | PutRoutes | AddKernelRoute | RemoveKernelRoute |
 
 @dataclass(eq=False)
 class _Member:
-    """A peer and, where it goes by a name, what we know about that name."""
+    """A peer and, if its host is a name, the state of resolving that."""
 
     index: int
     peer: Peer
     address: Address | None
     due: float | None = None
-    """When to resolve unless it was heard; None for an address and while an answer is awaited."""
-    heard: int = 0
+    """When to resolve the name unless packets came; None for an address, and while an answer is
+    awaited."""
+    received: int = 0
+    """Packets at the last tick that was due."""
     retry: float = 1.0
     trouble: str = ""
-    """Why its name is of no use, as far as that was said."""
+    """Why the last answer could not be used, as it was logged."""
+    rows: tuple[RouteRow, ...] = ()
+    """Its routes. Kept, so that removing one of very many peers costs little."""
+
+    def replace(self, peer: Peer) -> None:
+        self.peer = peer
+        self.rows = tuple(
+            (prefix.network_address.packed, prefix.prefixlen, self.index)
+            for prefix in peer.prefixes
+        )
 
 
 class PeerTable:
     """
-    The peers of one tunnel. `now` is monotonic seconds throughout.
+    The peers of one node. `now` is monotonic seconds throughout.
 
     Args:
-        subnets: Ours; no peer may claim any of them.
-        local: Ours; no peer may be at one of them.
-        mode: ``"tun"``, where a peer has to own something, or ``"tap"``.
+        subnets: Those of this node. No peer may have a prefix that overlaps them.
+        local: Endpoints of this node. No peer may have one of them.
+        mode: ``tun``, where each peer needs a prefix, or ``tap``.
+
+    Attributes:
+        indices: The index of each peer. A view, which changes with the table.
     """
 
     def __init__(
@@ -105,33 +131,33 @@ class PeerTable:
         self._subnets = tuple(subnets)
         self._local = frozenset(local)
         self._members: dict[Endpoint, _Member] = {}
-        self._free: list[int] = []
-        self._places: dict[Address, dict[int, Endpoint]] = {}  # by address, port
-
-    @property
-    def peers(self) -> Mapping[Endpoint, int]:
-        """The index of each peer."""
-        return {endpoint: member.index for endpoint, member in self._members.items()}
+        self._indices: dict[Endpoint, int] = {}
+        self._free: list[int] = []  # a heap
+        self._holders: dict[Address, dict[int, Endpoint]] = {}  # by address and port
+        self.indices: Mapping[Endpoint, int] = MappingProxyType(self._indices)
 
     def __contains__(self, endpoint: object) -> bool:
         return endpoint in self._members
 
+    # Questions.
+
     def peer(self, endpoint: Endpoint) -> Peer:
-        """Raises PeerNotFoundError if there is none at `endpoint`."""
+        """Returns a peer. Raises PeerNotFoundError."""
         return self._member(endpoint).peer
 
     def address(self, endpoint: Endpoint) -> Address | None:
-        """Where it is now, None as long as its name is not resolved. Raises PeerNotFoundError."""
+        """Returns a peer's address, None while its name is not resolved. Raises
+        PeerNotFoundError."""
         return self._member(endpoint).address
 
     def index(self, endpoint: Endpoint) -> int:
-        """Under which index the packet path knows it. Raises PeerNotFoundError."""
+        """Returns a peer's index. Raises PeerNotFoundError."""
         return self._member(endpoint).index
 
     def find(self, peer: str | Endpoint) -> Endpoint:
         """
-        Returns the endpoint of the peer that is meant: by its endpoint, by its host alone if no
-        other peer is there, or by an overlay address that it owns.
+        Returns the endpoint of the peer that `peer` names: its endpoint, its host alone if no
+        other peer has that host, or an overlay address that it owns.
 
         Raises:
             PeerNotFoundError: There is no such peer.
@@ -152,172 +178,178 @@ class PeerTable:
                     return member.peer.endpoint
         raise self._not_found(peer)
 
-    def at(self, address: Address, port: int) -> Endpoint | None:
-        """Who is there now. Where only one peer is at an address, the port does not matter: it may
-        have another one for us than it has for itself, behind a NAT."""
-        there = self._places.get(address, {})
-        return next(iter(there.values())) if len(there) == 1 else there.get(port)
+    def find_sender(self, address: Address, port: int) -> Endpoint | None:
+        """Returns the peer at an underlay address. The port matters only if several peers are
+        there: behind a NAT it may differ from the port that the peer knows."""
+        holders = self._holders.get(address, {})
+        return next(iter(holders.values())) if len(holders) == 1 else holders.get(port)
 
-    def all_at(self, address: Address) -> tuple[Endpoint, ...]:
-        """Whoever is there now."""
-        return tuple(self._places.get(address, {}).values())
+    def find_all_at(self, address: Address) -> tuple[Endpoint, ...]:
+        """Returns the peers at an underlay address."""
+        return tuple(self._holders.get(address, {}).values())
 
-    def own(self, subnets: Iterable[Prefix]) -> None:
-        """Ours are these now. Raises ConfigError where a peer has one, and changes nothing."""
+    # Checks.
+
+    def set_subnets(self, subnets: Iterable[Prefix]) -> None:
+        """Replaces the subnets of this node. Raises ConfigError if a peer's prefix overlaps them,
+        and changes nothing then."""
         before, self._subnets = self._subnets, tuple(subnets)
-        for error in self._faults(member.peer for member in self._members.values()).values():
+        for error in self._find_faults(one.peer for one in self._members.values()).values():
             self._subnets = before
             raise error
 
-    def refuse(
+    def find_conflicts(
         self, *, add: Iterable[Peer], remove: Iterable[Endpoint] = ()
     ) -> dict[Endpoint, ConfigError]:
-        """Who of those that come, or come again as others than they were, cannot be together
-        with those that stay."""
-        new = {peer.endpoint: peer for peer in add if not self._owns(peer)}
+        """Returns which of the peers to add or change conflict with each other, with this node or
+        with the peers that stay."""
+        new = {peer.endpoint: peer for peer in add if not self._has_prefixes_of(peer)}
         if not new:
             return {}
-        leaving = {*remove, *new}
-        stay = [one.peer for endpoint, one in self._members.items() if endpoint not in leaving]
-        refused: dict[Endpoint, ConfigError] = {}
-        # What overlaps the prefix of one that is refused may overlap another's as well.
-        while found := self._faults([*stay, *new.values()]):
-            refused |= found
-            new = {endpoint: peer for endpoint, peer in new.items() if endpoint not in found}
-        return refused
-
-    def _owns(self, peer: Peer) -> bool:
-        """Whether it is there and has these prefixes: then it can."""
-        member = self._members.get(peer.endpoint)
-        return member is not None and member.peer.prefixes == peer.prefixes
-
-    def check(self, wanted: Iterable[Peer]) -> None:
-        """Raises ConfigError where these cannot be the peers; its key says which one, by number."""
-        for error in self._faults(wanted).values():
-            raise error
-
-    def _faults(self, peers: Iterable[Peer]) -> dict[Endpoint, ConfigError]:
-        everyone = dict(enumerate(peers))
-        endpoints = {peer.endpoint for peer in everyone.values()}
+        replaced = {*remove, *new}
+        stay = [one.peer for endpoint, one in self._members.items() if endpoint not in replaced]
         found: dict[Endpoint, ConfigError] = {}
-        for conflict in conflicts(
-            everyone, subnets=self._subnets, local=self._local, mode=self._mode
-        ):
-            found.setdefault(everyone[int(conflict.key[1])].endpoint, conflict)
-        for index, peer in everyone.items():
-            holder = self._holder(peer.endpoint.address, peer.endpoint.port)
-            if holder != peer.endpoint and holder in endpoints:
-                error = ConfigError(
-                    f"peer {peer.endpoint} is where {holder} leads (remove that first)",
-                    key=("peer", index),
-                )
-                found.setdefault(peer.endpoint, error)
+        # What overlaps the prefix of one that is left out may overlap another's as well.
+        while more := self._find_faults([*stay, *new.values()]):
+            found |= more
+            new = {endpoint: peer for endpoint, peer in new.items() if endpoint not in more}
         return found
 
+    def check(self, wanted: Iterable[Peer]) -> None:
+        """Raises ConfigError unless `wanted` could be the peers. The error's key has the position
+        of the one at fault."""
+        for error in self._find_faults(wanted).values():
+            raise error
+
+    # Changes.
+
     def add(self, peers: Iterable[Peer], *, now: float) -> list[Action]:
-        """Takes in all of `peers`, or none and raises ConfigError."""
+        """Adds all of `peers`, or none and raises ConfigError."""
         new = list(peers)
         for peer in new:
             if (member := self._members.get(peer.endpoint)) is not None:
                 raise _exists_already(member.peer, peer)
-        everyone = [*(member.peer for member in self._members.values()), *new]
-        for error in self._faults(everyone).values():
+        for error in self._find_faults(
+            [*(one.peer for one in self._members.values()), *new]
+        ).values():
             raise error
         return self.change(add=new, remove=(), now=now)
 
     def remove(self, endpoint: Endpoint, *, now: float) -> list[Action]:
-        """Lets one peer go. Raises PeerNotFoundError if there is none at `endpoint`."""
+        """Removes one peer. Raises PeerNotFoundError."""
         return self.change(add=(), remove=(endpoint,), now=now)
 
     def change(
         self, *, add: Iterable[Peer], remove: Iterable[Endpoint], now: float
     ) -> list[Action]:
         """
-        Lets some go and takes others in, all at once; who is there already keeps index and
-        address, and gets other prefixes or another MAC. Who comes was not to be refused.
+        Removes some peers and adds others at once. A peer in `add` that exists keeps its index and
+        address, also if it is in `remove`, and gets the new prefixes and MAC.
+
+        Args:
+            add: Without those that :meth:`find_conflicts` returns.
 
         Raises:
-            PeerNotFoundError: One that is to go is not there.
+            PeerNotFoundError: A peer to remove does not exist.
         """
-        going = [self._member(endpoint) for endpoint in remove]
-        before = {prefix: one for one in going for prefix in one.peer.prefixes}
-        for member in going:
-            del self._members[member.peer.endpoint]
-            self._leave(member)
+        new = list(add)
+        kept = {peer.endpoint for peer in new}
+        leaving = [self._member(endpoint) for endpoint in remove if endpoint not in kept]
+        before = {prefix: one for one in leaving for prefix in one.peer.prefixes}
+        for member in leaving:
+            self._delete(member)
         members = []
-        for peer in add:
-            if peer.endpoint in self._members:
-                member = self._members[peer.endpoint]
-                before |= dict.fromkeys(member.peer.prefixes, member)
-                member.peer = peer
+        for peer in new:
+            existing = self._members.get(peer.endpoint)
+            if existing is None:
+                member = self._insert(peer, following=len(self._members) + len(leaving))
             else:
-                member = self._admit(peer, room=len(self._members) + len(going))
+                member = existing
+                before |= dict.fromkeys(member.peer.prefixes, member)
+                member.replace(peer)
             members.append(member)
-        for member in going:
-            # Not before others got theirs: packets may still be on their way by this one.
+        for member in leaving:
+            # Only now, so that no new peer gets an index by which packets may be on their way.
             heapq.heappush(self._free, member.index)
-        after = {prefix: member for member in members for prefix in member.peer.prefixes}
-        if not (members or going):
+        if not (members or leaving):
             return []
+        after = {prefix: member for member in members for prefix in member.peer.prefixes}
         return [
             *(RemoveKernelRoute(prefix) for prefix in before if prefix not in after),
             *(PutPeer(member.index, member.peer, member.address) for member in members),
-            *([] if before == after else [self._routes()]),
+            *([] if before == after else [self._put_routes()]),
             *(AddKernelRoute(one) for one in after if before.get(one) is not after[one]),
-            *(ForgetPeer(member.index) for member in going),
+            *(ForgetPeer(member.index) for member in leaving),
             *(Resolve(one.peer.endpoint) for one in members if one.address is None),
         ]
+
+    # Names.
 
     def resolved(
         self, endpoint: Endpoint, answer: Address | UnderlayError, *, now: float
     ) -> list[Action]:
-        """The answer to Resolve, or why there is none. A peer keeps its old address until a usable
-        new one is found. The log has each trouble once, and its end."""
+        """
+        Takes the answer to :class:`Resolve`: an address, or why there is none.
+
+        The peer keeps its address until another can be used. Each reason is logged once, and so is
+        its end.
+        """
         member = self._members.get(endpoint)
         if member is None:  # removed in the meantime
             return []
-        before, member.trouble = member.trouble, self._trouble(endpoint, answer)
-        if isinstance(answer, UnderlayError) or member.trouble:
-            level = logging.DEBUG if member.trouble == before else logging.WARNING
-            log.log(level, "peer %s: %s", endpoint, member.trouble)
-            member.due = now + member.retry
-            member.retry = min(2 * member.retry, LONGEST_RETRY)
+        trouble = self._find_trouble(endpoint, answer)
+        if isinstance(answer, UnderlayError) or trouble:
+            self._retry(member, trouble, now=now)
             return []
-        if before or answer != member.address:
-            log.info("peer %s: its name leads to %s", endpoint, answer)
-        member.retry = 1.0
-        member.due = now + SILENCE
+        if member.trouble or answer != member.address:
+            log.info("peer %s: its name resolves to %s", endpoint, answer)
+        member.trouble, member.retry, member.due = "", 1.0, now + SILENCE
         if answer == member.address:
             return []
-        self._leave(member)
-        member.address = answer
-        self._settle(member)
+        self._set_address(member, answer)
         return [PutPeer(member.index, member.peer, answer)]
 
-    def tick(self, inbound: Mapping[int, int], *, now: float) -> list[Action]:
-        """
-        Looks which of the named peers have fallen silent.
+    def revert(
+        self, endpoint: Endpoint, address: Address | None, error: TunnelError, *, now: float
+    ) -> list[Action]:
+        """Takes back a resolved address that could not be put, because of `error`: the peer has
+        the `address` before it again, and its name is resolved again later."""
+        member = self._members.get(endpoint)
+        if member is None:
+            return []
+        self._retry(member, f"its name resolves to {member.address}: {error}", now=now)
+        self._set_address(member, address)
+        return [PutPeer(member.index, member.peer, address)]
 
-        `inbound` is how many packets came from each index so far. Ticks are all that is seen
-        of traffic, so a peer's silence is noticed 30 to 60 s after its last packet.
+    def tick(self, received: Mapping[int, int], *, now: float) -> list[Resolve]:
         """
-        actions: list[Action] = []
+        Returns the names that are due: those of peers from which no packet came.
+
+        A tick sees packets only when it is due, so a peer counts as silent 30 to 60 s after its
+        last packet.
+
+        Args:
+            received: Packets received so far, by index.
+        """
+        actions = []
         for endpoint, member in self._members.items():
             if member.due is None or now < member.due:
                 continue
-            heard = inbound.get(member.index, 0)
-            if heard != member.heard:
-                member.heard, member.retry, member.due = heard, 1.0, now + SILENCE
+            count = received.get(member.index, 0)
+            if count != member.received:
+                member.received, member.retry, member.due = count, 1.0, now + SILENCE
             else:
                 member.due = None
                 actions.append(Resolve(endpoint))
         return actions
 
     def next_tick(self, now: float) -> float | None:
-        """When the next tick is due, `now` at the earliest; None while nothing is waited for,
-        so that a node whose peers all have addresses sleeps."""
+        """Returns when the next tick is due, `now` at the earliest; None if none is, as for peers
+        that all have addresses."""
         due = [member.due for member in self._members.values() if member.due is not None]
         return max(now, min(due)) if due else None
+
+    # Members.
 
     def _member(self, endpoint: Endpoint) -> _Member:
         member = self._members.get(endpoint)
@@ -330,42 +362,71 @@ class PeerTable:
         more = ", ..." if len(self._members) > _LISTED else ""
         return PeerNotFoundError(f"peer {peer} is not there (there are: {some}{more})")
 
-    def _admit(self, peer: Peer, *, room: int) -> _Member:
+    def _insert(self, peer: Peer, *, following: int) -> _Member:
         # Used, free and leaving indices together are always 0 ... n-1.
-        index = heapq.heappop(self._free) if self._free else room
-        member = _Member(index, peer, peer.endpoint.address)
-        self._members[peer.endpoint] = member
-        self._settle(member)
+        index = heapq.heappop(self._free) if self._free else following
+        member = _Member(index, peer, None)
+        member.replace(peer)
+        self._members[peer.endpoint], self._indices[peer.endpoint] = member, index
+        self._set_address(member, peer.endpoint.address)
         return member
 
-    def _settle(self, member: _Member) -> None:
-        if member.address is not None:
-            there = self._places.setdefault(member.address, {})
-            there[member.peer.endpoint.port] = member.peer.endpoint
+    def _delete(self, member: _Member) -> None:
+        self._set_address(member, None)
+        del self._members[member.peer.endpoint], self._indices[member.peer.endpoint]
 
-    def _leave(self, member: _Member) -> None:
+    def _set_address(self, member: _Member, address: Address | None) -> None:
+        endpoint = member.peer.endpoint
         if member.address is not None:
-            there = self._places[member.address]
-            del there[member.peer.endpoint.port]
-            if not there:
-                del self._places[member.address]
+            holders = self._holders[member.address]
+            del holders[endpoint.port]
+            if not holders:
+                del self._holders[member.address]
+        member.address = address
+        if address is not None:
+            self._holders.setdefault(address, {})[endpoint.port] = endpoint
+
+    def _put_routes(self) -> PutRoutes:
+        return PutRoutes(tuple([row for one in self._members.values() for row in one.rows]))
+
+    def _retry(self, member: _Member, trouble: str, *, now: float) -> None:
+        level = logging.DEBUG if trouble == member.trouble else logging.WARNING
+        log.log(level, "peer %s: %s", member.peer.endpoint, trouble)
+        member.trouble, member.due = trouble, now + member.retry
+        member.retry = min(2 * member.retry, LONGEST_RETRY)
+
+    # Faults.
+
+    def _has_prefixes_of(self, peer: Peer) -> bool:
+        member = self._members.get(peer.endpoint)
+        return member is not None and member.peer.prefixes == peer.prefixes
+
+    def _find_faults(self, peers: Iterable[Peer]) -> dict[Endpoint, ConfigError]:
+        """Returns which of `peers` cannot be peers together."""
+        everyone = dict(enumerate(peers))
+        endpoints = {peer.endpoint for peer in everyone.values()}
+        found: dict[Endpoint, ConfigError] = {}
+        for conflict in conflicts(
+            everyone, subnets=self._subnets, local=self._local, mode=self._mode
+        ):
+            found.setdefault(everyone[int(conflict.key[1])].endpoint, conflict)
+        for index, peer in everyone.items():
+            holder = self._holder(peer.endpoint.address, peer.endpoint.port)
+            if holder != peer.endpoint and holder in endpoints:
+                error = ConfigError(
+                    f"peer {peer.endpoint} has the address that the name of {holder} resolves to "
+                    "(remove that first)",
+                    key=("peer", index),
+                )
+                found.setdefault(peer.endpoint, error)
+        return found
 
     def _holder(self, address: Address | None, port: int) -> Endpoint | None:
-        return None if address is None else self._places.get(address, {}).get(port)
+        return None if address is None else self._holders.get(address, {}).get(port)
 
-    def _routes(self) -> PutRoutes:
-        return PutRoutes(
-            tuple(
-                (prefix, member.index)
-                for member in self._members.values()
-                for prefix in member.peer.prefixes
-            )
-        )
-
-    def _trouble(self, endpoint: Endpoint, answer: Address | UnderlayError) -> str:
-        """Why packets for the name cannot go there, empty where they can: not back to us, and not
-        to where another peer is, for then theirs could not be told apart. What a name says may
-        get better."""
+    def _find_trouble(self, endpoint: Endpoint, answer: Address | UnderlayError) -> str:
+        """Returns why an answer cannot be used, empty if it can. It may be neither this node nor
+        another peer, whose packets could not be told apart then; a later answer may be better."""
         if isinstance(answer, UnderlayError):
             return str(answer)
         try:
@@ -375,7 +436,7 @@ class PeerTable:
         holder = "this node" if place in self._local else self._holder(answer, place.port)
         if holder in (None, endpoint):
             return ""
-        return f"its name leads to {place}, where {holder} is"
+        return f"its name resolves to {place}, which is {holder}"
 
 
 def _exists_already(before: Peer, after: Peer) -> ConfigError:

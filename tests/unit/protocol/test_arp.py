@@ -64,7 +64,7 @@ def test_any_bytes_are_a_message_or_none(ethertype: int, body: bytes) -> None:
 
 @pytest.mark.parametrize("source", [None, "10.9.0.1"])
 def test_arp_asks_as_scapy_would(source: str | None) -> None:
-    destination, ethertype, body = arp.ask(
+    destination, ethertype, body = arp.solicit(
         ip("10.9.0.2"), source=ip(source) if source else None, mac=OURS
     )
     wanted = ARP(
@@ -81,7 +81,7 @@ def test_arp_asks_as_scapy_would(source: str | None) -> None:
 @pytest.mark.parametrize("target", ["fd09::2", "2001:db8:1:2:3:4:5678:9abc"])
 @pytest.mark.parametrize("source", [None, "fd09::1"])
 def test_ndp_asks_as_scapy_would(source: str | None, target: str) -> None:
-    destination, ethertype, body = arp.ask(
+    destination, ethertype, body = arp.solicit(
         ip(target), source=ip(source) if source else None, mac=OURS
     )
     group = f"ff02::1:ff{ip(target).packed[13]:02x}:{ip(target).packed[14:].hex()}"

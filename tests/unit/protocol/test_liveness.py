@@ -48,7 +48,7 @@ class World:
     def _step(self) -> None:
         for answer in [one for one in self._answers if one[0] <= self.now]:
             self._answers.remove(answer)
-            for became in self.liveness.replied(*answer[1:], now=self.now) or []:
+            for became in self.liveness.received_reply(*answer[1:], now=self.now) or []:
                 self.became.append((self.now, became))
         for action in self.liveness.tick(now=self.now):
             if isinstance(action, StateChanged):
@@ -127,11 +127,11 @@ def test_answers_that_nobody_waits_for_change_nothing() -> None:
     liveness.add(A, now=0)
     liveness.add(B, now=0)
     assert liveness.tick(now=0) == [SendEcho(A, 7), SendEcho(B, 8)]
-    assert liveness.replied(A, 8, now=0.1) is None  # another peer's
-    assert liveness.replied(A, 9, now=0.1) is None
-    assert liveness.replied(Endpoint("192.0.2.9"), 7, now=0.1) is None
-    assert liveness.replied(A, 7, now=0.1) == [StateChanged(A, UP)]
-    assert liveness.replied(A, 7, now=0.1) is None  # twice
+    assert liveness.received_reply(A, 8, now=0.1) is None  # another peer's
+    assert liveness.received_reply(A, 9, now=0.1) is None
+    assert liveness.received_reply(Endpoint("192.0.2.9"), 7, now=0.1) is None
+    assert liveness.received_reply(A, 7, now=0.1) == [StateChanged(A, UP)]
+    assert liveness.received_reply(A, 7, now=0.1) is None  # twice
     assert health(liveness, B).state is UNKNOWN
 
 
@@ -168,18 +168,18 @@ def test_who_asks_us_is_asked_soon() -> None:
     world = World(A, trip=None)
     world.run(until=5)
     world.trip = 0.01
-    assert world.liveness.heard(A)
-    assert not world.liveness.heard(A)
+    assert world.liveness.received_request(A)
+    assert not world.liveness.received_request(A)
     world.run(until=6)
     assert world.became == [(5.01, StateChanged(A, UP))]
-    assert not world.liveness.heard(A)
-    assert not world.liveness.heard(B)
+    assert not world.liveness.received_request(A)
+    assert not world.liveness.received_request(B)
 
 
 def test_a_flood_of_questions_makes_one_echo_a_second() -> None:
     world = World(A, trip=None)
     for step in range(1000):
-        world.liveness.heard(A)
+        world.liveness.received_request(A)
         world.run(until=step / 100)
     assert len(world.asked) <= 10 / WATCHED + 1
 

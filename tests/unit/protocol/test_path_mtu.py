@@ -34,27 +34,27 @@ class World:
     """
 
     def __init__(
-        self, *, limit: int = 1450, mtu: int = 1450, family: int = 4, trip: float = 0.001
+        self, *, limit: int = 1450, mtu: int = 1450, family: int = 4, rtt: float = 0.001
     ) -> None:
         self.paths = Paths(itertools.count(100))
-        self.mtu, self.trip, self.now = mtu, trip, 0.0
+        self.mtu, self.rtt, self.now = mtu, rtt, 0.0
         self.loses: Callable[[], bool] = lambda: False
         self.said: list[tuple[float, int]] = []
         self.probes: list[tuple[float, int]] = []
         self._answers: list[tuple[float, int]] = []
         self.paths.add(A, family=family, limit=limit, now=0)
-        self.paths.heard(A, trip=trip, now=0)
+        self.paths.set_alive(A, rtt=rtt, now=0)
 
     @property
     def size(self) -> int | None:
         return self.paths.size(A)
 
     def run(self, seconds: float, *, busy: bool = True) -> None:
-        self.paths.flows(A, busy, now=self.now)
+        self.paths.set_traffic(A, busy, now=self.now)
         for _ in range(round(seconds / STEP)):
             for at, number in [one for one in self._answers if one[0] <= self.now]:
                 self._answers.remove((at, number))
-                self._do(self.paths.arrived(A, number, now=self.now))
+                self._do(self.paths.received_reply(A, number, now=self.now))
             self._do(self.paths.tick(now=self.now))
             self.now += STEP
 
@@ -66,7 +66,7 @@ class World:
             self.probes.append((self.now, action.size))
             arrives = self.mtu and action.size <= max(self.mtu, 64) and not self.loses()
             if arrives:
-                self._answers.append((self.now + self.trip, action.id))
+                self._answers.append((self.now + self.rtt, action.id))
 
 
 def test_most_often_one_probe_says_it() -> None:
@@ -150,12 +150,12 @@ def test_a_peer_that_is_away_has_no_narrow_path() -> None:
     world.mtu = 0
     world.run(5)
     assert world.size == 1450
-    world.paths.silent(A)
+    world.paths.set_silent(A)
     count = len(world.probes)
     world.run(100)
     assert len(world.probes) == count
     world.mtu = 1350
-    world.paths.heard(A, trip=0.001, now=world.now)
+    world.paths.set_alive(A, rtt=0.001, now=world.now)
     world.run(5 * PATIENCE)
     assert world.size == 1350
 
@@ -190,7 +190,7 @@ def test_losses_by_chance_do_not_last(loss: float, seed: int) -> None:
 
 
 def test_a_long_way_is_no_narrow_one() -> None:
-    world = World(trip=0.6)
+    world = World(rtt=0.6)
     world.run(60)
     ((when, size),) = world.said
     assert when == pytest.approx(0.6, abs=3 * STEP)
@@ -199,9 +199,9 @@ def test_a_long_way_is_no_narrow_one() -> None:
 
 def test_a_way_that_becomes_long_is_no_narrow_one() -> None:
     """As when a queue fills up: every answer is late, not only those to large probes."""
-    world = World(trip=0.01)
+    world = World(rtt=0.01)
     world.run(5)
-    world.trip = 0.7
+    world.rtt = 0.7
     world.run(20)
     assert world.size == 1450
 
@@ -229,12 +229,12 @@ def test_answers_that_nobody_waits_for_change_nothing() -> None:
     paths = Paths(itertools.count(5))
     paths.add(A, family=4, limit=1450, now=0)
     paths.add(B, family=4, limit=1450, now=0)
-    paths.heard(A, trip=0.01, now=0)
+    paths.set_alive(A, rtt=0.01, now=0)
     assert paths.tick(now=0) == [SendProbe(A, 5, 1450)]
     for peer, number in ((A, 6), (B, 5), (Endpoint("192.0.2.9"), 5)):
-        assert paths.arrived(peer, number, now=0) == []
-    assert paths.arrived(A, 5, now=0) == [PathMtuChanged(A, 1450)]
-    assert paths.arrived(A, 5, now=0) == []
+        assert paths.received_reply(peer, number, now=0) == []
+    assert paths.received_reply(A, 5, now=0) == [PathMtuChanged(A, 1450)]
+    assert paths.received_reply(A, 5, now=0) == []
     assert (paths.size(A), paths.size(B)) == (1450, None)
 
 
@@ -243,7 +243,7 @@ def test_who_moves_has_another_path() -> None:
     world.run(2)
     world.paths.add(A, family=4, limit=1450, now=world.now)
     assert world.size is None
-    world.paths.heard(A, trip=0.001, now=world.now)
+    world.paths.set_alive(A, rtt=0.001, now=world.now)
     world.run(5 * PATIENCE)
     assert world.size == 1350
 

@@ -117,14 +117,14 @@ async def test_a_ping_that_gets_no_answer_says_where_it_ended(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with served(path) as (one, node):
-        peer, whole = str(one.peers[0]), one._node.peers.prober.ping
+        peer, whole = str(one.peers[0]), one._node.peers.requests.ping
 
         async def narrow(to: Endpoint, *, size: int = 0) -> float:
             if size > 1000:
                 raise TimeoutError
             return await whole(to, size=size)
 
-        monkeypatch.setattr(one._node.peers.prober, "ping", narrow)
+        monkeypatch.setattr(one._node.peers.requests, "ping", narrow)
         await one.add_peer("127.0.0.9=10.9.0.0/16")
         answer = await node.call("ping", peer="127.0.0.9")
         assert (answer["stage"], answer["rtt"]) == ("no_answer", None)
