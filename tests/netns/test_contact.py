@@ -145,7 +145,7 @@ async def test_who_goes_is_silent_and_up_again_when_it_comes_back() -> None:
         begun = time.monotonic()
         async with again:
             assert await anext(events) == PeerUp(peer)
-            assert time.monotonic() - begun < 3
+            assert time.monotonic() - begun < 10
 
 
 async def look(one: Tunnel) -> None:
