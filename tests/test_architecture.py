@@ -1,4 +1,4 @@
-"""Who may import whom, and which C file may touch the world: docs/design.md, as a test."""
+"""The structure that docs/design.md describes: layers, purity, and which C file does I/O."""
 
 import ast
 import re
@@ -28,16 +28,16 @@ LAYERS = [
     {"tunnel.types"},
     {"tunnel.errors", "tunnel.version"},
 ]
-"""From the top; a module imports from layers below its own, or from its own package."""
+"""From the top. A module imports from layers below its own, or from its own package."""
 
-AT_HOME = {
+CONFINED = {
     "aiohttp": "tunnel.cluster.stores.etcd_gateway",
     "click": "tunnel.cli",
     "prometheus_client": "tunnel.metrics",
     "pytun": "tunnel.linux.tun",
     "scapy": "tunnel.diagnostics.decode",
 }
-"""Libraries that one part of ours stands for."""
+"""Library -> the only part that imports it."""
 
 IMPURE = {"asyncio", "socket", "time", "os", "uvloop", "tunnel._native"}
 
@@ -51,8 +51,8 @@ def name_of(module: Path) -> str:
 
 
 def imports_of(module: Path) -> set[str]:
-    """Full names of all that is imported, wherever in the file; ``from tunnel import x``
-    is an import of ``tunnel.x`` where that is a module."""
+    """Returns the full names of all imports, wherever they are in the file. ``from tunnel import
+    x`` is an import of ``tunnel.x`` if that is a module."""
     names = set()
     for node in ast.walk(ast.parse(module.read_text())):
         if isinstance(node, ast.Import):
@@ -76,13 +76,13 @@ def within(name: str, part: str) -> bool:
 
 
 def layer_of(name: str) -> tuple[int, str]:
-    """Number of the layer, and the part of it that the module belongs to."""
+    """Returns the number of the layer, and the part of the layer that contains the module."""
     for number, parts in enumerate(LAYERS):
         for part in parts:
-            # The package itself is a layer, not all that is in it.
+            # "tunnel" is the module tunnel/__init__.py, not everything below it.
             if name == part or (part != "tunnel" and within(name, part)):
                 return number, part
-    raise AssertionError(f"{name} is in no layer: where does it belong?")
+    raise AssertionError(f"{name} is in no layer: add it to LAYERS")
 
 
 @pytest.mark.parametrize("module", MODULES, ids=name_of)
@@ -95,21 +95,31 @@ def test_imports_go_down(module: Path) -> None:
             assert below > number or other == part, f"{name} imports {imported}"
 
 
-def test_every_room_has_a_sign() -> None:
-    """A package says what is inside and what it may import, and the paper names each."""
-    paper = (PACKAGE.parent.parent / "docs" / "design.md").read_text()
+def test_no_import_circles() -> None:
+    """Not inside a package either, and not by an import inside a function."""
+    imports = {name_of(module): imports_of(module) for module in MODULES}
+    remaining = dict.fromkeys(imports)
+    while free := [one for one in remaining if not imports[one] & (remaining.keys() - {one})]:
+        for one in free:
+            del remaining[one]
+    assert not list(remaining), "these import each other in a circle"
+
+
+def test_every_package_has_a_sign() -> None:
+    """A package says what is inside and what it may import, and design.md names it."""
+    design = (PACKAGE.parent.parent / "docs" / "design.md").read_text()
     for sign in PACKAGE.rglob("__init__.py"):
         text = ast.get_docstring(ast.parse(sign.read_text())) or ""
-        assert len(text.splitlines()) >= 2, f"{sign}: what is inside?"
-        assert sign.parent == PACKAGE or f"{sign.parent.name}/" in paper, f"{sign.parent}: not told"
+        assert len(text.splitlines()) >= 2, f"{sign}: says nothing"
+        assert sign.parent == PACKAGE or f"{sign.parent.name}/" in design, f"{sign.parent}: absent"
 
 
 @pytest.mark.parametrize("module", MODULES, ids=name_of)
-def test_libraries_stay_at_home(module: Path) -> None:
+def test_libraries_are_confined(module: Path) -> None:
     name = name_of(module)
     for imported in imports_of(module):
-        home = AT_HOME.get(imported.partition(".")[0])
-        assert home is None or within(name, home), f"{name} imports {imported}"
+        only = CONFINED.get(imported.partition(".")[0])
+        assert only is None or within(name, only), f"{name} imports {imported}"
 
 
 PURE = [
@@ -130,7 +140,7 @@ PURE = [
         for name in ("finding", "host_checks", "peer_checks", "underlay_checks")
     ),
 ]
-"""Rules, which know no clock, socket or loop."""
+"""Rules: they know no clock, socket or loop."""
 
 
 @pytest.mark.parametrize("module", PURE, ids=name_of)
@@ -147,7 +157,7 @@ def test_cli_uses_no_inner_parts(module: Path) -> None:
 
 
 def code_of(source: Path) -> str:
-    """C without comments and strings."""
+    """Returns the C code without comments and strings."""
     noise = r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\])*"'
     return re.sub(noise, " ", source.read_text(), flags=re.DOTALL)
 
@@ -171,22 +181,22 @@ def test_system_calls_live_in_one_file(source: Path, calls: str, home: str) -> N
     assert not found or source.name == home
 
 
-# A variable's definition comes to its ';' or '=' before any '(' or '{'; outside of functions it
-# starts in the first column, inside of them only what is static outlives the call.
+# A definition of a variable reaches a semicolon or "=" before any parenthesis or brace. Outside
+# functions it starts in the first column; inside them only static variables outlive the call.
 STATIC = r"^[ \t]*(?:static|extern|_Thread_local)\b[^;={(]*[;=]"
 GLOBAL = r"^(?!typedef|struct \w+;|union \w+;|#)\w[\w \t*]*(?:\[[^\]]*\])*[ \t]*[;=]"
 
 
 def variables_in(code: str) -> list[str]:
-    """Those that can change, and outlive the function that uses them."""
+    """Returns the definitions of variables that can change and outlive the call of a function."""
     found = re.findall(f"{STATIC}|{GLOBAL}", code, flags=re.MULTILINE)
-    # Not const by CPython's types, though nobody changes them: its tables and keyword lists.
+    # CPython's tables and keyword lists have types without const, but nothing changes them.
     return [one for one in found if not re.search(r"\bconst\b|\bPy\w+|char \*\w+\[\]", one)]
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
 def test_all_state_is_in_the_forwarder(source: Path) -> None:
-    """Nothing may assume that there is only one worker."""
+    """C code must not assume that there is only one worker."""
     assert not variables_in(code_of(source))
 
 
