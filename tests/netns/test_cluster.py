@@ -80,7 +80,7 @@ def test_nodes_get_a_subnet_each_and_reach_each_other(lab: Lab, tmp_path: Path, 
             }
             assert status["store"]["connected"]
             assert status["store"]["key"].endswith(subnet.replace("/", "-"))
-            assert 80_000 < status["store"]["lease"] <= 86_400
+            assert 80_000 < status["store"]["lease_remaining"] <= 86_400
 
 
 def test_dual_stack_with_vni_and_port_of_the_network(lab: Lab, tmp_path: Path) -> None:
@@ -147,11 +147,11 @@ def test_the_store_is_away_for_longer_than_a_lease(lab: Lab, tmp_path: Path) -> 
             reach(*members)
             time.sleep(0.8)
         assert not any(member.store["connected"] for member in members)
-        assert {member.store["lease"] for member in members} == {0.0}
+        assert {member.store["lease_remaining"] for member in members} == {0.0}
         keys.etcd.start(0)
         keys.wait()
         until(lambda: all(member.store["connected"] for member in members))
-        until(lambda: all((member.store["lease"] or 0) > 1 for member in members))
+        until(lambda: all((member.store["lease_remaining"] or 0) > 1 for member in members))
         reach(*members)
         assert [member.subnets for member in members] == before
         assert {name.replace("-", "/") for name in keys.subnets()} == {one for (one,) in before}
@@ -205,7 +205,7 @@ def test_one_hears_that_the_lease_of_another_ran_out(lab: Lab, tmp_path: Path) -
             until(lambda: not keys.subnets())
             _cut_off(one, keys, verb="del")
             until(lambda: len(keys.subnets()) == 1)
-            until(lambda: one.store["connected"] and one.store["lease"])
+            until(lambda: one.store["connected"] and one.store["lease_remaining"])
             assert not other.store["connected"]
             time.sleep(1.5)
             _cut_off(other, keys, verb="del")
@@ -411,7 +411,7 @@ def test_a_reserved_subnet_and_static_peers(lab: Lab, tmp_path: Path) -> None:
         keys.put("subnets/10.42.9.0-24", {"PublicIP": one.host.ipv4})
         one.up("--peer", "192.0.2.77=10.77.0.0/16")
         assert one.subnets == ["10.42.9.0/24"]
-        assert one.store["lease"] is None
+        assert one.store["lease_remaining"] is None
         other.up("--subnet", "10.42.111.0/24")
         assert other.subnets == ["10.42.111.0/24"]
         one.until_peers(2)
@@ -492,7 +492,7 @@ def test_members_of_the_store_fail_over(lab: Lab, tmp_path: Path) -> None:
         keys.put("subnets/10.42.200.0-24", {"PublicIP": "192.0.2.50", "BackendType": "vxlan"})
         for member in members:
             member.until_peers(2)
-        until(lambda: all((member.store["lease"] or 0) > 1 for member in members))
+        until(lambda: all((member.store["lease_remaining"] or 0) > 1 for member in members))
         assert [member.subnets for member in members] == before
         reach(*members)
 
@@ -509,7 +509,7 @@ def test_a_store_that_accepts_and_never_answers(lab: Lab, tmp_path: Path) -> Non
             assert all("no answer" in member.store["why"] for member in members)
             keys.etcd.thaw(0)
             until(lambda: all(member.store["connected"] for member in members))
-            until(lambda: all((member.store["lease"] or 0) > 1 for member in members))
+            until(lambda: all((member.store["lease_remaining"] or 0) > 1 for member in members))
         assert len(traffic.gaps) == 2
         assert max(traffic.gaps.values()) < 4
         assert [member.subnets for member in members] == before
