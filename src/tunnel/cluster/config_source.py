@@ -69,7 +69,7 @@ class Membership:
         mtu = node.mtu
         if mtu is None and network.mtu is not None and local is not None:
             mtu = network.mtu - OVERHEAD[local.version]
-        return self.config.joined(
+        return self.config.complete(
             subnets=subnets,
             networks=network.prefixes,
             vni=network.vni,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, Unpack
@@ -96,12 +96,11 @@ class ClusterConfig:
         for keyword, value in values.items():
             object.__setattr__(self, keyword, value)
 
-    def joined(self, **from_store: Any) -> Config:
-        """The Config of the whole node; `from_store` are the attributes that the store sets.
-        Raises ConfigError."""
-        own = {field.name: getattr(self.node, field.name) for field in fields(Config)}
-        own |= {"subnet_file": self.subnet_file, "ip_masq": self.ip_masq}
-        return Config(**own | from_store)
+    def complete(self, **from_store: Any) -> Config:
+        """Returns the Config of the whole node, with the attributes that the store sets. Raises
+        ConfigError where those conflict with the node's own."""
+        own = {"subnet_file": self.subnet_file, "ip_masq": self.ip_masq}
+        return replace(self.node, **own | from_store)
 
 
 def cluster_differences(before: ClusterConfig, after: ClusterConfig) -> list[str]:

@@ -60,7 +60,7 @@ def test_a_subnet_is_a_preference() -> None:
 def test_the_store_completes_the_config() -> None:
     config = made(subnet_file="/run/subnet.env", ip_masq=True, peer="192.0.2.7=10.7.0.0/16")
     subnet, network = (ipaddress.ip_network(one) for one in ("10.42.7.0/24", "10.42.0.0/16"))
-    node = config.joined(subnets=(subnet,), networks=(network,), vni=7)
+    node = config.complete(subnets=(subnet,), networks=(network,), vni=7)
     assert (node.subnets, node.networks, node.vni) == ((subnet,), (network,), 7)
     assert (node.port, node.subnet_file, node.ip_masq) == (
         DEFAULT_PORT,
@@ -71,7 +71,7 @@ def test_the_store_completes_the_config() -> None:
     # The device exists by then, and keeps its name.
     assert node.name == "tunnel1"
     with pytest.raises(ConfigError, match="overlaps"):
-        config.joined(subnets=(ipaddress.ip_network("10.7.1.0/24"),), networks=())
+        config.complete(subnets=(ipaddress.ip_network("10.7.1.0/24"),), networks=())
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The table of options, and what is made from it."""
 
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -94,3 +96,16 @@ def test_an_unknown_keyword_is_a_type_error() -> None:
     for call in (Config, ClusterConfig, Tunnel):
         with pytest.raises(TypeError, match="unexpected keyword argument 'subnet'"):
             call(subnet="10.1.0.0/24")  # type: ignore[call-arg]
+
+
+def test_the_configuration_is_imported_alone() -> None:
+    """A program that only checks a configuration needs no other package of this one."""
+    program = "import sys, tunnel.config; print(*sys.modules)"
+    loaded = subprocess.check_output([sys.executable, "-c", program], text=True).split()
+    ours = {name for name in loaded if name.startswith("tunnel.")}
+    assert {name for name in ours if not name.startswith("tunnel.config")} == {
+        "tunnel.errors",
+        "tunnel.prefixes",
+        "tunnel.types",
+    }
+    assert not {"asyncio", "click", "pyroute2", "rich"} & set(loaded)
