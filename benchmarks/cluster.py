@@ -200,7 +200,7 @@ def churn(*, count: int, seconds: int, rate: int, crowd: int) -> None:
 
 
 @contextmanager
-def _ready(*, crowd: int) -> Iterator[tuple[Host, str, bench.Path]]:
+def _ready(*, crowd: int) -> Iterator[tuple[Host, str, bench.MeasuredPath]]:
     """The store, its URL, and a way from one node to another that know the crowd."""
     with cluster() as (store, url, (near, far, third)):
         third.host.run([sys.executable, "-m", "tunnel", "down"])
@@ -211,7 +211,7 @@ def _ready(*, crowd: int) -> Iterator[tuple[Host, str, bench.Path]]:
             with _changing(store, url, directory, rate=1, crowd=crowd):
                 pass
         _wait_for(near, crowd)
-        yield store, url, bench.Path("cluster", far.address, near.host.popen)
+        yield store, url, bench.MeasuredPath("cluster", far.address, near.host.popen)
 
 
 def _wait_for(node: Node, crowd: int) -> None:

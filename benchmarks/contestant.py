@@ -121,7 +121,7 @@ class Contestant:
     remark: str = ""
     most_mtu: int = field(default=65535)
 
-    def bring_up(self, site: Site) -> tuple[bench.Path, str]:
+    def bring_up(self, site: Site) -> tuple[bench.MeasuredPath, str]:
         """
         The way through it, and what it said of itself.
 
@@ -140,7 +140,7 @@ class Contestant:
                     raise LabError(" ".join(said.split())) from error
         self._check_way(site, running.target)
         processes = [daemon.pid for daemon in running.daemons]
-        return bench.Path(self.name, running.target, site.a.popen, processes), running.said
+        return bench.MeasuredPath(self.name, running.target, site.a.popen, processes), running.said
 
     def _check_way(self, site: Site, target: str) -> None:
         """Its packets take its own device, unless they are meant to take the bare link."""

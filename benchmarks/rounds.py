@@ -38,7 +38,7 @@ class Field:
     since, and why."""
 
     near: Host
-    paths: dict[str, bench.Path]
+    paths: dict[str, bench.MeasuredPath]
     said: dict[str, str]
     absent: dict[str, str]
 
@@ -48,7 +48,7 @@ def field(
     contestants: Mapping[str, Contestant], *, mtu: int = 1500, veth_offloads: bool = True
 ) -> Iterator[Field]:
     """Two hosts, a server on the second, and all contestants side by side."""
-    paths: dict[str, bench.Path] = {}
+    paths: dict[str, bench.MeasuredPath] = {}
     said: dict[str, str] = {}
     absent: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as directory, Lab() as lab:

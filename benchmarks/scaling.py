@@ -54,7 +54,7 @@ def stream_load(streams: int) -> Load:
 
 
 def packet_load(size: int) -> Load:
-    def load(path: bench.Path, *, seconds: int) -> float:
+    def load(path: bench.MeasuredPath, *, seconds: int) -> float:
         run = bench.udp(path, size=size, seconds=seconds)
         return run.bytes / size / run.seconds / 1000
 
@@ -165,7 +165,7 @@ def by_nodes(*, effort: Effort) -> tables.Rows:
                 _join(host, i, hosts)
                 rounds.serve(host)
             paths = [
-                bench.Path(host.name, f"10.244.{(i + 1) % count}.0", host.popen)
+                bench.MeasuredPath(host.name, f"10.244.{(i + 1) % count}.0", host.popen)
                 for i, host in enumerate(hosts)
             ]
             found = [_all_at_once(paths, seconds=effort.seconds) for _ in range(effort.rounds)]
@@ -173,7 +173,7 @@ def by_nodes(*, effort: Effort) -> tables.Rows:
     return rows
 
 
-def _all_at_once(paths: Sequence[bench.Path], *, seconds: int) -> list[float]:
+def _all_at_once(paths: Sequence[bench.MeasuredPath], *, seconds: int) -> list[float]:
     with ThreadPoolExecutor(len(paths)) as together:
         return list(together.map(partial(stream_load(1), seconds=seconds), paths))
 

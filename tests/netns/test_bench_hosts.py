@@ -20,7 +20,7 @@ def test_bench_alone_measures_both_paths() -> None:
         [*TUNNEL.split(), "bench", "--seconds", "1", "--json"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=170,
         check=False,
     )
     assert result.returncode == 0, result.stderr
@@ -45,7 +45,7 @@ def test_a_peer_is_measured_and_our_process_found(lab: Lab) -> None:
     server = b.popen(f"{TUNNEL} bench --server --port 6000")
     assert server.stdout is not None
     assert "ports 6000 and 6001" in server.stdout.readline()
-    result = a.run(f"{TUNNEL} bench 10.244.2.0 --port 6000 --seconds 1 --json", timeout=60)
+    result = a.run(f"{TUNNEL} bench 10.244.2.0 --port 6000 --seconds 1 --json", timeout=150)
     assert json.loads(result.stdout)["overlay"]["cpu1"] > 0
 
 
@@ -55,10 +55,10 @@ def test_a_port_in_use_is_one_line(lab: Lab) -> None:
     assert first.stdout is not None
     first.stdout.readline()
     second = host.popen(f"{TUNNEL} bench --server")
-    _, stderr = second.communicate(timeout=20)
+    _, stderr = second.communicate(timeout=100)
     assert second.returncode == 2
     assert stderr.count("\n") == 1
-    assert "5202: address already in use (--port" in stderr
+    assert "5202: address already in use (choose another pair with --port)" in stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -69,13 +69,13 @@ def test_bench_leaves_nothing(number: signal.Signals) -> None:
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 100
         # Two holders, two nodes, a server and iperf3: it is in the middle of its work.
         while len(children := children_of(process.pid)) < 6 and time.monotonic() < deadline:
             time.sleep(0.05)
         assert len(children) >= 6
         process.send_signal(number)
-        _, stderr = process.communicate(timeout=20)
+        _, stderr = process.communicate(timeout=100)
     assert process.returncode != 0
     assert "Traceback" not in stderr
     while any(map(alive, children)) and time.monotonic() < deadline:

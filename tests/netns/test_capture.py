@@ -44,7 +44,7 @@ def capturing(host: Host, *words: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def ended(process: subprocess.Popen[str], *, code: int = 0) -> tuple[str, str]:
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=100)
     assert process.returncode == code, (out, err)
     return out, err
 
@@ -186,7 +186,7 @@ def test_decode_knows_the_node(nodes: tuple[Node, Node], tmp_path: Path) -> None
 
 def refused(host: Host, *words: str, prefix: list[str] | None = None) -> str:
     process = host.popen([*(prefix or []), *PYTHON, "capture", *words])
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=100)
     assert (process.returncode, out) == (2, ""), err
     (line,) = err.splitlines()
     return line

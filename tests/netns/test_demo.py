@@ -23,7 +23,7 @@ mount --bind /mnt/tun /dev/net/tun
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *words], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, *words], capture_output=True, text=True, timeout=170, check=False
     )
 
 
@@ -33,7 +33,7 @@ def run_as_ordinary_user(*words: str, mode: str) -> subprocess.CompletedProcess[
         [*python_as_nobody(more=OWN_TUN.format(mode=mode)), *words],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=170,
         check=False,
     )
 
@@ -74,13 +74,13 @@ def test_demo_leaves_nothing(number: signal.Signals) -> None:
     with subprocess.Popen(
         [sys.executable, *DEMO, "60"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as demo:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 100
         # Two holders, two nodes, a receiver and a sender: it is in the middle of its work.
         while len(children := children_of(demo.pid)) < 6 and time.monotonic() < deadline:
             time.sleep(0.05)
         assert len(children) >= 6
         demo.send_signal(number)
-        _, stderr = demo.communicate(timeout=60)
+        _, stderr = demo.communicate(timeout=100)
     assert demo.returncode != 0
     assert "Traceback" not in stderr
     while any(map(alive, children)) and time.monotonic() < deadline:

@@ -26,7 +26,7 @@ from tunnel.testing.lab import Host, Lab
 PAPER = Path(__file__).parents[2] / "docs" / "life-of-a-packet.md"
 
 _ETH_P_ALL = 3
-_PATIENCE = 20.0  # seconds
+_PATIENCE = 60.0  # seconds
 
 
 def explain(host: Host, address: str, source: str | None = None, **words: Any) -> Any:

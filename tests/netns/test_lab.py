@@ -59,7 +59,7 @@ def test_link_without_offloads(lab: Lab) -> None:
         ("ls /not-there", r"a: ls /not-there: .*No such file"),
         ("false", r"a: false: exit code 1"),
         ("not-a-command", r"cannot run not-a-command: not found \(install"),
-        ("sleep 9", r"a: sleep 9: no end in 0.1 s"),
+        ("sleep 9", r"a: sleep 9: did not end within 0.1 s"),
     ],
 )
 def test_failing_command_is_one_clear_line(lab: Lab, command: str, said: str) -> None:
@@ -91,7 +91,7 @@ def test_nothing_outlives_a_killed_maker() -> None:
         assert len(left) == 2
         assert all(map(os.path.lexists, left))
         maker.kill()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while any(map(_alive, left)) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not any(map(_alive, left))

@@ -1,4 +1,4 @@
-"""``tunnel bench``: what an overlay carries, to a peer or between two hosts on this machine."""
+"""``tunnel bench``: measures an overlay, to a peer or between two hosts on this machine."""
 
 from __future__ import annotations
 
@@ -14,22 +14,25 @@ from rich.progress import track
 from rich.table import Table
 
 from tunnel.testing import bench as measures
+from tunnel.testing.cpu_time import holders_of
 from tunnel.testing.lab import Host, Lab, LabError, need_privilege
 
 Results = Mapping[str, dict[str, float]]
-"""Path -> numbers by their key in ``UNITS``."""
+"""Name of a path -> numbers by their key in ``UNITS``."""
 
 
 @click.command()
 @click.argument("peer", required=False)
-@click.option("--server", is_flag=True, help="Be the other end, until Ctrl-C.")
+@click.option(
+    "--server", is_flag=True, help="Answer the measurements of other hosts, until Ctrl-C."
+)
 @click.option(
     "--port",
     type=click.IntRange(1, 65534),
     default=measures.PORT,
     show_default=True,
     metavar="N",
-    help="The server's; it takes the next one as well.",
+    help="Port of the server; it also uses the next one.",
 )
 @click.option(
     "--seconds",
@@ -37,29 +40,33 @@ Results = Mapping[str, dict[str, float]]
     default=3,
     show_default=True,
     metavar="N",
-    help="How long each of the runs takes.",
+    help="Duration of each run.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def bench(peer: str | None, server: bool, port: int, seconds: int, as_json: bool) -> None:
     """
-    Measure an overlay: TCP, UDP, requests, and what they cost.
+    Measure an overlay: TCP, UDP, requests, and their CPU time.
 
     \b
     On one node:     tunnel bench --server
     On another one:  tunnel bench PEER
 
-    PEER is the first node's overlay address. Without it, makes two hosts on this machine (as
-    "tunnel demo" does) and measures the bare veth and an overlay between them. Needs iperf3
-    (apt-get install iperf3) on both sides.
+    PEER is the overlay address of the first node. Without PEER, creates two hosts on this machine
+    (as "tunnel demo" does) and measures the bare veth pair and an overlay between them. Needs
+    iperf3 on both sides (apt-get install iperf3).
     """
     if server:
         if peer:
             raise click.UsageError(f"--server takes no PEER ({peer}): it listens on all addresses")
-        measures.serve(port, ready=lambda: _say_ready(port))
+        measures.serve(port, ready=lambda: _print_ready(port))
     elif peer:
         if not _is_address(peer):
-            raise click.UsageError(f"PEER {peer}: no IP address (the other node's in the overlay)")
-        path = measures.Path("overlay", peer, measures.start_here, _movers_to(peer), port)
+            raise click.UsageError(
+                f"PEER {peer} is not an IP address (give the other node's, in the overlay)"
+            )
+        path = measures.MeasuredPath(
+            "overlay", peer, measures.start_here, _processes_to(peer), port
+        )
         _print(_measure([path], seconds=seconds), as_json=as_json)
     else:
         _print(_between_two_hosts(port, seconds=seconds), as_json=as_json)
@@ -73,17 +80,17 @@ def _is_address(text: str) -> bool:
     return True
 
 
-def _say_ready(port: int) -> None:
-    click.echo(f"answering on ports {port} and {port + 1} (Ctrl-C ends it)")
+def _print_ready(port: int) -> None:
+    click.echo(f"answering on ports {port} and {port + 1} (stop with Ctrl-C)")
 
 
-def _movers_to(peer: str) -> list[int]:
-    """Those of our processes behind the device that the kernel's route to the peer names."""
+def _processes_to(peer: str) -> list[int]:
+    """Returns the processes that hold the device to which the kernel routes the peer."""
     found = measures.start_here(["ip", "-json", "route", "get", peer])
     stdout, stderr = found.communicate()
     if found.returncode:
-        raise measures.BenchError(f"no way to {peer}: {stderr.strip()} (give an overlay address)")
-    return measures.owners_of(json.loads(stdout)[0]["dev"])
+        raise measures.BenchError(f"no route to {peer}: {stderr.strip()} (give an overlay address)")
+    return holders_of(json.loads(stdout)[0]["dev"])
 
 
 def _between_two_hosts(port: int, *, seconds: int) -> Results:
@@ -101,14 +108,16 @@ def _between_two_hosts(port: int, *, seconds: int) -> Results:
         ]
         _ready(b, f"{sys.executable} -m tunnel bench --server --port {port}")
         paths = [
-            measures.Path("bare veth", b.ipv4, a.popen, port=port),
-            measures.Path("overlay", "10.244.2.0", a.popen, [node.pid for node in nodes], port),
+            measures.MeasuredPath("bare veth", b.ipv4, a.popen, port=port),
+            measures.MeasuredPath(
+                "overlay", "10.244.2.0", a.popen, [node.pid for node in nodes], port
+            ),
         ]
         return _measure(paths, seconds=seconds)
 
 
 def _ready(host: Host, command: str) -> subprocess.Popen[str]:
-    """A command of ours on a host, once it has said its first line."""
+    """Starts a command on a host, and returns it when it has printed its first line."""
     process = host.popen(command)
     assert process.stdout is not None
     if not process.stdout.readline():
@@ -116,13 +125,13 @@ def _ready(host: Host, command: str) -> subprocess.Popen[str]:
     return process
 
 
-def _measure(paths: Sequence[measures.Path], *, seconds: int) -> Results:
-    """Paths take turns, so that what disturbs this machine disturbs all alike."""
+def _measure(paths: Sequence[measures.MeasuredPath], *, seconds: int) -> Results:
+    """Measures the paths in turns, so that other load on this machine affects all alike."""
     results: Results = {path.name: {} for path in paths}
-    turns: list[tuple[Callable[..., dict[str, float]], measures.Path]] = [
+    turns: list[tuple[Callable[..., dict[str, float]], measures.MeasuredPath]] = [
         (measure, path) for measure in measures.MEASURES.values() for path in paths
     ]
-    # On stderr, so that what is on stdout is the result alone.
+    # Progress goes to stderr: stdout holds the result alone.
     for measure, path in track(turns, "measuring", console=Console(stderr=True), transient=True):
         results[path.name].update(measure(path, seconds=seconds))
     return results

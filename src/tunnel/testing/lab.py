@@ -6,10 +6,9 @@ Hosts made of network namespaces on this machine.
         lab.link(a, b)
         a.ping(b.ipv4)
 
-Demo, benchmarks, tests and examples all stand on this. A namespace has no name: a tiny
-process holds it and ends when a pipe from us closes, so nothing is left over however we
-end, ``kill -9`` included. Needs util-linux and iproute2, and ethtool for a link without
-offloads.
+Demo, benchmarks, tests and examples use this. A namespace has no name: a process holds it, and
+ends when a pipe from this process closes. So nothing remains however this process ends, ``kill
+-9`` included. Needs util-linux and iproute2, and ethtool for a link without offloads.
 """
 
 from __future__ import annotations
@@ -24,22 +23,22 @@ from contextlib import ExitStack
 from tunnel.errors import TunnelError
 
 Command = str | Sequence[str]
-"""A command line as a shell would split it, or its words."""
+"""A command line, split as a shell does, or a list of arguments."""
 
 _PATH = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
-# An ordinary user's PATH leaves out where Debian keeps ethtool and its like.
+# An ordinary user's PATH lacks the directories of ethtool and ip.
 
 _PACKAGES = {"ip": "iproute2", "ping": "iputils-ping"}
-# The Debian package of a command, where it is not named like it.
+# Debian packages of commands, if their names differ.
 
-_STOP_SECONDS = 5.0
+_STOP_TIMEOUT = 10.0  # seconds from SIGTERM to SIGKILL
 
 _OWN_SOCKETS = "(mkdir -p /run/tunnel && mount -t tmpfs -o mode=755 tunnel /run/tunnel) 2>/dev/null"
-# Where nodes have their control sockets: hosts have nodes of the same name.
+# Each host has its own directory of control sockets: nodes on several hosts have one name.
 
 
 class LabError(TunnelError):
-    """This machine does not let us make hosts, or a command on one of them failed."""
+    """No host can be created on this machine, or a command on a host failed."""
 
 
 class Host:
@@ -61,19 +60,19 @@ class Host:
         self._running: list[subprocess.Popen[str]] = []
         self._holder = _hold()
         self.pid = self._holder.pid
-        # Duplicate address detection takes seconds, and nobody here has a duplicate.
+        # Duplicate address detection takes seconds, and there are no duplicates.
         self.run(["sh", "-c", "echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad"])
         self.run("ip link set lo up")
 
-    def run(self, command: Command, *, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    def run(self, command: Command, *, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         """
-        Runs a command to its end, at most `timeout` seconds.
+        Runs a command until it ends, at most `timeout` seconds.
 
         Raises:
-            LabError: It is not there, failed, or did not end; with what it said.
+            LabError: It is not installed, failed, or did not end; with its output.
         """
-        words = _words(command)
-        process = self.popen(words)
+        arguments = _split(command)
+        process = self.popen(arguments)
         try:
             with process:
                 try:
@@ -81,49 +80,51 @@ class Host:
                 finally:
                     process.kill()
         except subprocess.TimeoutExpired as error:
-            raise LabError(f"{self.name}: {shlex.join(words)}: no end in {timeout:g} s") from error
+            raise LabError(
+                f"{self.name}: {shlex.join(arguments)}: did not end within {timeout:g} s"
+            ) from error
         finally:
             self._running.remove(process)
         if process.returncode:
-            said = (stderr.strip() or stdout.strip()) or f"exit code {process.returncode}"
-            raise LabError(f"{self.name}: {shlex.join(words)}: {said}")
-        return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
+            output = stderr.strip() or stdout.strip() or f"exit code {process.returncode}"
+            raise LabError(f"{self.name}: {shlex.join(arguments)}: {output}")
+        return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
 
     def popen(self, command: Command) -> subprocess.Popen[str]:
         """
-        Starts a command with pipes for its output; it ends with this host at the latest.
+        Starts a command with pipes for its output; it is stopped when the host is closed.
 
-        Its pid is the command's own. It is killed when the thread that calls this ends.
+        The pid is that of the command. It is killed when the thread that calls this ends.
         """
-        words = _words(command)
-        if shutil.which(words[0], path=_PATH) is None:
-            package = _PACKAGES.get(words[0], words[0])
-            raise LabError(f"cannot run {words[0]}: not found (install the package {package})")
+        arguments = _split(command)
+        if shutil.which(arguments[0], path=_PATH) is None:
+            package = _PACKAGES.get(arguments[0], arguments[0])
+            raise LabError(f"cannot run {arguments[0]}: not found (install the package {package})")
         enter = ["nsenter", f"--target={self.pid}", "--net", "--mount", "--wd", "--"]
-        process = _start(["setpriv", "--pdeathsig=KILL", "--", *enter, *words])
+        process = _start(["setpriv", "--pdeathsig=KILL", "--", *enter, *arguments])
         self._running.append(process)
         return process
 
     def ping(self, address: str, *, count: int = 1, interval: float = 0.1) -> list[float]:
         """
-        Round trips in milliseconds, one for each of `count` echo requests.
+        Returns the round trips in milliseconds, one for each of `count` echo requests.
 
         Raises:
-            LabError: One of them was not answered: within a second, or, once others were, within
-                `interval` or two of the longest round trips before (ping(8)).
+            LabError: A request was not answered: the first within a second, later ones within
+                `interval` or twice the longest round trip before (ping(8)).
         """
         result = self.run(f"ping -n -c {count} -i {interval} -W 1 {address}")
-        trips = [
+        rtts = [
             float(line.partition("time=")[2].split()[0])
             for line in result.stdout.splitlines()
             if "time=" in line
         ]
-        if len(trips) < count:
-            raise LabError(f"{self.name}: ping {address}: {len(trips)} of {count} answered")
-        return trips
+        if len(rtts) < count:
+            raise LabError(f"{self.name}: ping {address}: {len(rtts)} of {count} answered")
+        return rtts
 
     def close(self) -> None:
-        """Ends what runs here, politely at first, and gives the namespace back."""
+        """Stops all commands, by SIGTERM and then SIGKILL, and removes the namespace."""
         for process in self._running:
             process.terminate()
         for process in self._running:
@@ -134,10 +135,10 @@ class Host:
 
 class Lab:
     """
-    Hosts and the links between them, gone when the ``with`` block ends.
+    Hosts and the links between them, removed at the end of the ``with`` block.
 
     Raises:
-        LabError: No privilege, or a tool is missing; the message says which.
+        LabError: A privilege or a tool is missing; the message says which.
     """
 
     def __init__(self) -> None:
@@ -151,21 +152,21 @@ class Lab:
         self._stack.close()
 
     def host(self, name: str) -> Host:
-        """A new host, not linked to anything yet."""
+        """Creates a host without links."""
         self._hosts += 1
         host = Host(name, number=self._hosts)
         self._stack.callback(host.close)
         return host
 
     def link(self, a: Host, b: Host, *, mtu: int = 1500, offloads: bool = True) -> None:
-        """Joins two hosts by a veth pair; without `offloads` no end of it segments,
-        coalesces or leaves out a checksum."""
+        """Links two hosts by a veth pair; without `offloads`, its ends neither segment nor coalesce
+        nor leave out checksums."""
         _veth(a, "eth0", b, "eth0", mtu=mtu)
         for host in (a, b):
             _configure(host, offloads=offloads)
 
     def switch(self, *hosts: Host, mtu: int = 1500, offloads: bool = True) -> Host:
-        """Joins any number of hosts by a bridge, in a host of its own that is returned."""
+        """Links hosts by a bridge, which is in a host of its own; returns that host."""
         switch = self.host("switch")
         switch.run("ip link add br0 type bridge")
         switch.run("ip link set br0 up")
@@ -179,12 +180,12 @@ class Lab:
 
 def need_privilege(argv: Sequence[str]) -> None:
     """
-    Returns if namespaces and TUN devices can be made here.
+    Returns if this process may create namespaces and TUN devices.
 
-    Where only a user namespace allows that, this process becomes `argv` inside one.
+    If it may in a user namespace only, it executes `argv` in one, and does not return.
 
     Raises:
-        LabError: This user may not, whichever way.
+        LabError: It may not in either way.
     """
     _need_device()
     if _refusal("unshare --net true") is None:
@@ -202,7 +203,7 @@ def _need_device() -> None:
     try:
         os.close(os.open("/dev/net/tun", os.O_RDWR))
     except FileNotFoundError as error:
-        raise LabError("cannot open /dev/net/tun: not there (modprobe tun)") from error
+        raise LabError("cannot open /dev/net/tun: it does not exist (modprobe tun)") from error
     except OSError as error:
         raise LabError(
             f"cannot open /dev/net/tun: {(error.strerror or '').lower()} for this user "
@@ -211,20 +212,20 @@ def _need_device() -> None:
 
 
 def _refusal(command: str) -> str | None:
-    """What a command says when it fails, None if it does not."""
-    process = _start(_words(command))
+    """Returns a command's error output if it fails, else None."""
+    process = _start(_split(command))
     _, stderr = process.communicate()
     return stderr.strip() if process.returncode else None
 
 
 def _hold() -> subprocess.Popen[str]:
-    """A process in a network namespace of its own that ends when its input does."""
+    """Starts a process in new namespaces; it ends when its input is closed."""
     holder = _start(
         ["unshare", "--net", "--mount", "sh", "-c", f"{_OWN_SOCKETS}; echo && exec cat"],
         stdin=subprocess.PIPE,
     )
     assert holder.stdout is not None
-    # Its first line says that the namespace is there.
+    # Its first line says that the namespaces exist.
     if not holder.stdout.readline():
         _, stderr = holder.communicate()
         raise LabError(
@@ -246,33 +247,33 @@ def _configure(host: Host, *, offloads: bool) -> None:
     host.run("ip link set eth0 up")
 
 
-def _words(command: Command) -> list[str]:
+def _split(command: Command) -> list[str]:
     return shlex.split(command) if isinstance(command, str) else list(command)
 
 
-def _start(words: list[str], *, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+def _start(arguments: list[str], *, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
     try:
         return subprocess.Popen(
-            words,
+            arguments,
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env=os.environ | {"PATH": _PATH},
-            # Ctrl-C is for us: we end the others, in order.
+            # Ctrl-C goes to this process, which stops the others in order.
             process_group=0,
         )
     except FileNotFoundError as error:
-        raise LabError(f"cannot run {words[0]}: not found (install util-linux)") from error
+        raise LabError(f"cannot run {arguments[0]}: not found (install util-linux)") from error
 
 
 def _end(process: subprocess.Popen[str]) -> None:
     try:
-        process.communicate(timeout=_STOP_SECONDS)
+        process.communicate(timeout=_STOP_TIMEOUT)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-        # Not read to their end: a child of it may hold them open.
+        # Closed without reading to the end: a child of it may hold them open.
         for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe is not None:
                 pipe.close()
