@@ -16,7 +16,6 @@ from contextlib import suppress
 from typing import Any
 
 from tunnel import Client, Service, Tunnel, TunnelError
-from tunnel.rpc.client import find
 
 
 async def greet(_: Mapping[str, Any]) -> str:
@@ -41,7 +40,7 @@ async def tell(tunnel: Tunnel) -> None:
 
 
 async def ask() -> None:
-    async with Client(find()) as node:
+    async with Client() as node:
         print(await node.call("greet"))
 
 

@@ -227,6 +227,11 @@ class Status:
         device_up: False where somebody has set the device down: no packet passes.
         store: Where it finds its peers, None where it was told.
         tasks: The health of each supervised task.
+        phase: ``open``, or what the node does before or after that, as :attr:`tunnel.Tunnel.phase`
+            says. Before it is open, there are no endpoints and no peers, and `mtu` is 0 unless it
+            is configured.
+        pid: The process of the node, as it sees itself.
+        netns: The inode number of its network namespace, 0 if unknown.
     """
 
     name: str
@@ -245,3 +250,6 @@ class Status:
     device_up: bool = True
     store: StoreStatus | None = None
     tasks: tuple[TaskHealth, ...] = ()
+    phase: str = "open"
+    pid: int = 0
+    netns: int = 0

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tests.netns.etcd import Etcd
+from tests.netns.node import control_socket
 from tests.netns.traffic import inside
 from tunnel.rpc.client import Client
 from tunnel.testing.lab import Host
@@ -142,8 +143,7 @@ class Member:
         return logged
 
     def status(self) -> dict[str, Any]:
-        # A socket is found by its file, whatever network namespace it is in.
-        path = Path(f"/proc/{self.host.pid}/root/run/tunnel/tunnel1.sock")
+        path = control_socket(self.host)
 
         async def ask() -> dict[str, Any]:
             async with Client(path) as node:

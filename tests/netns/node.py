@@ -4,10 +4,17 @@ import select
 import subprocess
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 from tunnel.testing.lab import Host
 
 _PATIENCE = 40.0  # seconds for what takes a fraction of one
+
+
+def control_socket(host: Host) -> Path:
+    """The control socket of the node ``tunnel1`` of a host, as seen from outside of the host."""
+    (path,) = Path(f"/proc/{host.pid}/root/run/tunnel").glob("tunnel1*.sock")
+    return path
 
 
 class Node:

@@ -90,7 +90,7 @@ def test_embed_control(lab: Lab) -> None:
     example = [sys.executable, str(EXAMPLES / "embed_control.py")]
     words = [a.prefixes[0], f"{b.host.ipv4}={b.prefixes[0]}"]
     program = a.host.popen([*example, *words])
-    assert "control socket /run/tunnel/tunnel1.sock" in ready(program)
+    assert "control socket /run/tunnel/tunnel1@" in ready(program)
     b.up(peers=[a.at(4)])
     verb = f"{sys.executable} -m tunnel"
     assert "4 of 4 answered" in a.host.run(f"{verb} ping {b.ipv4}").stdout

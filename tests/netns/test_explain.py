@@ -16,6 +16,7 @@ from scapy.layers.l2 import Ether
 from scapy.layers.vxlan import VXLAN
 
 from examples.pods.cluster import cluster
+from tests.netns.node import control_socket
 from tests.netns.test_overlay import pair
 from tests.netns.test_service import until_up
 from tests.netns.traffic import inside
@@ -39,7 +40,7 @@ def explain(host: Host, address: str, source: str | None = None, **words: Any) -
 
 def ask(host: Host, call: str, **words: Any) -> Any:
     async def conversation() -> Any:
-        async with Client(f"/proc/{host.pid}/root/run/tunnel/tunnel1.sock") as node:
+        async with Client(control_socket(host)) as node:
             return await node.call(call, **words)
 
     return asyncio.run(conversation())

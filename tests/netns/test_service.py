@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.netns.node import Node
+from tests.netns.node import Node, control_socket
 from tests.netns.test_overlay import mesh, pair
 from tests.netns.traffic import exchange, numbered
 from tests.netns.unprivileged import python_as_nobody
@@ -35,6 +35,11 @@ def tell(host: Host, words: str, *, code: int = 0, python: Sequence[str] = PYTHO
     assert process.returncode == code, (out, err)
     assert len(err.splitlines()) == (1 if code == 2 else 0), err
     return err if code == 2 else out
+
+
+def own_path(host: Host) -> str:
+    """The control socket of the node ``tunnel1``, as the host itself sees it."""
+    return f"/run/tunnel/{control_socket(host).name}"
 
 
 def ask(host: Host, words: str, *, code: int = 0) -> Any:
@@ -165,9 +170,9 @@ def test_who_may_not_ask_is_told_so(lab: Lab) -> None:
     a, b = pair(lab)
     a.up(peers=[b.at(4)])
     for verb in ("status", "doctor", "capture"):
-        for words in (verb, f"{verb} --control /run/tunnel/tunnel1.sock"):
+        for words in (verb, f"{verb} --control {own_path(a.host)}"):
             said = tell(a.host, words, code=2, python=[*python_as_nobody(), "-m", "tunnel"])
-            assert "/run/tunnel/tunnel1.sock: permission denied (run as its owner" in said
+            assert f"{own_path(a.host)}: permission denied (run as its owner" in said
     assert a.down() == {}
 
 
@@ -178,17 +183,92 @@ def test_two_nodes_on_one_host(lab: Lab) -> None:
     other.up("--name", "other", "--port", "4789", peers=["192.0.2.2:4789=10.9.0.0/16"])
     assert "choose by --name: other, tunnel1" in tell(a.host, "status", code=2)
     assert ask(a.host, "status --name other")["name"] == "other"
-    assert ask(a.host, "status --control /run/tunnel/tunnel1.sock")["name"] == "tunnel1"
+    assert ask(a.host, f"status --control {own_path(a.host)}")["name"] == "tunnel1"
     assert other.down() == {}
     assert ask(a.host, "status")["name"] == "tunnel1"
     assert a.down() == {}
+
+
+@contextmanager
+def other_namespace(host: Host) -> Iterator[list[str]]:
+    """Another network namespace that shares /run with a host; gives the words to enter it."""
+    holder = host.popen(["unshare", "--net", "sh", "-c", "ip link set lo up; echo; exec sleep 600"])
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "\n"
+    yield ["nsenter", f"--net=/proc/{holder.pid}/ns/net"]
+    holder.kill()
+    holder.communicate()
+
+
+def test_two_nodes_of_one_name_share_run(lab: Lab) -> None:
+    """Each has a control socket, and a command asks the node of its own network namespace."""
+    a, b = pair(lab)
+    with other_namespace(a.host) as enter:
+        inside = [*enter, *PYTHON]
+        a.up(peers=[b.at(4)])
+        assert "no node has a control socket in this network namespace" in tell(
+            a.host, "status", code=2, python=inside
+        )
+        other = a.host.popen(
+            [*inside, "up", "--local", "127.0.0.1", "--peer", "127.0.0.2=10.9.0.0/16"]
+        )
+        assert other.stdout is not None
+        assert other.stdout.readline().startswith("tunnel1: ")
+        assert a.host.run("ls /run/tunnel").stdout.count("tunnel1@") == 2
+        ours, theirs = (
+            ask(a.host, "status"),
+            json.loads(tell(a.host, "status --json", python=inside)),
+        )
+        assert ours["peers"][0]["prefixes"][0] == b.prefixes[0]
+        assert theirs["peers"][0]["prefixes"] == ["10.9.0.0/16"]
+        assert (ours["netns"], ours["pid"]) == (Path(f"/proc/{a.pid}/ns/net").stat().st_ino, a.pid)
+        assert theirs["netns"] not in (0, ours["netns"])
+        assert f"network namespace {theirs['netns']}" in tell(a.host, "status", python=inside)
+        assert tell(a.host, "down", python=inside) == "tunnel1 is down\n"
+        other.communicate(timeout=20)
+        # By name a command reaches a node elsewhere, and says so.
+        process = a.host.popen([*inside, "status", "--name", "tunnel1", "--json"])
+        out, err = process.communicate(timeout=30)
+        assert json.loads(out)["pid"] == a.pid
+        assert err == (
+            f"tunnel: tunnel1 (pid {a.pid}) runs in another network namespace, {ours['netns']}\n"
+        )
+    assert a.down() == {}
+    assert a.host.run("ls /run/tunnel").stdout == ""
+
+
+def test_a_node_that_waits_for_its_store_says_so(lab: Lab) -> None:
+    """It answers at once, and "tunnel down" ends it."""
+    host = pair(lab)[0].host
+    etcd = "http://127.0.0.1:1"
+    node = host.popen([*PYTHON, "up", "--etcd-endpoints", etcd, "--iface", "eth0"])
+    deadline = time.monotonic() + 20
+    now: dict[str, Any] = {"phase": ""}
+    while not now["phase"].startswith("waits for the store"):
+        assert time.monotonic() < deadline, now
+        assert node.poll() is None, node.communicate()
+        time.sleep(0.1)
+        process = host.popen([*PYTHON, "status", "--json"])
+        out, _ = process.communicate(timeout=5)
+        now = json.loads(out) if process.returncode == 0 else now
+    check("status", now)
+    assert etcd in now["phase"]
+    assert (now["peers"], now["endpoints"], now["pid"]) == ([], [], node.pid)
+    assert tell(host, "status").startswith("tunnel1  waits for the store")
+    assert "tunnel1 is not open yet: it waits for the store" in tell(host, "peer list", code=2)
+    before = time.monotonic()
+    assert tell(host, "down") == "tunnel1 is down\n"
+    assert time.monotonic() < before + 5
+    node.communicate(timeout=10)
+    assert node.returncode == 0
+    assert host.run("ls /run/tunnel").stdout == ""
 
 
 def test_a_node_that_was_killed_leaves_a_dead_socket(lab: Lab) -> None:
     a, b = pair(lab)
     a.up(peers=[b.at(4)])
     a.kill()
-    assert 'is dead: who made it ended without a word ("tunnel up" replaces it)' in tell(
+    assert 'is dead: its node was killed ("tunnel up" replaces the socket)' in tell(
         a.host, "status", code=2
     )
     a.up(peers=[b.at(4)])

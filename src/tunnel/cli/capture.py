@@ -21,7 +21,7 @@ from tunnel.diagnostics import Packet, pcapng
 from tunnel.diagnostics.capture import Capture, capture_node
 from tunnel.diagnostics.packet_summary import summarize
 from tunnel.errors import ConfigError, DeviceError
-from tunnel.rpc.client import read_status
+from tunnel.rpc.codec import decode
 from tunnel.status import Status
 
 
@@ -65,7 +65,7 @@ def capture(  # noqa: PLR0917 - click names them
         raise click.UsageError("--write and --json exclude each other: a file is pcapng")
     if write == "-" and sys.stdout.isatty():
         raise click.UsageError("-w - writes binary data to a terminal (pipe it, or use -w FILE)")
-    status = read_status(request("status", name=name, control=control))
+    status = decode(Status, request("status", name=name, control=control))
     text = " ".join(expression)
     asyncio.run(_run(status, text, inner=inner, write=write, count=count, as_json=as_json))
 

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
-from tunnel.rpc.client import TIMEOUT, Client, find
+from tunnel.rpc.client import TIMEOUT, Client
+from tunnel.rpc.socket_paths import find
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
@@ -44,6 +45,19 @@ def request(
 
     async def conversation() -> Any:
         async with Client(control or find(name), timeout=timeout) as node:
-            return await node.call(call, **args)
+            try:
+                return await node.call(call, **args)
+            finally:
+                note_namespace(node)
 
     return asyncio.run(conversation())
+
+
+def note_namespace(client: Client) -> None:
+    """Prints a line on stderr if the node that has answered is in another network namespace."""
+    node = client.node
+    if node is not None and not node.is_here:
+        click.echo(
+            f"tunnel: {node.name} (pid {node.pid}) runs in another network namespace, {node.netns}",
+            err=True,
+        )

@@ -15,7 +15,8 @@ from tunnel.config.merged import MergedOptions
 from tunnel.config.node import Config
 from tunnel.config.options import OPTIONS
 from tunnel.diagnostics.doctor import Finding, Level, examine, try_peers
-from tunnel.rpc.client import Client, find, is_served, nodes
+from tunnel.rpc.client import Client
+from tunnel.rpc.socket_paths import find, is_served, nodes
 from tunnel.status import Status
 from tunnel.types import Endpoint
 

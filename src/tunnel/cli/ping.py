@@ -10,7 +10,8 @@ import click
 
 from tunnel.cli import output
 from tunnel.cli.control import node_options
-from tunnel.rpc.client import Client, find
+from tunnel.rpc.client import Client
+from tunnel.rpc.socket_paths import find
 
 _PAUSE = 0.2  # seconds between two
 _HOPELESS = ("unresolved", "no_route")  # nothing was sent, and the next one would not be

@@ -14,7 +14,8 @@ import click
 from tunnel.cli import output
 from tunnel.cli.control import node_options, request
 from tunnel.errors import TunnelError
-from tunnel.rpc.client import Client, find
+from tunnel.rpc.client import Client
+from tunnel.rpc.socket_paths import find
 
 _INTERVAL = 1.0  # seconds
 
@@ -61,10 +62,10 @@ async def _watch(path: Path, *, as_json: bool) -> None:
 
 
 async def _statuses(path: Path) -> AsyncIterator[Mapping[str, Any]]:
-    async with Client(path) as running:
+    async with Client(path) as node:
         while True:
             try:
-                yield await running.call("status")
+                yield await node.call("status")
             except TunnelError as error:
                 # The node ended after the start of the command: exit code 1, not 2.
                 raise click.ClickException(str(error)) from error

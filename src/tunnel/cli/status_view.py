@@ -30,10 +30,19 @@ _STYLES = {"up": "green", "silent": "red", "unknown": "yellow"}
 
 def view(now: Status, *, before: Status | None = None) -> RenderableType:
     """Returns the picture of `now`, with rates if there is an earlier status."""
-    return Group(_head(now), Text(), _Peers(now, before=before))
+    if now.get("phase", "open") in ("open", "closes", "closed"):
+        return Group(_grid(_facts(now)), Text(), _Peers(now, before=before))
+    return _grid({now["name"]: now["phase"], **_process(now)})
 
 
-def _head(now: Status) -> Table:
+def _grid(facts: Mapping[str, str]) -> Table:
+    table = Table.grid(padding=(0, _GAP, 0, 0))
+    for fact, value in facts.items():
+        table.add_row(Text(fact), Text(value))
+    return table
+
+
+def _facts(now: Status) -> dict[str, str]:
     mtu, workers = now["mtu"], now["workers"]
     since = output.duration(now["uptime"])
     device = f"{now['device']}{'' if now['device_up'] else ' (down)'}" if now["device"] else "none"
@@ -41,6 +50,7 @@ def _head(now: Status) -> Table:
         now["name"]: f"vni {now['vni']}, mtu {mtu}, workers {workers}, up for {since}",
         "endpoint": ", ".join(now["endpoints"]),
         "device": f"{device}, mac {now['mac']}",
+        **_process(now),
         "offloads": " ".join(now["offloads"]) or "none",
         "drops": ", ".join(f"{reason} {n}" for reason, n in now["drops"].items()) or "none",
     }
@@ -48,10 +58,13 @@ def _head(now: Status) -> Table:
         facts |= _store(store)
     if failed := [task for task in now.get("tasks", ()) if not task["healthy"]]:
         facts["failed"] = "\n".join(f"{task['name']}: {task['why']}" for task in failed)
-    table = Table.grid(padding=(0, _GAP, 0, 0))
-    for fact, value in facts.items():
-        table.add_row(Text(fact), Text(value))
-    return table
+    return facts
+
+
+def _process(now: Status) -> dict[str, str]:
+    if not now.get("pid"):  # an older node
+        return {}
+    return {"process": f"{now['pid']}, network namespace {now['netns']}"}
 
 
 def _store(store: Mapping[str, Any]) -> dict[str, str]:

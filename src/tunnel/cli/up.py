@@ -146,7 +146,10 @@ async def _run_node(run: _Run, *, stop: Callable[[], None]) -> None:
         if run.control != "none":
             service = Service(tunnel, path=run.control, reload=reload, down=stop)
             stack.callback(service.remove)
-            servers.append(_listen(service, run))
+            if (refused := _listen(service, run)) is None:
+                await stack.enter_async_context(service)  # it answers while the node opens
+            else:
+                servers.append(_warning(refused))
 
         with run.options.locate_faults():
             await stack.enter_async_context(node)
@@ -160,16 +163,17 @@ async def _run_node(run: _Run, *, stop: Callable[[], None]) -> None:
         await _report_until_closed(tunnel, notify=notify)
 
 
-def _listen(service: Service, run: _Run) -> AbstractAsyncContextManager[object]:
-    """Opens the control socket. A node runs without one unless its path was given."""
+def _listen(service: Service, run: _Run) -> TunnelError | None:
+    """Opens the control socket, or returns why it cannot. A node runs without one unless its path
+    was given."""
     try:
         service.listen()
     except TunnelError as error:
         if run.control is not None:
             raise
-        return _warning(error)
+        return error
     service.hand_over(run.user)
-    return service
+    return None
 
 
 @asynccontextmanager

@@ -9,11 +9,13 @@ linear in the number of peers, and packets wait for one copy of a worker's count
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 
 from tunnel._native import DROP_REASONS, UNKNOWN_PEER, Counters
+from tunnel.linux.namespaces import network_namespace
 from tunnel.linux.tun import Device
 from tunnel.node.node import Node
 from tunnel.status import Drop, PeerState, PeerStats, PeerStatus, Route, Stats, Status, Traffic
@@ -70,6 +72,9 @@ def read_status(node: Node) -> Status:
         device_up=node.device_up,
         store=node.config_source.status() if node.config_source else None,
         tasks=node.supervisor.tasks,
+        phase=node.phase,
+        pid=os.getpid(),
+        netns=network_namespace(),
     )
 
 

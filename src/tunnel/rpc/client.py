@@ -1,129 +1,113 @@
 """
-The control socket of a running node, from the outside.
+Requests to a running node over its control socket.
 
-    async with Client(find()) as node:
-        print(await node.call("status"))
+    async with Client() as node:
+        print((await node.status()).peers)
 
-``service.py`` is the other end, ``calls.py`` what can be asked. Nothing here trusts what the node
-says to be small, or to come at all.
+:mod:`tunnel.rpc.server` answers, :mod:`tunnel.rpc.methods` has what can be requested. The client
+bounds the size of each reply and the time until it arrives.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import os
-import socket
-from collections.abc import AsyncGenerator, Mapping
+import itertools
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import msgpack
 
 from tunnel import errors
 from tunnel.errors import NoAnswerError, TunnelError
-from tunnel.status import PeerState, PeerStatus, Status, StoreStatus, TaskHealth, Traffic
-from tunnel.types import Endpoint, Mac, parse_prefix
+from tunnel.events import Event
+from tunnel.linux.namespaces import network_namespace
+from tunnel.rpc.codec import decode, decode_event
+from tunnel.rpc.socket_paths import find
+from tunnel.status import (
+    Drop,
+    FdbEntry,
+    MacSource,
+    Neighbour,
+    PeerStatus,
+    Route,
+    Status,
+)
+from tunnel.types import Endpoint, Mac, Peer
+
+if TYPE_CHECKING:
+    from tunnel.diagnostics.path_trace import PathTrace
 
 VERSION = 1
-"""Of the conversation; each message says it as ``v``."""
+"""Of the protocol; the field ``v`` of each message."""
 
 LARGEST_REPLY = 64 << 20
-"""Bytes. A peer takes some 400 of a status."""
+"""Bytes. A peer takes about 400 bytes of a status."""
 
 TIMEOUT = 10.0
-"""Seconds that a node has to answer."""
+"""Seconds until a node must have answered a request."""
 
-_PIECE = 1 << 16
-
-
-def directories() -> list[Path]:
-    """Where control sockets may be, the one that is preferred first."""
-    own = os.environ.get("XDG_RUNTIME_DIR")
-    return [Path("/run/tunnel"), *([Path(own, "tunnel")] if own else [])]
+_CHUNK = 1 << 16
 
 
-def is_served(path: Path) -> bool:
-    """Whether somebody listens at a control socket; one that we may not open counts as that."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(str(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-        except OSError:
-            pass
-    return True
-
-
-def nodes() -> dict[str, Path]:
-    """All control sockets, by the name of their node; of some the node may be gone."""
-    return {path.stem: path for place in reversed(directories()) for path in _sockets(place)}
-
-
-def find(name: str | None = None) -> Path:
+@dataclass(frozen=True)
+class NodeIdentity:
     """
-    The control socket of the node called `name`; without one, of the only node there is.
+    The node that has answered a request.
 
-    Raises:
-        TunnelError: There is none, or there are several; with their names.
+    Attributes:
+        pid: Its process, as the node itself sees it.
+        netns: The inode number of its network namespace, 0 if unknown.
     """
-    found = nodes()
-    if name is not None and name in found:
-        return found[name]
-    if name is None and len(found) > 1:
-        # What killed nodes left counts only where there is nothing else.
-        found = {stem: path for stem, path in found.items() if is_served(path)} or found
-    if name is None and len(found) == 1:
-        return next(iter(found.values()))
-    names = ", ".join(sorted(found))
-    if not found:
-        whose = "no node" if name is None else f"no node {name}"
-        places = " or ".join(str(place) for place in directories())
-        raise TunnelError(
-            f'{whose} has a control socket in {places} (start one with "tunnel up", or say where '
-            "its socket is with --control PATH)"
-        )
-    if name is not None:
-        raise TunnelError(f"no node {name} has a control socket here (there is: {names})")
-    raise TunnelError(f"{len(found)} nodes have control sockets here (choose by --name: {names})")
 
+    name: str
+    pid: int
+    netns: int
 
-def _sockets(place: Path) -> list[Path]:
-    try:
-        return [path for path in place.iterdir() if path.suffix == ".sock" and path.is_socket()]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise TunnelError(
-            f"cannot look into {place}: {(error.strerror or str(error)).lower()} "
-            "(run as who started the node, most often root)"
-        ) from error
+    @property
+    def is_here(self) -> bool:
+        """Whether the node runs in the network namespace of this process, if both are known."""
+        own = network_namespace()
+        return self.netns == own or not self.netns or not own
 
 
 class Client:
     """
-    A conversation with one node. Not for several tasks at once: replies come in order.
+    A connection to the control socket of one node; several tasks may use it at the same time.
+
+    The methods return what the methods of :class:`tunnel.Tunnel` of the same name return, and
+    raise the same errors. Cancelling a call does not undo the request, which the node may have
+    carried out; its answer is discarded.
 
     Args:
-        timeout: Seconds that the node has for each answer.
+        path: The control socket; by default that of the node called `name`.
+        name: By default the only node in this network namespace.
+        timeout: Seconds until the node must have answered a request.
+
+    Attributes:
+        node: The node that answered last, None before the first answer and for older nodes.
 
     Raises:
-        TunnelError: Nobody is there, or this user may not ask.
+        TunnelError: There is no such node, or this user may not connect to it.
     """
 
-    def __init__(self, path: str | Path, *, timeout: float = TIMEOUT) -> None:
-        self.path = Path(path)
+    def __init__(
+        self, path: str | Path | None = None, *, name: str | None = None, timeout: float = TIMEOUT
+    ) -> None:
+        self.path = find(name) if path is None else Path(path)
+        self.node: NodeIdentity | None = None
         self._timeout = timeout
-        self._unpacker = msgpack.Unpacker(max_buffer_size=LARGEST_REPLY)
+        self._numbers = itertools.count(1)
+        # In the order of the requests: a node that does not echo ids answers in that order.
+        self._waiting: dict[int, asyncio.Future[Mapping[str, Any]]] = {}
+        self._failure: TunnelError | None = None
 
     async def __aenter__(self) -> Self:
-        try:
-            self._reader, self._writer = await asyncio.open_unix_connection(self.path)
-        except OSError as error:
-            raise TunnelError(_explain(self.path, error)) from error
+        self._reader, self._writer = await _connect(self.path)
+        self._receiver = asyncio.create_task(self._receive())
         return self
 
     async def __aexit__(
@@ -132,92 +116,242 @@ class Client:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._writer.close()
-        with suppress(OSError):
-            await self._writer.wait_closed()
+        self._receiver.cancel()
+        await asyncio.gather(self._receiver, return_exceptions=True)
+        await _disconnect(self._writer)
 
     async def call(self, call: str, /, **args: Any) -> Any:
         """
-        What the node answers. Cancelled, the request may have been carried out.
+        Sends any request, and returns its result as JSON has it.
 
         Raises:
-            TunnelError: The node refused, in the class that it said, or is not there any more.
-            NoAnswer: So the node said of a peer that it asked.
+            TunnelError: The error of the node, by its class; or the node has ended.
+            NoAnswerError: A peer did not answer the node.
         """
+        number = next(self._numbers)
+        answer: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
+        if self._failure is not None:
+            raise self._failure
+        self._waiting[number] = answer
         try:
             async with asyncio.timeout(self._timeout):
-                await self._ask(call, args)
-                return _result(await self._reply())
-        except NoAnswerError:  # a TimeoutError of the node's, not ours
-            raise
+                await _send(self._writer, call, args, number=number)
+                reply = await answer
         except TimeoutError as error:
-            # A late reply would be taken for the next one.
-            self._writer.close()
             raise TunnelError(
                 f"the node at {self.path} does not answer (is its process stopped?)"
             ) from error
+        return self._result(reply)
 
     async def status(self) -> Status:
+        """Returns the state of the node and of each peer; also while the node opens."""
+        return decode(Status, await self.call("status"))
+
+    async def peers(self) -> tuple[PeerStatus, ...]:
+        """Returns the state of each peer."""
+        return decode(tuple[PeerStatus, ...], await self.call("peers"))
+
+    async def add_peer(self, peer: str | Peer) -> None:
+        """Adds a peer, as :meth:`tunnel.Tunnel.add_peer`."""
+        await self.call("peer_add", peer=_spell_peer(peer) if isinstance(peer, Peer) else peer)
+
+    async def remove_peer(self, peer: str | Endpoint | Peer) -> None:
+        """Removes a peer, as :meth:`tunnel.Tunnel.remove_peer`."""
+        endpoint = peer.endpoint if isinstance(peer, Peer) else peer
+        await self.call("peer_remove", endpoint=str(endpoint))
+
+    async def routes(self) -> tuple[Route, ...]:
+        """Returns each prefix, its peer, and whether the kernel has its route."""
+        return decode(tuple[Route, ...], await self.call("routes"))
+
+    async def neighbours(self) -> dict[Endpoint, Neighbour]:
+        """Returns the MAC of each peer's VTEP, and its source."""
+        rows = await self.call("neighbours")
+        known = (dict(row) for row in decode(tuple[Mapping[str, Any], ...], rows))
+        return {decode(Endpoint, row["peer"]): _read_neighbour(row) for row in known}
+
+    async def fdb(self) -> tuple[FdbEntry, ...]:
+        """Returns the peer behind each MAC (with ``mode="tap"``)."""
+        return decode(tuple[FdbEntry, ...], await self.call("fdb"))
+
+    async def add_fdb(
+        self, mac: str | Mac, *, peer: str | Endpoint, vlan: int | None = None
+    ) -> None:
+        """Adds a static entry, as :meth:`tunnel.Tunnel.add_fdb`."""
+        await self.call("fdb_add", mac=str(mac), peer=str(peer), vlan=vlan)
+
+    async def remove_fdb(self, mac: str | Mac, *, vlan: int | None = None) -> None:
+        """Removes an entry, as :meth:`tunnel.Tunnel.remove_fdb`."""
+        await self.call("fdb_remove", mac=str(mac), vlan=vlan)
+
+    async def flush_fdb(self, *, learned: bool = False) -> None:
+        """Removes entries, as :meth:`tunnel.Tunnel.flush_fdb`."""
+        await self.call("fdb_flush", learned=learned)
+
+    async def drops(self) -> tuple[Drop, ...]:
+        """Returns every drop reason, and how many packets were dropped for it."""
+        return decode(tuple[Drop, ...], await self.call("drops"))
+
+    async def ping(self, peer: str | Endpoint, *, size: int = 0) -> float:
+        """Returns a round trip in seconds, as :meth:`tunnel.Tunnel.ping`."""
+        answer = await self.call("ping", peer=str(peer), size=size)
+        if answer["rtt"] is None:
+            raise NoAnswerError(str(answer["why"]), stage=str(answer["stage"]))
+        return decode(float, answer["rtt"])
+
+    async def try_trains(self, peer: str | Endpoint) -> bool:
+        """Returns whether datagram trains reach a peer, as :meth:`tunnel.Tunnel.try_trains`."""
+        answer = await self.call("try_trains", peer=str(peer))
+        return decode(bool, answer["trains"])
+
+    async def explain(self, address: str, **packet: Any) -> PathTrace:
+        """Returns the path of a packet; takes the arguments of :meth:`tunnel.Tunnel.explain`."""
+        from tunnel.diagnostics.path_trace import PathTrace  # noqa: PLC0415 - loads the rules
+
+        if (source := packet.get("source")) is not None:
+            packet["source"] = str(source)
+        return decode(PathTrace, await self.call("explain", address=str(address), **packet))
+
+    async def reload(self) -> tuple[tuple[Endpoint, ...], tuple[Endpoint, ...]]:
         """
-        As :meth:`tunnel.Tunnel.status`, of that node. Cancelled, nothing changes.
+        Makes the node read its file again.
 
-        Raises:
-            TunnelError: As :meth:`call`; or the node is of another version.
+        Returns: The endpoints of the removed and of the added peers; a changed peer is in both.
         """
-        return read_status(await self.call("status"))
+        changed = await self.call("reload")
+        removed = decode(tuple[Endpoint, ...], changed["removed"])
+        return removed, decode(tuple[Endpoint, ...], changed["added"])
 
-    async def events(self) -> AsyncGenerator[dict[str, Any], None]:
+    async def down(self) -> None:
+        """Stops the node; returns after it has closed its tunnel and removed its socket."""
+        await self.call("down")
+
+    async def events(self) -> AsyncGenerator[Event, None]:
         """
-        What happens to the node's tunnel from now on; ends with it. Nothing else can be asked
-        here afterwards.
+        Yields the events of the node from now on; ends with the node. It has a connection of its
+        own, which closing the generator closes. Events that only a newer node has are left out.
         """
-        await self._ask("events", {})
-        with suppress(_Gone):
-            while True:
-                yield _result(await self._reply())
-
-    async def _ask(self, call: str, args: dict[str, Any]) -> None:
-        self._writer.write(msgpack.packb({"v": VERSION, "call": call, "args": args}))
-        with suppress(ConnectionError):  # the reply, or that there is none, says more
-            await self._writer.drain()
-
-    async def _reply(self) -> Any:
-        while True:
-            try:
-                return self._unpacker.unpack()
-            except msgpack.OutOfData:
-                pass
-            except (ValueError, msgpack.UnpackException) as error:
-                raise TunnelError(f"{self.path} speaks another language: {error}") from error
-            try:
-                piece = await self._reader.read(_PIECE)
-            except ConnectionError:
-                piece = b""
-            if not piece:
-                raise _Gone(f"the node at {self.path} is gone (it ended, or was stopped)")
-            self._feed(piece)
-
-    def _feed(self, piece: bytes) -> None:
+        reader, writer = await _connect(self.path)
         try:
-            self._unpacker.feed(piece)
-        except msgpack.BufferFull as error:
-            raise TunnelError(f"{self.path} says more than {LARGEST_REPLY} bytes") from error
+            await _send(writer, "events", {}, number=next(self._numbers))
+            async for reply in _replies(reader, self.path):
+                event = decode_event(self._result(reply))
+                if event is not None:
+                    yield event
+        finally:
+            await _disconnect(writer)
 
+    async def _receive(self) -> None:
+        """Gives each reply to the call that waits for it, until the connection ends."""
+        try:
+            async for reply in _replies(self._reader, self.path):
+                self._deliver(reply)
+            self._failure = _Ended(f"the node at {self.path} is gone (it ended, or was stopped)")
+        except TunnelError as error:
+            self._failure = error
+        for answer in self._waiting.values():
+            if not answer.done():
+                answer.set_exception(self._failure)
 
-class _Gone(TunnelError):
-    """The other end closed the connection."""
+    def _deliver(self, reply: Mapping[str, Any]) -> None:
+        number = reply.get("id")
+        if number is None:  # an older node, which answers in order, or one that refuses us
+            number = next(iter(self._waiting), None)
+        # A cancelled call stays here, so that its answer is not taken for that of another one.
+        answer = self._waiting.pop(number, None)  # type: ignore[arg-type]
+        if answer is not None and not answer.done():
+            answer.set_result(reply)
 
-
-def _result(reply: Any) -> Any:
-    if not isinstance(reply, dict) or reply.get("v") != VERSION:
-        raise TunnelError(f"the node speaks another version than {VERSION} (compare tunnel's)")
-    if "error" not in reply:
+    def _result(self, reply: Mapping[str, Any]) -> Any:
+        if (node := reply.get("node")) is not None:
+            self.node = decode(NodeIdentity, node)
+        if "error" in reply:
+            raise _error(reply)
         return reply.get("result")
-    late = reply.get("kind") == "TimeoutError"  # of a call that a program added
-    kind = NoAnswerError if late else getattr(errors, str(reply.get("kind")), TunnelError)
+
+
+class _Ended(TunnelError):
+    """The node closed the connection."""
+
+
+async def _connect(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    try:
+        return await asyncio.open_unix_connection(path)
+    except OSError as error:
+        raise TunnelError(_explain(path, error)) from error
+
+
+async def _disconnect(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()
+
+
+async def _send(
+    writer: asyncio.StreamWriter, call: str, args: Mapping[str, Any], *, number: int
+) -> None:
+    writer.write(msgpack.packb({"v": VERSION, "id": number, "call": call, "args": args}))
+    with suppress(ConnectionError):  # the reply, or its absence, says more
+        await writer.drain()
+
+
+async def _replies(
+    reader: asyncio.StreamReader, path: Path
+) -> AsyncGenerator[Mapping[str, Any], None]:
+    """Yields replies until the node closes the connection. Raises TunnelError if it sends anything
+    else."""
+    unpacker = msgpack.Unpacker(max_buffer_size=LARGEST_REPLY)
+    while True:
+        try:
+            chunk = await reader.read(_CHUNK)
+        except ConnectionError:
+            return
+        if not chunk:
+            return
+        try:
+            unpacker.feed(chunk)
+            for reply in unpacker:
+                yield _checked(reply)
+        except msgpack.BufferFull as error:
+            raise TunnelError(f"{path} sends more than {LARGEST_REPLY} bytes") from error
+        except (ValueError, msgpack.UnpackException) as error:
+            raise TunnelError(f"{path} speaks another protocol: {error}") from error
+
+
+def _checked(reply: Any) -> Mapping[str, Any]:
+    if not isinstance(reply, dict) or reply.get("v") != VERSION:
+        raise TunnelError(
+            f"the node speaks another version than {VERSION} of the protocol "
+            "(compare tunnel --version with the node's)"
+        )
+    return reply
+
+
+def _error(reply: Mapping[str, Any]) -> TunnelError:
+    """The error that a node has replied, of the class that it names."""
+    text, name = str(reply["error"]), str(reply.get("kind"))
+    if name in ("NoAnswerError", "TimeoutError"):  # the latter from a call that a program added
+        return NoAnswerError(text, stage=str(reply.get("stage", "no_answer")))
+    kind = getattr(errors, name, TunnelError)
     if not (isinstance(kind, type) and issubclass(kind, TunnelError)):
         kind = TunnelError
-    raise kind(str(reply["error"]))
+    try:
+        error: TunnelError = kind(text)
+    except TypeError:  # a class that takes more than a text
+        error = TunnelError(text)
+    return error
+
+
+def _read_neighbour(row: Mapping[str, Any]) -> Neighbour:
+    # The node names the MAC that it uses, also where that of the peer is unknown.
+    known = row["source"] != MacSource.UNKNOWN.value
+    return decode(Neighbour, {**row, "mac": row["mac"] if known else None})
+
+
+def _spell_peer(peer: Peer) -> str:
+    """The text that :meth:`tunnel.Peer.parse` reads."""
+    values: Iterable[object] = [*peer.prefixes, *([f"mac={peer.mac}"] if peer.mac else [])]
+    return f"{peer.endpoint}={','.join(map(str, values))}"
 
 
 def _explain(path: Path, error: OSError) -> str:
@@ -228,8 +362,8 @@ def _explain(path: Path, error: OSError) -> str:
             return f"control socket {path} is no socket (name another)"
         case ConnectionRefusedError():
             return (
-                f"control socket {path} is dead: who made it ended without a word "
-                '("tunnel up" replaces it)'
+                f"control socket {path} is dead: its node was killed "
+                '("tunnel up" replaces the socket)'
             )
         case PermissionError():
             return (
@@ -237,52 +371,3 @@ def _explain(path: Path, error: OSError) -> str:
                 "or as a member of its group)"
             )
     return f"control socket {path}: {(error.strerror or str(error)).lower()} (name another)"
-
-
-# A status, as the socket tells it.
-
-
-def read_status(words: Mapping[str, Any]) -> Status:
-    """
-    The status that a node's control socket has told.
-
-    Raises:
-        TunnelError: It is none, for the node is of another version.
-    """
-    try:
-        return Status(
-            **{
-                **words,
-                "endpoints": tuple(words["endpoints"]),
-                "mac": Mac.parse(words["mac"]),
-                "offloads": frozenset(words["offloads"]),
-                "peers": tuple(_read_peer(peer) for peer in words["peers"]),
-                "subnets": tuple(parse_prefix(prefix) for prefix in words["subnets"]),
-                "store": _read_store(words.get("store")),
-                "tasks": tuple(TaskHealth(**task) for task in words["tasks"]),
-            }
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise TunnelError(
-            f"the node's status cannot be read: {error!r} (compare tunnel --version with its)"
-        ) from error
-
-
-def _read_store(words: Mapping[str, Any] | None) -> StoreStatus | None:
-    return None if words is None else StoreStatus(**{**words, "troubles": tuple(words["troubles"])})
-
-
-def _read_peer(words: Mapping[str, Any]) -> PeerStatus:
-    address, mac = words["address"], words["mac"]
-    return PeerStatus(
-        **{
-            **words,
-            "endpoint": Endpoint.parse(words["endpoint"]),
-            "address": ipaddress.ip_address(address) if address else None,
-            "mac": Mac.parse(mac) if mac else None,
-            "prefixes": tuple(parse_prefix(prefix) for prefix in words["prefixes"]),
-            "state": PeerState(words["state"]),
-            "outbound": Traffic(**words["outbound"]),
-            "inbound": Traffic(**words["inbound"]),
-        }
-    )

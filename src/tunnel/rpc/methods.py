@@ -1,41 +1,46 @@
 """
-What may be asked of a running tunnel, and changed: from the words of a request to its methods.
+The requests that a running tunnel answers: from their arguments to the results.
 
-    {"peer": "192.0.2.2", "size": 1400}  ->  Tunnel.ping  ->  what JSON can hold
+    {"peer": "192.0.2.2", "size": 1400}  ->  Tunnel.ping  ->  {"rtt": 0.0002, ...}
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import fields, is_dataclass
-from enum import Enum
 from typing import Any
 
-from tunnel.errors import ConfigError, NoAnswerError
-from tunnel.status import MacSource
+from tunnel.errors import ConfigError, NoAnswerError, StateError
+from tunnel.linux.namespaces import network_namespace
+from tunnel.status import MacSource, Status
 from tunnel.tunnel import Tunnel
-from tunnel.types import ANY_VTEP_MAC, Endpoint, Mac
+from tunnel.types import ANY_VTEP_MAC, Mac
 
 Method = Callable[[Mapping[str, Any]], Awaitable[Any]]
-"""From a request's arguments to its result, which :func:`plain` makes plain. Raises ConfigError for
-arguments that cannot be, and what the method does."""
+"""
+From the arguments of a request to its result, which :func:`tunnel.rpc.codec.encode` encodes.
+
+Raises:
+    ConfigError: An argument has a wrong type or value.
+    TunnelError: As the method of the tunnel does.
+"""
 
 _LARGEST_PING = 65_000  # bytes; what one datagram carries
 
 
 class Methods:
     """
-    Those that every tunnel answers.
+    The requests that every tunnel answers. All but ``status`` raise StateError until it is open.
 
     Args:
-        reload: Reads the configuration again and applies it; None where there is none to read.
+        reload: Reads the configuration again and applies it; None if there is no file to read.
 
     Attributes:
-        by_name: In the order in which people are told of them.
+        by_name: The methods, in the order in which an error lists them.
     """
 
     def __init__(self, tunnel: Tunnel, *, reload: Callable[[], Awaitable[None]] | None) -> None:
-        self._tunnel, self._reread = tunnel, reload
+        self._tunnel, self._read_file = tunnel, reload
         self.by_name: dict[str, Method] = {
             "status": self._status,
             "peers": self._peers,
@@ -54,19 +59,22 @@ class Methods:
             "reload": self._reload,
         }
 
-    async def _status(self, _: Mapping[str, Any]) -> Any:
-        return self._tunnel.status()
+    async def _status(self, _: Mapping[str, Any]) -> Status:
+        try:
+            return self._tunnel.status()
+        except StateError:
+            return _status_before_open(self._tunnel)
 
     async def _peers(self, _: Mapping[str, Any]) -> Any:
         return self._tunnel.status(watch=False).peers
 
     async def _peer_add(self, args: Mapping[str, Any]) -> Any:
         before = set(self._tunnel.peers)
-        await self._tunnel.add_peer(_take(args, "peer", str))
+        await self._tunnel.add_peer(_argument(args, "peer", str))
         return {"added": sorted(set(self._tunnel.peers) - before)}
 
     async def _peer_remove(self, args: Mapping[str, Any]) -> Any:
-        endpoint = self._tunnel.find_peer(_take(args, "endpoint", str))
+        endpoint = self._tunnel.find_peer(_argument(args, "endpoint", str))
         await self._tunnel.remove_peer(endpoint)
         return {"removed": [endpoint]}
 
@@ -95,28 +103,30 @@ class Methods:
         return self._tunnel.fdb()
 
     async def _fdb_add(self, args: Mapping[str, Any]) -> Any:
-        mac, vlan = _take_key(args)
-        self._tunnel.add_fdb(mac, vlan=vlan, peer=self._tunnel.find_peer(_take(args, "peer", str)))
-        return {"added": [_spell(mac, vlan)]}
+        mac, vlan = _fdb_key(args)
+        self._tunnel.add_fdb(
+            mac, vlan=vlan, peer=self._tunnel.find_peer(_argument(args, "peer", str))
+        )
+        return {"added": [_describe_key(mac, vlan)]}
 
     async def _fdb_remove(self, args: Mapping[str, Any]) -> Any:
-        mac, vlan = _take_key(args)
+        mac, vlan = _fdb_key(args)
         self._tunnel.remove_fdb(mac, vlan=vlan)
-        return {"removed": [_spell(mac, vlan)]}
+        return {"removed": [_describe_key(mac, vlan)]}
 
     async def _fdb_flush(self, args: Mapping[str, Any]) -> Any:
-        gone = self._tunnel.flush_fdb(learned=_take(args, "learned", bool, default=False))
-        return {"removed": [_spell(entry.mac, entry.vlan) for entry in gone]}
+        removed = self._tunnel.flush_fdb(learned=_argument(args, "learned", bool, default=False))
+        return {"removed": [_describe_key(entry.mac, entry.vlan) for entry in removed]}
 
     async def _drops(self, _: Mapping[str, Any]) -> Any:
         return self._tunnel.drops()
 
     async def _ping(self, args: Mapping[str, Any]) -> Any:
-        """One round trip in seconds, or at which stage it failed and why."""
-        size = _take(args, "size", int, default=0)
+        """Returns the round trip in seconds, or the stage at which the echo failed, and why."""
+        size = _argument(args, "size", int, default=0)
         if not 0 <= size <= _LARGEST_PING:
             raise ConfigError(f"size {size} is out of range (0 to {_LARGEST_PING} bytes)")
-        peer = self._tunnel.find_peer(_take(args, "peer", str))
+        peer = self._tunnel.find_peer(_argument(args, "peer", str))
         answer: dict[str, Any] = {"peer": peer, "size": size, "stage": None, "why": None}
         try:
             rtt = await self._tunnel.ping(peer, size=size)
@@ -125,35 +135,34 @@ class Methods:
         return {**answer, "rtt": rtt}
 
     async def _try_trains(self, args: Mapping[str, Any]) -> Any:
-        peer = self._tunnel.find_peer(_take(args, "peer", str))
+        peer = self._tunnel.find_peer(_argument(args, "peer", str))
         return {"peer": peer, "trains": await self._tunnel.try_trains(peer)}
 
     async def _explain(self, args: Mapping[str, Any]) -> Any:
         source = args.get("source")
         return await self._tunnel.explain(
-            _take(args, "address", str),
-            source=None if source is None else _take(args, "source", str),
-            size=_take(args, "size", int, default=84),
-            protocol=_take(args, "protocol", str, default="icmp"),
-            sport=_take(args, "sport", int, default=40_000),
-            dport=_take(args, "dport", int, default=80),
+            _argument(args, "address", str),
+            source=None if source is None else _argument(args, "source", str),
+            size=_argument(args, "size", int, default=84),
+            protocol=_argument(args, "protocol", str, default="icmp"),
+            sport=_argument(args, "sport", int, default=40_000),
+            dport=_argument(args, "dport", int, default=80),
         )
 
     async def _reload(self, _: Mapping[str, Any]) -> Any:
-        """Which peers went and came; one that changed did both."""
-        if self._reread is None:
+        """Returns the removed and the added peers; a changed peer is in both."""
+        if self._read_file is None:
             raise ConfigError("this node was not started from a file (see tunnel up --config)")
-        before = self._members()
-        await self._reread()
-        after = self._members()
+        before = self._described_peers()
+        await self._read_file()
+        after = self._described_peers()
         return {
             "removed": sorted(endpoint for endpoint, *_ in before - after),
             "added": sorted(endpoint for endpoint, *_ in after - before),
         }
 
-    # What they stand on.
-
-    def _members(self) -> set[tuple[Any, ...]]:
+    def _described_peers(self) -> set[tuple[Any, ...]]:
+        """The peers by everything that a configuration says of them."""
         peers = self._tunnel.status(watch=False).peers
         known = self._tunnel.neighbours()
         configured = {end for end, one in known.items() if one.source is MacSource.CONFIGURED}
@@ -163,38 +172,43 @@ class Methods:
         }
 
 
-def _take(args: Mapping[str, Any], name: str, kind: type, *, default: Any = None) -> Any:
+def _argument(args: Mapping[str, Any], name: str, kind: type, *, default: Any = None) -> Any:
     value = args.get(name, default)
     if type(value) is not kind:
-        raise ConfigError(f"{name} is {value!r} (it has to be {kind.__name__})")
+        raise ConfigError(f"{name} is {value!r} (its type must be {kind.__name__})")
     return value
 
 
-def _take_key(args: Mapping[str, Any]) -> tuple[Mac, int | None]:
-    """MAC and VLAN of an entry in the FDB."""
-    vlan = None if args.get("vlan") is None else _take(args, "vlan", int)
-    return Mac.parse(_take(args, "mac", str)), vlan
+def _fdb_key(args: Mapping[str, Any]) -> tuple[Mac, int | None]:
+    """The MAC and the VLAN of an FDB entry."""
+    vlan = None if args.get("vlan") is None else _argument(args, "vlan", int)
+    return Mac.parse(_argument(args, "mac", str)), vlan
 
 
-def _spell(mac: Mac, vlan: int | None) -> str:
+def _describe_key(mac: Mac, vlan: int | None) -> str:
     return str(mac) if vlan is None else f"{mac} vlan {vlan}"
 
 
-def plain(value: Any) -> Any:
-    """The same as JSON would have it."""
-    match value:
-        case None | bool() | int() | float() | str():
-            same: Any = value
-        case Enum():
-            same = value.value
-        case Mapping():
-            same = {str(key): plain(one) for key, one in value.items()}
-        case set() | frozenset():
-            same = sorted(plain(one) for one in value)
-        case list() | tuple():
-            same = [plain(one) for one in value]
-        case _ if is_dataclass(value) and not isinstance(value, Endpoint | Mac):
-            same = {field.name: plain(getattr(value, field.name)) for field in fields(value)}
-        case _:
-            same = str(value)
-    return same
+def _status_before_open(tunnel: Tunnel) -> Status:
+    """What is known before the tunnel is open: its configuration, and what it waits for."""
+    config = tunnel.config
+    return Status(
+        name=config.name,
+        device=None,
+        vni=config.vni,
+        endpoints=(),
+        mac=config.mac or ANY_VTEP_MAC,
+        mtu=config.mtu or 0,
+        offloads=frozenset(),
+        workers=1,
+        uptime=0.0,
+        peers=(),
+        drops={},
+        subnets=config.subnets,
+        mode=config.mode,
+        device_up=False,
+        tasks=tunnel.supervisor.tasks,
+        phase=tunnel.phase,
+        pid=os.getpid(),
+        netns=network_namespace(),
+    )

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import socket
 import threading
 from collections.abc import Iterator, Mapping
@@ -235,7 +236,7 @@ def test_no_node(
 def test_no_node_anywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("tunnel.rpc.client.directories", lambda: [tmp_path])
+    monkeypatch.setattr("tunnel.rpc.socket_paths.directories", lambda: [tmp_path])
     assert main(["status"]) == 2
     assert 'start one with "tunnel up"' in capsys.readouterr().err
     assert main(["status", "--name", "other"]) == 2
@@ -363,3 +364,26 @@ def test_only_failed_tasks_are_shown() -> None:
     assert "\nfailed    lease: OSError: no buffers" in picture(
         NOW | {"tasks": [fine, failed]}, width=80
     )
+
+
+def test_a_status_names_the_process_and_its_namespace() -> None:
+    said = picture(NOW | {"pid": 4711, "netns": 4026532249}, width=80)
+    assert "\nprocess   4711, network namespace 4026532249\n" in said
+
+
+def test_a_node_that_is_not_open_shows_what_it_waits_for() -> None:
+    phase = "waits for the store http://192.0.2.9:2379: connection refused"
+    said = picture(NOW | {"phase": phase, "pid": 7, "netns": 1}, width=80)
+    assert said.splitlines() == [f"tunnel1  {phase}", "process  7, network namespace 1"]
+
+
+def test_a_node_of_another_namespace_is_named(
+    one: Node, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunnel.rpc.client.network_namespace", lambda: 7)
+    assert main(["down", "--control", str(one._path)]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith(
+        f"tunnel: tunnel1 (pid {os.getpid()}) runs in another network namespace, "
+    )
+    assert said.endswith(f", {os.stat('/proc/self/ns/net').st_ino}\n")

@@ -20,7 +20,7 @@ from tunnel.diagnostics.doctor import Finding, Level, diagnose, examine
 from tunnel.diagnostics.firewall import INBOUND, OUTBOUND, Datagram, Firewall
 from tunnel.diagnostics.host_report import HostReport, PeerPath, config_of
 from tunnel.linux import hostinfo
-from tunnel.rpc.client import read_status
+from tunnel.rpc.codec import decode
 from tunnel.status import PeerState, PeerStatus, Status, Traffic
 
 OURS, THEIRS = ipaddress.ip_address("192.0.2.1"), ipaddress.ip_address("192.0.2.2")
@@ -501,7 +501,7 @@ async def test_a_status_comes_back_as_it_was(tmp_path: Path) -> None:
     async with served(tmp_path / "one.sock") as (one, node):
         await one.ping(one.peers[0])
         words = json.loads(json.dumps(await node.call("status")))
-        status = read_status(words)
+        status = decode(Status, words)
         now = one.status()
         for one_told in (status, await node.status()):
             assert replace(one_told, uptime=0, peers=()) == replace(now, uptime=0, peers=())
@@ -518,7 +518,7 @@ async def test_a_status_comes_back_as_it_was(tmp_path: Path) -> None:
 @pytest.mark.parametrize("words", [{}, {"name": "x"}, {"peers": 7}])
 def test_a_status_of_another_version_is_one_line(words: dict[str, Any]) -> None:
     with pytest.raises(TunnelError, match="compare tunnel --version"):
-        read_status(words)
+        decode(Status, words)
 
 
 # The verb.

@@ -24,7 +24,7 @@ from tunnel.diagnostics.path_trace import (
     TraceStep,
     trace,
 )
-from tunnel.rpc.methods import plain
+from tunnel.rpc.codec import encode
 from tunnel.status import PeerState, PeerStatus, Status, Traffic
 from tunnel.types import ANY_VTEP_MAC, Endpoint, KernelNeighbour, KernelRoute, Mac, parse_prefix
 
@@ -578,7 +578,7 @@ def test_it_is_drawn_as_it_is_told() -> None:
 
 def told(way: PathTrace) -> Any:
     """As the control socket tells it."""
-    found = json.loads(json.dumps(plain(way)))
+    found = json.loads(json.dumps(encode(way)))
     check("explain", found)
     return found
 

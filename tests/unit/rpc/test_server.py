@@ -14,10 +14,20 @@ from typing import Any
 import msgpack
 import pytest
 
-from tunnel import Client, Config, ConfigError, Peer, Service, Tunnel, TunnelError
-from tunnel.errors import PeerNotFoundError
-from tunnel.events import PeerAdded, PeerRemoved
-from tunnel.rpc import client
+from tunnel import (
+    Client,
+    Config,
+    ConfigError,
+    NoAnswerError,
+    Peer,
+    Service,
+    Tunnel,
+    TunnelError,
+)
+from tunnel.errors import PeerNotFoundError, StateError
+from tunnel.events import Event, PathChanged, PeerAdded, PeerRemoved, PeerUp
+from tunnel.rpc import socket_paths
+from tunnel.rpc.client import VERSION
 from tunnel.rpc.server import LARGEST_REQUEST, MOST_CLIENTS
 from tunnel.types import Endpoint
 
@@ -254,12 +264,16 @@ async def test_events_are_told_as_they_happen(path: Path) -> None:
             await one.add_peer("127.0.0.3=10.3.0.0/16")
             await one.remove_peer("127.0.0.3")
             await asyncio.sleep(0.01)
-        kinds = {event["event"] for event in await seen}
-        assert kinds <= {"PeerAdded", "PeerRemoved", "PeerUp", "PathChanged"}
+        assert {type(event) for event in await seen} <= {
+            PeerAdded,
+            PeerRemoved,
+            PeerUp,
+            PathChanged,
+        }
         await events.aclose()
 
 
-async def take(events: AsyncIterator[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+async def take(events: AsyncIterator[Event], count: int) -> list[Event]:
     return [await anext(events) for _ in range(count)]
 
 
@@ -439,8 +453,8 @@ def test_it_is_removed_once(path: Path) -> None:
 async def test_a_dead_socket_is_replaced(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
-    assert not client.is_served(path)
-    with pytest.raises(TunnelError, match=r'is dead: .* \("tunnel up" replaces it\)'):
+    assert not socket_paths.is_served(path)
+    with pytest.raises(TunnelError, match=r'is dead: .* \("tunnel up" replaces the socket\)'):
         async with Client(path):
             pass
     async with served(path) as (_, node):
@@ -471,65 +485,6 @@ async def test_a_path_that_cannot_be(where: str, tmp_path: Path) -> None:
             pass
 
 
-async def test_it_goes_where_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    places = [tmp_path / "not" / "there", tmp_path / "here" / "tunnel"]
-    places[1].parent.mkdir()
-    monkeypatch.setattr("tunnel.rpc.server.directories", lambda: places)
-    monkeypatch.setattr("tunnel.rpc.client.directories", lambda: places)
-    async with asyncio.timeout(20), two_tunnels() as (one, _), Service(one) as service:
-        assert service.path == places[1] / "tunnel1.sock"
-        assert client.find() == client.find("tunnel1") == service.path
-
-
-def test_no_room_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunnel.rpc.server.directories", lambda: [tmp_path / "not" / "there"])
-
-    async def serve() -> None:
-        async with two_tunnels() as (one, _), Service(one):
-            pass
-
-    with pytest.raises(TunnelError, match="no place for a control socket"):
-        asyncio.run(serve())
-
-
-# Finding a node.
-
-
-@pytest.fixture
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    place = tmp_path / "tunnel"
-    place.mkdir()
-    monkeypatch.setattr("tunnel.rpc.client.directories", lambda: [place])
-    return place
-
-
-def leave(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(path))
-
-
-def test_no_node(places: Path) -> None:
-    (places / "notes.sock").write_text("no socket")
-    with pytest.raises(TunnelError, match=r'no node has a .* \(start one with "tunnel up"'):
-        client.find()
-    with pytest.raises(TunnelError, match="no node tunnel1 has a"):
-        client.find("tunnel1")
-    leave(places / "tunnel2.sock")
-    with pytest.raises(TunnelError, match="there is: tunnel2"):
-        client.find("tunnel1")
-    assert client.find() == places / "tunnel2.sock"
-
-
-async def test_of_several_the_only_living_one(places: Path) -> None:
-    leave(places / "a.sock")
-    leave(places / "b.sock")
-    with pytest.raises(TunnelError, match=r"2 nodes .*choose by --name: a, b"):
-        client.find()
-    async with served(places / "c.sock"):
-        assert client.find() == places / "c.sock"
-        assert client.find("a") == places / "a.sock"
-
-
 # Nodes that are no friends.
 
 
@@ -556,7 +511,7 @@ async def impostor(path: Path, says: bytes, *, stays: bool = False) -> AsyncIter
     [
         (b"", "is gone"),
         (b"\x82\xa1v\x01", "is gone"),
-        (b"\xc1", "speaks another language"),
+        (b"\xc1", "speaks another protocol"),
         (b"\x01", "another version"),
         (msgpack.packb({"v": 2, "result": 1}), "another version"),
         (msgpack.packb({"v": 1, "error": "no", "kind": "ConfigError"}), "no"),
@@ -581,3 +536,172 @@ async def test_a_node_that_says_that_time_ran_out(path: Path) -> None:
     async with impostor(path, late) as node:
         with pytest.raises(TimeoutError):
             await node.call("try_trains", peer="x")
+
+
+# Several requests on one connection.
+
+
+async def slow(_: Mapping[str, Any]) -> str:
+    await asyncio.sleep(0.2)
+    return "slow"
+
+
+async def test_a_slow_request_does_not_delay_the_others(path: Path) -> None:
+    async with served(path, calls={"slow": slow}) as (_, node):
+        waiting = asyncio.create_task(node.call("slow"))
+        await asyncio.sleep(0)
+        assert (await node.status()).name == "tunnel1"
+        assert not waiting.done()
+        assert await waiting == "slow"
+
+
+async def test_the_answer_of_a_cancelled_call_is_discarded(path: Path) -> None:
+    """The next call got it, once."""
+    async with served(path, calls={"slow": slow}) as (_, node):
+        cancelled = asyncio.create_task(node.call("slow"))
+        await asyncio.sleep(0.05)
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        assert isinstance(await node.call("drops"), list)
+        await asyncio.sleep(0.3)
+        assert (await node.call("status"))["name"] == "tunnel1"
+
+
+async def test_a_call_without_an_answer_in_time_leaves_the_connection_usable(path: Path) -> None:
+    async with served(path, calls={"slow": slow}) as (_, _other), Client(path, timeout=0.1) as node:
+        with pytest.raises(TunnelError, match="does not answer"):
+            await node.call("slow")
+        await asyncio.sleep(0.2)
+        assert (await node.call("status"))["name"] == "tunnel1"
+
+
+async def test_many_requests_at_once_are_all_answered(path: Path) -> None:
+    async with served(path) as (_, node):
+        peer = str((await node.peers())[0].endpoint)
+        answers = await asyncio.gather(*(node.ping(peer, size=size) for size in range(100, 150)))
+        assert all(0 < rtt < 1 for rtt in answers)
+
+
+async def test_a_client_without_ids_is_answered_in_order(path: Path) -> None:
+    """As one of an older version."""
+    async with served(path, calls={"slow": slow}) as _:
+        reader, writer = await asyncio.open_unix_connection(path)
+        for call in ("slow", "drops", "nonsense"):
+            writer.write(msgpack.packb({"v": VERSION, "call": call, "args": {}}))
+        writer.write_eof()
+        unpacker = msgpack.Unpacker()
+        unpacker.feed(await reader.read())
+        first, second, third = unpacker
+        assert first["result"] == "slow"
+        assert isinstance(second["result"], list)
+        assert third["kind"] == "ConfigError"
+        assert all("id" not in reply for reply in (first, second, third))
+        writer.close()
+
+
+@asynccontextmanager
+async def old_node(path: Path, delays: list[float]) -> AsyncIterator[Client]:
+    """A node that knows no ids: answers in order, with the name of the call."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        unpacker = msgpack.Unpacker()
+        while chunk := await reader.read(1 << 16):
+            unpacker.feed(chunk)
+            for request in unpacker:
+                await asyncio.sleep(delays.pop(0))
+                writer.write(msgpack.packb({"v": 1, "result": request["call"]}))
+        writer.close()
+
+    server = await asyncio.start_unix_server(serve, path)
+    async with asyncio.timeout(20), Client(path) as node:
+        yield node
+    server.close()
+
+
+async def test_an_older_node_is_understood_also_after_a_cancelled_call(path: Path) -> None:
+    async with old_node(path, [0.1, 0.0, 0.0]) as node:
+        cancelled = asyncio.create_task(node.call("first"))
+        await asyncio.sleep(0.02)
+        cancelled.cancel()
+        answers = await asyncio.gather(node.call("second"), node.call("third"))
+        assert list(answers) == ["second", "third"]
+        assert node.node is None
+
+
+async def test_a_reply_names_the_node(path: Path) -> None:
+    async with served(path) as (_, node):
+        with pytest.raises(ConfigError):
+            await node.call("nonsense")
+        assert node.node is not None
+        assert (node.node.name, node.node.pid) == ("tunnel1", os.getpid())
+        assert node.node.netns == os.stat("/proc/self/ns/net").st_ino
+        now = await node.status()
+        assert (now.pid, now.netns) == (node.node.pid, node.node.netns)
+
+
+# What the client returns.
+
+
+async def test_a_client_returns_what_a_tunnel_returns(path: Path) -> None:
+    async with served(path) as (one, node):
+        assert await node.routes() == await one.routes()
+        assert await node.drops() == one.drops()
+        assert (await node.neighbours()).keys() == one.neighbours().keys()
+        (peer,) = one.peers
+        assert 0 < await node.ping(peer, size=200) < 1
+        assert await node.try_trains(peer) is True
+        assert (await node.neighbours())[peer].source is one.neighbours()[peer].source
+        (known,) = await node.peers()
+        assert (known.endpoint, known.prefixes) == (peer, one.status().peers[0].prefixes)
+        third = Peer("127.0.0.3", ["10.3.0.0/16"], mac="02:00:00:00:00:01")
+        await node.add_peer(third)
+        assert [each.prefixes for each in await node.peers()][1] == third.prefixes
+        assert (await node.neighbours())[third.endpoint] == one.neighbours()[third.endpoint]
+        await node.remove_peer(third)
+        assert one.peers == (peer,)
+        with pytest.raises(ConfigError, match="no FDB"):
+            await node.fdb()
+
+
+async def test_a_ping_without_an_answer_raises_what_a_tunnel_raises(path: Path) -> None:
+    async with served(path) as (_, node):
+        await node.add_peer("127.0.0.9=10.9.0.0/16")
+        with pytest.raises(NoAnswerError, match="never answered") as caught:
+            await node.ping("127.0.0.9")
+        assert caught.value.stage == "no_answer"
+        with pytest.raises(NoAnswerError) as caught:
+            await node.try_trains("127.0.0.9")
+        assert caught.value.stage == "no_answer"
+
+
+# Before the tunnel is open.
+
+
+async def test_a_tunnel_that_is_not_open_says_what_it_does(path: Path) -> None:
+    stop = asyncio.Event()
+    tunnel = Tunnel(
+        device=None, local="127.0.0.1", port=free_port(), peers=["192.0.2.9=10.9.0.0/16"]
+    )
+    async with asyncio.timeout(20), Service(tunnel, path=path, down=stop.set), Client(path) as node:
+        status = await node.status()
+        assert (status.name, status.phase, status.peers) == ("tunnel1", "not open", ())
+        for request in (node.peers(), node.routes(), node.drops(), node.ping("10.9.0.1")):
+            with pytest.raises(StateError, match="not open"):
+                await request
+        async with tunnel:
+            assert (await node.status()).phase == "open"
+            assert len(await node.peers()) == 1
+        assert (await node.status()).phase == "closed"
+
+
+async def test_down_before_the_tunnel_is_open(path: Path) -> None:
+    stop = asyncio.Event()
+    async with asyncio.timeout(5):
+        async with Service(Tunnel(device=None), path=path, down=stop.set):
+            node = await Client(path).__aenter__()
+            ending = asyncio.create_task(node.down())
+            await stop.wait()
+        await ending
+        await node.__aexit__(None, None, None)
+    assert not path.exists()
