@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
-from tunnel.config.options import COMMAND_OPTIONS, OPTIONS, Group, Option
+from tunnel.config.option import Group, Option
+from tunnel.config.options import COMMAND_OPTIONS, OPTIONS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -2,7 +2,8 @@
 The configuration of a node: which options there are, and which values are valid together.
 
     options   the table of all options: name, parser, default, help, environment
-    values    how the value of one option is parsed
+    option    one option of it, and how given options are parsed
+    values    how a value is parsed
     rules     which values are valid together
     node      Config: one tunnel
     cluster   ClusterConfig: a node that finds its peers in a store

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from tunnel.config.node import Config, differences, parse_node
+from tunnel.config.option import options_by_name, parse_options
 from tunnel.config.options import (
     CLUSTER_OPTIONS,
     NODE_OPTIONS,
     OPTIONS,
     ClusterOptions,
-    options_by_name,
-    parse_options,
 )
 from tunnel.config.rules import SET_BY_STORE, cluster_rules, names_store
 from tunnel.config.values import as_list, interface_address, split_commas

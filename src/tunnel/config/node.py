@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
+from tunnel.config.option import options_by_name, parse_options
 from tunnel.config.options import (
     CLUSTER_OPTIONS,
     NODE_OPTIONS,
     OPTIONS,
     ConfigOptions,
-    options_by_name,
-    parse_options,
 )
 from tunnel.config.rules import container_rules, frame_rules, node_rules
 from tunnel.errors import ConfigError
@@ -22,9 +21,6 @@ from tunnel.types import Address, InterfaceAddress, Mac, Peer, Prefix
 
 AUTO_WORKERS = 4
 """The largest number of workers that ``"auto"`` starts."""
-
-_FRAME_DEFAULTS = {"flood": True, "learning": True, "ageing": 300, "storm_limit": 2000}
-"""In TAP mode. The kernel's vxlan has the same, but no storm limit."""
 
 
 @dataclass(frozen=True, init=False)
@@ -146,5 +142,6 @@ def _derive(values: dict[str, Any]) -> None:
         if subnet.version not in families
     )
     if values["mode"] == "tap":
-        for keyword, default in _FRAME_DEFAULTS.items():
-            values[keyword] = default if values[keyword] is None else values[keyword]
+        for option in NODE_OPTIONS.values():
+            if values[option.keyword] is None:
+                values[option.keyword] = option.tap_default

@@ -12,13 +12,13 @@ An option's name is its key in a file and, after ``--``, its flag. :class:`Confi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import TypedDict
 
 from tunnel.config import values
-from tunnel.config.values import OFFLOADS, Parser, as_list, check_known, integer
+from tunnel.config.option import Option, parse_options
+from tunnel.config.values import OFFLOADS, integer
 from tunnel.errors import ConfigError
 from tunnel.types import DEFAULT_PORT, Address, InterfaceAddress, Mac, Peer, Prefix
 
@@ -30,112 +30,10 @@ __all__ = [
     "OPTIONS",
     "ClusterOptions",
     "ConfigOptions",
-    "Group",
-    "Option",
-    "parse_options",
 ]
 
 ETCD_PREFIX = "/coreos.com/network"
 STATE_DIR = Path("/var/lib/tunnel")
-
-Group = Literal["node", "frames", "containers", "store", "cluster", "command"]
-
-
-@dataclass(frozen=True)
-class Option:
-    """
-    One option.
-
-    Attributes:
-        name: The key in a file, and the flag without its ``--``.
-        help: What it does, as ``--help`` and the reference page say it.
-        parse: Makes an exact value of a loose one, each time where it is `repeatable`.
-        group: The section of the reference page.
-        metavar: What stands for the value in the help; empty where the flag takes none.
-        default: The exact value where the option is not given.
-        default_help: The default, as the help says it.
-        keyword: The argument and attribute of Config or ClusterConfig; by default the name with
-            underscores.
-        repeatable: Whether it has several values: a list in a file, several flags.
-        kind: How click reads the flag: ``switch`` is ``--x`` or ``--no-x``, ``flag`` only ``--x``.
-        implied: The value of a flag that is given without one.
-        flannel: Whether flannel's environment variable is read as well.
-    """
-
-    name: str
-    help: str
-    parse: Parser = values.text
-    group: Group = "node"
-    metavar: str = ""
-    default: object = None
-    default_help: str = ""
-    keyword: str = ""
-    repeatable: bool = False
-    kind: Literal["text", "integer", "switch", "flag", "count"] = "text"
-    implied: str | None = None
-    flannel: bool = field(default=False, kw_only=True)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "keyword", self.keyword or self.name.replace("-", "_"))
-
-    @property
-    def variables(self) -> tuple[str, ...]:
-        """The environment variables that set it, the strongest first."""
-        suffix = self.name.upper().replace("-", "_")
-        return (f"TUNNEL_{suffix}", *([f"FLANNELD_{suffix}"] if self.flannel else []))
-
-
-def parse_options(
-    given: Mapping[str, object], known: Mapping[str, Option], *, names: Sequence[str] = ()
-) -> tuple[dict[str, Any], list[ConfigError]]:
-    """
-    Parses each option by itself: returns the values by keyword, and every fault with its key.
-
-    The values of a repeatable option are a dict by their index in `given`. An option with a fault
-    has its default, or that one value is missing, so that the rules still see the others.
-
-    Args:
-        names: What a misspelled name may have meant; by default the names in `known`.
-    """
-    parsed: dict[str, Any] = {
-        option.keyword: {} if option.repeatable else option.default for option in known.values()
-    }
-    faults: list[ConfigError] = []
-
-    def misspelled(name: str, _: object) -> str:
-        return check_known("key", name, names or tuple(known))
-
-    def attempt(parse: Parser, *key: str | int, value: object) -> Any:
-        try:
-            return parse(str(key[0]), value)
-        except* ConfigError as group:
-            for error in group.exceptions:
-                assert isinstance(error, ConfigError)
-                error.key = (*key, *error.key)
-                faults.append(error)
-
-    for name, value in given.items():
-        option = known.get(name)
-        if option is None:
-            attempt(misspelled, name, value=value)
-        elif option.repeatable:
-            for index, one in enumerate(as_list(value)):
-                if (exact := attempt(option.parse, name, index, value=one)) is not None:
-                    parsed[option.keyword][index] = exact
-        elif value is not None and (exact := attempt(option.parse, name, value=value)) is not None:
-            parsed[option.keyword] = exact
-    return parsed, faults
-
-
-def options_by_name(
-    keywords: Mapping[str, object], known: Mapping[str, Option]
-) -> dict[str, object]:
-    """Keyword arguments as options. Raises TypeError for an unknown keyword, as any call does."""
-    names = {option.keyword: option.name for option in known.values()}
-    for keyword in keywords:
-        if keyword not in names:
-            raise TypeError(f"unexpected keyword argument {keyword!r}")
-    return {names[keyword]: value for keyword, value in keywords.items()}
 
 
 def _peer(name: str, value: object) -> Peer:
@@ -286,6 +184,7 @@ NODE_OPTIONS = _table(
         values.boolean,
         "frames",
         kind="switch",
+        tap_default=True,
         default_help="flood",
     ),
     Option(
@@ -294,6 +193,7 @@ NODE_OPTIONS = _table(
         values.boolean,
         "frames",
         kind="switch",
+        tap_default=True,
         default_help="learning",
     ),
     Option(
@@ -303,6 +203,7 @@ NODE_OPTIONS = _table(
         "frames",
         metavar="SECONDS",
         kind="integer",
+        tap_default=300,
         default_help="300",
     ),
     Option(
@@ -313,6 +214,7 @@ NODE_OPTIONS = _table(
         "frames",
         metavar="FRAMES",
         kind="integer",
+        tap_default=2000,  # the kernel's vxlan has no storm limit
         default_help="2000",
     ),
     Option(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tunnel.config.options import COMMAND_OPTIONS, OPTIONS, Group, Option
+from tunnel.config.option import Group, Option
+from tunnel.config.options import COMMAND_OPTIONS, OPTIONS
 
 _INTRODUCTION = """\
 # Options

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from tunnel.config.options import NODE_OPTIONS
 from tunnel.errors import ConfigError
 from tunnel.prefixes import OwnedPrefix, contains, overlaps
 from tunnel.types import ANY_VTEP_MAC, Address, Endpoint, InterfaceAddress, Mac, Peer, Prefix
@@ -109,19 +110,10 @@ def conflicts(
         )
 
 
-def frame_rules(
-    *,
-    mode: str,
-    flood: bool | None,
-    learning: bool | None,
-    ageing: int | None,
-    storm_limit: int | None,
-    **_: object,
-) -> Iterator[ConfigError]:
+def frame_rules(*, mode: str, **values: object) -> Iterator[ConfigError]:
     """Faults of options that apply to Ethernet frames, in TUN mode."""
-    options = {"flood": flood, "learning": learning, "ageing": ageing, "storm-limit": storm_limit}
-    for name, value in options.items():
-        if mode == "tun" and value is not None:
+    for name, option in NODE_OPTIONS.items():
+        if mode == "tun" and option.tap_default is not None and values[option.keyword] is not None:
             yield ConfigError(
                 f"{name} is about Ethernet frames, and mode tun has none (give mode tap as well, "
                 f"or leave {name} out)",
