@@ -6,16 +6,12 @@ Drops what a running node does not need, for good.
 
 from __future__ import annotations
 
-# Python imports these on first use, from files that another user may not be able to read.
-import concurrent.futures.thread  # noqa: F401
-import encodings.ascii
-import encodings.idna  # noqa: F401
 import logging
 import os
 import pwd
 
 from tunnel.errors import ConfigError
-from tunnel.linux import capabilities
+from tunnel.linux import capabilities, preload
 from tunnel.linux.capabilities import NET_ADMIN, NET_BIND_SERVICE
 from tunnel.linux.users import NOBODY, choose_user
 
@@ -29,6 +25,9 @@ def drop_privileges(*, user: str | None, port: int) -> None:
     Changes the user, and keeps of all capabilities CAP_NET_ADMIN, with which kernel routes follow
     the peers, and CAP_NET_BIND_SERVICE where a socket may still be bound to a `port` below 1024.
 
+    Everything that may be imported later is imported first, because the new user may not be able to
+    read the installation.
+
     Capabilities belong to a thread, and a new thread inherits them: call this before any thread is
     started.
 
@@ -38,6 +37,7 @@ def drop_privileges(*, user: str | None, port: int) -> None:
     Raises:
         ConfigError: There is no such user, or this process may not change to it.
     """
+    preload.import_all()
     keep = {NET_ADMIN} | ({NET_BIND_SERVICE} if port < _UNPRIVILEGED_PORT else set())
     with capabilities.parent_death_signal_kept():
         capabilities.limit_programs(keep)
