@@ -240,7 +240,7 @@ def test_somebody_deletes_our_key_and_somebody_takes_it(lab: Lab, tmp_path: Path
         reach(one, other)
         assert before.partition("/")[0] not in one.host.run("ip address show tunnel1").stdout
         logged = one.down()
-        assert f"lost {before}: somebody deleted" in logged
+        assert f"lost {before}: " in logged
         assert "192.0.2.99" in logged
 
 

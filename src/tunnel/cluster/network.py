@@ -1,12 +1,12 @@
 """
-What a cluster agrees upon, in flannel's words: ``<prefix>/config``, and the names of the keys
+The network of a cluster, in flannel's format: ``<prefix>/config``, and the names of the keys
 under ``<prefix>/subnets/`` (flannel's pkg/subnet/config.go and subnet.go).
 
-    bytes of the store  ->  Network: pools of subnets, VNI, port
-    Pool, what is taken  ->  what is free
-    10.12.13.0-24&fd00:12:13::-56  <->  subnets of one node
+    value of the config key  ->  Network: pools of subnets, VNI, port
+    Pool, subnets in use  ->  free subnets
+    10.12.13.0-24&fd00:12:13::-56  <->  the subnets of one node
 
-It is read as Go reads JSON: names of keys in whatever case, the last of several wins.
+JSON is read as Go reads it: the case of names does not matter, and the last of several wins.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ DEFAULT_VNI = 1
 
 
 class _Family(NamedTuple):
-    """How flannel names and bounds what there is twice."""
+    """What differs between the address families in flannel's format."""
 
     version: int
     bits: int
-    prefix: str  # of the names of keys
-    length: int  # of a subnet by default
+    prefix: str  # of the names in the config
+    length: int  # of a subnet's prefix, by default
 
     @property
     def longest(self) -> int:
-        """Of a subnet: a bridge and a tunnel device have to find room."""
+        """The longest prefix of a subnet, with room for a bridge and a tunnel device."""
         return self.bits - 2
 
 
@@ -51,22 +51,22 @@ _KEYS = (
 )
 
 _IGNORED = {
-    "DirectRouting": "packets to nodes on the same link are in VXLAN all the same",
-    "GBP": "group policy ids are neither sent nor looked at",
-    "Learning": "where a node is, its record says",
+    "DirectRouting": "packets to nodes on the same link are sent in VXLAN too",
+    "GBP": "group policy ids are neither sent nor checked",
+    "Learning": "the address of a node is that in its record",
 }
-"""Of a backend: what these ask for, which works with nodes that have it and is not done here."""
+"""Settings of flannel's backend that this program ignores; nodes that apply them are reachable."""
 
 
 @dataclass(frozen=True)
 class Pool:
     """
-    The subnets of one family, and those of them that nodes get.
+    The subnets of one address family that nodes may have.
 
     Attributes:
-        network: The whole overlay's.
-        length: Of each subnet's prefix.
-        first, last: Subnets that nodes get, by their addresses, both included.
+        network: The prefix of the overlay.
+        length: Prefix length of each subnet.
+        first, last: Network addresses of the first and the last subnet for nodes.
     """
 
     network: Prefix
@@ -84,11 +84,11 @@ class Pool:
         last: Address | None = None,
     ) -> Pool:
         """
-        By flannel's rules: /24 or /64 where that leaves room for four, else a quarter of the
-        network; not the first subnet, because its address is the network's own.
+        A pool by flannel's rules: subnets are a /24 or /64 if four of them are in `network`, else a
+        quarter of it. The first is not for nodes, because its address is that of the network.
 
         Raises:
-            ConfigError: The first fault; its key is flannel's, ``("SubnetLen",)``.
+            ConfigError: The first fault; its key is flannel's name, ``("SubnetLen",)``.
         """
         family = _FAMILIES[network.version == 6]
         if length is None:
@@ -110,11 +110,11 @@ class Pool:
 
     @property
     def size(self) -> int:
-        """How many subnets there are for nodes."""
+        """The number of subnets for nodes."""
         return ((int(self.last) - int(self.first)) >> (self.first.max_prefixlen - self.length)) + 1
 
     def fits(self, subnet: Prefix) -> bool:
-        """Whether it is one that a node can have."""
+        """Whether `subnet` is one that a node may have."""
         return (
             subnet.version == self.network.version
             and subnet.prefixlen == self.length
@@ -122,8 +122,8 @@ class Pool:
         )
 
     def free(self, taken: Iterable[Prefix]) -> Iterator[Prefix]:
-        """Those that overlap nothing that is taken, from the first on. One at a time: an IPv6
-        network has more of them than anybody can count."""
+        """The subnets that overlap none of `taken`, from the first on. An iterator: an IPv6 network
+        has too many for a list."""
         family = _FAMILIES[self.network.version == 6]
         size = 1 << (family.bits - self.length)
         here, end = int(self.first), int(self.last)
@@ -142,14 +142,14 @@ class Pool:
 @dataclass(frozen=True)
 class Network:
     """
-    What ``<prefix>/config`` says.
+    The content of ``<prefix>/config``.
 
     Attributes:
-        pools: Of one family or of both, IPv4 first.
+        pools: One for each address family in use, IPv4 first.
         vni: 0 to 2**24-1.
-        port: UDP, everybody's.
-        mtu: Of the underlay, in bytes; None where each node takes its own interface's.
-        remarks: What it asks for and does not get here, in words.
+        port: The UDP port of every node.
+        mtu: Of the underlay, in bytes; None for that of each node's interface.
+        remarks: A sentence for each setting that this program ignores.
     """
 
     pools: tuple[Pool, ...]
@@ -168,18 +168,18 @@ class Network:
 
     @property
     def prefixes(self) -> tuple[Prefix, ...]:
-        """The whole overlay's."""
+        """The prefixes of the overlay."""
         return tuple(pool.network for pool in self.pools)
 
     def fits(self, subnets: Iterable[Prefix]) -> bool:
-        """Whether these are what a node has: one subnet of each family."""
+        """Whether these are one subnet for a node of each family."""
         own = tuple(subnets)
         return len(own) == len(self.pools) and all(
             pool.fits(subnet) for pool, subnet in zip(self.pools, own, strict=True)
         )
 
     def text(self) -> str:
-        """As it is put into the store, for flannel to read as well. Remarks are not in it."""
+        """The value for the store, which flannel can read as well."""
         versions = [pool.network.version for pool in self.pools]
         backend = {"Type": BACKEND, "VNI": self.vni, "Port": self.port}
         words: dict[str, object] = {}
@@ -195,47 +195,47 @@ class Network:
 
 
 def faults(value: bytes) -> list[ConfigError]:
-    """Everything that is wrong with this ``config``; nothing if it makes a Network. Each one's key
-    is where it stands, ``("Backend", "VNI")``."""
+    """Every fault of a config, none if it makes a Network. The key of a fault is its place,
+    ``("Backend", "VNI")``."""
     return _read(value)[1]
 
 
 def read_object(value: bytes, *, known: Iterable[str]) -> dict[str, Any]:
     """
-    A JSON object; what is null is left out, and names in another case are spelled as in `known`.
+    A JSON object without null values, with names in the case that they have in `known`.
 
     Raises:
-        ConfigError: It is none.
+        ConfigError: The value is not one.
     """
     try:
         found = json.loads(value.decode())
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{_show(value)} is no JSON ({_first_line(error)})") from error
+        raise ConfigError(f"{_show(value)} is not JSON ({_first_line(error)})") from error
     if not isinstance(found, dict):
-        raise ConfigError(f"{_show(value)} is no JSON object")
-    return spell(found, known=known)
+        raise ConfigError(f"{_show(value)} is not a JSON object")
+    return normalize(found, known=known)
 
 
-def spell(found: Mapping[str, Any], *, known: Iterable[str]) -> dict[str, Any]:
-    """Without what is null, and with names in another case spelled as in `known`."""
+def normalize(found: Mapping[str, Any], *, known: Iterable[str]) -> dict[str, Any]:
+    """The object without null values, with names in the case that they have in `known`."""
     names = {name.lower(): name for name in known}
     return {names.get(key.lower(), key): one for key, one in found.items() if one is not None}
 
 
-# Keys of subnets.
+# The keys of subnets.
 
 _NO_IPV4 = ipaddress.IPv4Network("0.0.0.0/0")
-"""Stands before the "&" where a node has IPv6 alone, as flannel writes it."""
+"""Flannel writes it before the "&" if a node has IPv6 alone."""
 
 _NAME = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,3}){3})-([0-9]{1,2})(?:&([0-9a-f:]+)-([0-9]{1,3}))?")
 
 
 def parse_key(name: str) -> tuple[Prefix, ...]:
     """
-    The subnets that a key below ``subnets/`` is for, IPv4 first; bits behind a prefix are dropped.
+    The subnets in the name of a key below ``subnets/``, IPv4 first; host bits are dropped.
 
     Raises:
-        ConfigError: It is for none.
+        ConfigError: The name has none.
     """
     match = _NAME.fullmatch(name)
     subnets: list[Prefix] = []
@@ -245,12 +245,12 @@ def parse_key(name: str) -> tuple[Prefix, ...]:
             if match[3]:
                 subnets.append(ipaddress.IPv6Network((match[3], int(match[4])), strict=False))
     if not match or len(subnets) != 1 + bool(match[3]) or subnets == [_NO_IPV4]:
-        raise ConfigError(f"key {_show(name)} names no subnet (like 10.5.52.0-24)")
+        raise ConfigError(f"key {_show(name)} is not a subnet (like 10.5.52.0-24)")
     return tuple(subnet for subnet in subnets if subnet != _NO_IPV4)
 
 
 def make_key(subnets: Iterable[Prefix]) -> str:
-    """The name of the key for one subnet, or for one of each family, IPv4 first."""
+    """The name of the key of one subnet, or of one of each family, IPv4 first."""
     parts = [f"{subnet.network_address}-{subnet.prefixlen}" for subnet in subnets]
     return "&".join(parts if "." in parts[0] else ["0.0.0.0-0", *parts])
 
@@ -260,7 +260,7 @@ def join_prefixes(prefixes: Iterable[Prefix]) -> str:
     return " and ".join(map(str, prefixes))
 
 
-# How a config is read.
+# Reading a config.
 
 
 def _read(value: bytes) -> tuple[Network | None, list[ConfigError]]:
@@ -282,19 +282,19 @@ def _read(value: bytes) -> tuple[Network | None, list[ConfigError]]:
     wrong += more
     if wrong:
         return None, wrong
-    remarks = [f"{key} is not known (left alone)" for key in words if key not in _KEYS]
+    remarks = [f"{key} is not known (ignored)" for key in words if key not in _KEYS]
     remarks += [
         f"Backend.{key} is not supported: {what}"
         for key, what in _IGNORED.items()
         if backend.get(key)
     ]
     remarks += [
-        f"Backend.{key} is not known (left alone)" for key in backend if key not in _BACKEND_KEYS
+        f"Backend.{key} is not known (ignored)" for key in backend if key not in _BACKEND_KEYS
     ]
     network = Network(
         tuple(pools),
         vni=backend.get("VNI", DEFAULT_VNI),
-        # Like flannel, which leaves 0 to the kernel.
+        # 0 is the default, as for flannel, which leaves it to the kernel.
         port=backend.get("Port") or DEFAULT_PORT,
         mtu=backend.get("MTU"),
         remarks=tuple(remarks),
@@ -309,10 +309,10 @@ def _read_pool(words: Mapping[str, Any], family: _Family) -> Pool:
         raise _fault(key, f'is missing (like "{key}": "{example}")')
     network = None
     with suppress(ValueError):
-        # Go drops the bits behind the prefix, so such networks are in use.
+        # Go drops host bits, so networks with some are in use.
         network = ipaddress.ip_network(_text(words[key]), strict=False)
     if network is None or network.version != family.version:
-        raise _fault(key, f"{_show(words[key])} is no IPv{family.version} prefix")
+        raise _fault(key, f"{_show(words[key])} is not an IPv{family.version} prefix")
     length = _number(words, family.prefix + "SubnetLen", low=0, high=family.bits)
     return Pool.of(
         network,
@@ -329,7 +329,7 @@ def _read_end(words: Mapping[str, Any], key: str, family: _Family) -> Address | 
     with suppress(ValueError):
         address = ipaddress.ip_address(_text(words[key]))
     if address is None or address.version != family.version:
-        raise _fault(key, f"{_show(words[key])} is no IPv{family.version} address")
+        raise _fault(key, f"{_show(words[key])} is not an IPv{family.version} address")
     return None if address.is_unspecified else address
 
 
@@ -337,9 +337,10 @@ def _read_backend(words: Mapping[str, Any]) -> tuple[dict[str, Any], list[Config
     found = words.get("Backend")
     hint = f'(write "Backend": {{"Type": "{BACKEND}"}})'
     if not isinstance(found, dict):
-        what = "is missing, which means udp" if found is None else f"{_show(found)} is no object"
+        missing = "is missing, and the default is udp"
+        what = missing if found is None else f"{_show(found)} is not an object"
         return {}, [_fault("Backend", f"{what} {hint}")]
-    backend = spell(found, known=_BACKEND_KEYS)
+    backend = normalize(found, known=_BACKEND_KEYS)
     wrong = []
     if backend.get("Type") != BACKEND:
         wrong.append(
@@ -354,7 +355,7 @@ def _read_backend(words: Mapping[str, Any]) -> tuple[dict[str, Any], list[Config
 
 
 def _text(value: object) -> str:
-    """A number would be taken for an address."""
+    """The value, if it is text: ipaddress accepts numbers as well."""
     if not isinstance(value, str):
         raise ValueError
     return value
@@ -374,11 +375,11 @@ def _number(
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise _fault(path + key, f"{_show(value)} is no whole number from {low} to {high}")
+        raise _fault(path + key, f"{_show(value)} is not a whole number from {low} to {high}")
     return value
 
 
-# Rules of a pool.
+# The rules of a pool.
 
 
 def _default_length(network: Prefix, family: _Family) -> int:
@@ -395,7 +396,7 @@ def _check_length(length: int, network: Prefix, family: _Family) -> None:
     if not low <= length <= family.longest:
         raise _fault(
             family.prefix + "SubnetLen",
-            f"{length} does not fit {network} ({low} to {family.longest}: four subnets at least)",
+            f"{length} is not possible in {network} ({low} to {family.longest}: at least four)",
         )
 
 
@@ -404,11 +405,11 @@ def _check_end(key: str, end: Address, network: Prefix, size: int) -> None:
         raise _fault(key, f"{end} is not within {network}")
     if int(end) % size:
         begin = end - int(end) % size
-        raise _fault(key, f"{end} is not where a subnet begins (like {begin})")
+        raise _fault(key, f"{end} is not the address of a subnet (like {begin})")
 
 
 def _pool_words(pool: Pool) -> dict[str, object]:
-    """Ends only where they are not the default, so that people see what is special."""
+    """The ends of the pool are included only if they are not the default."""
     prefix = _FAMILIES[pool.network.version == 6].prefix
     usual = Pool.of(pool.network, length=pool.length)
     words: dict[str, object] = {
@@ -431,7 +432,7 @@ def _fault(key: str, text: str) -> ConfigError:
 
 
 def _show(value: object) -> str:
-    """What others have written, at a length that fits a line."""
+    """A value for a message, cut to a length that fits a line."""
     text = repr(value.decode(errors="replace") if isinstance(value, bytes) else value)
     return text if len(text) <= 60 else text[:60] + "..."
 

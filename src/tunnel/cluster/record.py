@@ -1,12 +1,12 @@
 """
-What stands under a cluster's keys: the record of each node, as flannel writes it (its
-pkg/lease/lease.go), and which of several has a subnet.
+The records of nodes in the store, as flannel writes them (its pkg/lease/lease.go), and which of
+several has a subnet.
 
-    bytes of the store  <->  Record
-    a key and its entry  ->  Lease: subnets, record or what is wrong with it, rank
+    value  <->  Record
+    a key and its entry  ->  Lease: subnets, record or the fault of it, rank
 
-Whose a record is says the node id in it, which flannel does not know and leaves alone; of a record
-without one, flannel's or one reserved for an address, the address says it. A key that is bound to
+The node id in a record names its owner; flannel ignores the id. A record without one is flannel's
+or a reservation for an address, and belongs to the node with that address. A key that is bound to
 no lease is a reservation.
 """
 
@@ -21,14 +21,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from tunnel.cluster.network import BACKEND, parse_key, read_object, spell
+from tunnel.cluster.network import BACKEND, normalize, parse_key, read_object
 from tunnel.cluster.stores.base import Entry
 from tunnel.errors import ConfigError
 from tunnel.prefixes import overlap
 from tunnel.types import Address, Mac, Prefix, parse_address
 
 _KEPT = 8192
-"""Records are read by the claim and by the roster, and most are the same the next time."""
+"""The claim and the roster parse each record, and most do not change between two reads."""
 
 _NODE = re.compile(r"[0-9A-Za-z._-]{1,64}")
 
@@ -36,15 +36,15 @@ _NODE = re.compile(r"[0-9A-Za-z._-]{1,64}")
 @dataclass(frozen=True)
 class Record:
     """
-    What a node says of itself.
+    What a node publishes.
 
     Attributes:
-        address, address6: Where it is in the underlay: flannel sends inner IPv4 to the one and
-            inner IPv6 to the other.
-        mac, mac6: Its VTEPs' there; ours has one for both.
-        vni: None where the record does not say. Flannel writes the lower 16 bits.
-        node: Its id, empty for flannel's.
-        backend: Empty in what was reserved and is not in use.
+        address, address6: In the underlay; flannel sends inner IPv4 to the one and inner IPv6 to
+            the other.
+        mac, mac6: Of its VTEP at each address; nodes of ours have one VTEP.
+        vni: None if the record has none. Flannel writes the lower 16 bits.
+        node: Its id, empty for a node of flannel.
+        backend: Empty in a reservation that is not in use.
     """
 
     address: ipaddress.IPv4Address | None = None
@@ -58,21 +58,21 @@ class Record:
     @classmethod
     def parse(cls, value: bytes) -> Record:
         """
-        Reads what flannel or :meth:`text` wrote, and what people write for a reservation.
+        A record of flannel, of :meth:`text`, or one that an administrator wrote.
 
         Raises:
-            ConfigError: It is no such thing.
+            ConfigError: The value is not a record.
         """
         words = read_object(value, known=_KEYS)
         node = words.get("Node", "")
         if not isinstance(node, str) or (node and not _NODE.fullmatch(node)):
-            raise ConfigError("Node is no id (letters, digits, '.', '_', '-', at most 64)")
+            raise ConfigError("Node is not an id (letters, digits, '.', '_', '-', at most 64)")
         backend = words.get("BackendType", "")
         if not isinstance(backend, str):
-            raise ConfigError("BackendType is no text")
-        mine = backend == BACKEND  # what others keep there is their affair
-        data = _read_data(words, "BackendData") if mine else {}
-        data6 = _read_data(words, "BackendV6Data") if mine else {}
+            raise ConfigError("BackendType is not text")
+        is_vxlan = backend == BACKEND  # the data of other backends is not read
+        data = _read_data(words, "BackendData") if is_vxlan else {}
+        data6 = _read_data(words, "BackendV6Data") if is_vxlan else {}
         address, address6 = _read_address(words, "PublicIP"), _read_address(words, "PublicIPv6")
         if isinstance(address, ipaddress.IPv6Address) or isinstance(
             address6, ipaddress.IPv4Address
@@ -90,8 +90,10 @@ class Record:
 
     def text(self) -> bytes:
         """
-        To the byte what flannel writes, and then our id. That stands beside flannel's keys, not in
-        BackendData: a reservation has none, and Go's JSON decoder skips what it does not know.
+        The value for the store: byte for byte what flannel writes, with the node id added.
+
+        The id is not in BackendData, because a reservation has none; Go's JSON decoder skips names
+        that it does not know.
         """
         words: dict[str, object] = {
             "PublicIP": str(self.address or "0.0.0.0"),
@@ -101,14 +103,14 @@ class Record:
             words["BackendType"] = self.backend
         for key, mac in (("BackendData", self.mac), ("BackendV6Data", self.mac6)):
             if mac is not None:
-                # Flannel's field has 16 bits, and it refuses a record with a number of more.
+                # Flannel's field has 16 bits, and it refuses a record with a larger number.
                 words[key] = {"VNI": (self.vni or 0) & 0xFFFF, "VtepMAC": str(mac)}
         if self.node:
             words["Node"] = self.node
         return json.dumps(words, separators=(",", ":")).encode()
 
     def is_same_node(self, other: Record) -> bool:
-        """Whether `other` is of this node, too, or is flannel's or reserved at its address."""
+        """Whether `other` has the id of this node or, without an id, its address."""
         if other.node:
             return other.node == self.node
         if other.address is not None:
@@ -119,10 +121,10 @@ class Record:
 @dataclass(frozen=True)
 class Lease:
     """
-    One key for subnets, and what is under it.
+    A key for subnets, and its value.
 
     Attributes:
-        record: None where it cannot be read, and `fault` says why.
+        record: None if it cannot be read; `fault` says why.
     """
 
     key: str
@@ -134,7 +136,7 @@ class Lease:
     @classmethod
     @lru_cache(_KEPT)
     def read(cls, name: str, entry: Entry, *, key: str) -> Lease:
-        """Raises ConfigError where `name`, the last part of `key`, is for no subnet."""
+        """Raises ConfigError if `name`, the last part of `key`, is not a subnet."""
         subnets = parse_key(name)
         try:
             return cls(key, entry, subnets, Record.parse(entry.value))
@@ -147,19 +149,20 @@ class Lease:
 
     @property
     def is_member(self) -> bool:
-        """Whether it is for a node that packets can be sent to, as far as the backend says."""
+        """Whether its node uses VXLAN, so that packets can be sent to it."""
         return self.record is not None and self.record.backend == BACKEND
 
     def rank(self, subnet: Prefix) -> tuple[int, int, str]:
         """
-        Of several that overlap, the lowest one has the subnet. The longest prefix comes first, as
-        in the kernels of flannel's nodes, so that nobody loses his subnet to a mistaken /8; then
-        who was there first. All nodes see the same, whenever they look.
+        Of several leases that overlap, the one with the lowest rank has the subnet.
+
+        The longest prefix comes first, as in the kernels of flannel's nodes, so that a mistaken /8
+        takes no subnet from a node; then the oldest. The order is the same on all nodes.
         """
         return -subnet.prefixlen, self.entry.created, self.key
 
     def yields_to(self, other: Lease) -> bool:
-        """Whether `other` has a subnet that this one is for."""
+        """Whether `other` has a subnet of this lease."""
         return any(
             overlap(ours, theirs) and other.rank(theirs) < self.rank(ours)
             for ours in self.subnets
@@ -168,14 +171,14 @@ class Lease:
 
 
 def leases_of(entries: Mapping[str, Entry], *, directory: str) -> Iterator[Lease]:
-    """Those below `directory`; keys there that are for no subnet are left out."""
+    """The leases below `directory`, without the keys that are not subnets."""
     for key, entry in entries.items():
         if key.startswith(directory):
             with suppress(ConfigError):
                 yield Lease.read(key.removeprefix(directory), entry, key=key)
 
 
-# How a record is read.
+# Reading a record.
 
 _KEYS = ("PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data", "Node")
 
@@ -183,8 +186,8 @@ _KEYS = ("PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data"
 def _read_data(words: Mapping[str, Any], key: str) -> dict[str, Any]:
     data = words.get(key, {})
     if not isinstance(data, dict):
-        raise ConfigError(f"{key} is no object")
-    return spell(data, known=("VNI", "VtepMAC"))
+        raise ConfigError(f"{key} is not an object")
+    return normalize(data, known=("VNI", "VtepMAC"))
 
 
 def _read_address(words: Mapping[str, Any], key: str) -> Address | None:
@@ -192,7 +195,7 @@ def _read_address(words: Mapping[str, Any], key: str) -> Address | None:
     if text is None or text in ("0.0.0.0", "::"):
         return None
     if not isinstance(text, str):
-        raise ConfigError(f"{key} is no text")
+        raise ConfigError(f"{key} is not text")
     return parse_address(text)
 
 
@@ -201,12 +204,12 @@ def _read_mac(data: Mapping[str, Any]) -> Mac | None:
     if text is None:
         return None
     if not isinstance(text, str):
-        raise ConfigError("VtepMAC is no text")
+        raise ConfigError("VtepMAC is not text")
     return Mac.parse(text)
 
 
 def _read_vni(data: Mapping[str, Any]) -> int | None:
     vni = data.get("VNI")
     if vni is not None and (not isinstance(vni, int) or isinstance(vni, bool) or vni < 0):
-        raise ConfigError("VNI is no number")
+        raise ConfigError("VNI is not a number")
     return vni

@@ -72,7 +72,7 @@ def test_both_families_and_the_ends(network: Verb) -> None:
     [
         ("init --network 10.42.0.0/31", "too small"),
         ("init --network 10.42.0.0/16 --network 10.43.0.0/16", "second of IPv4"),
-        ("init --network 10.42.0.0/16 --subnet-len 40", "SubnetLen 40 does not fit"),
+        ("init --network 10.42.0.0/16 --subnet-len 40", "SubnetLen 40 is not possible"),
         ("init --network 10.42.0.0/16 --subnet-min 10.43.0.0", "SubnetMin"),
         ("init --network 10.42.0.0/16 --port 70000", "Backend.Port"),
         ("init --network x", "is not an IPv4 or IPv6 prefix"),
@@ -102,7 +102,7 @@ def test_a_subnet_is_kept_for_a_node(network: Verb) -> None:
     assert "not what a node has" in network.tell("reserve 10.42.8.0/25 --node abc", code=2)
     assert "for which node?" in network.tell("reserve 10.42.8.0/24", code=2)
     assert "'host7' is not an IP" in network.tell("reserve 10.42.8.0/24 --for host7", code=2)
-    assert "Node is no id" in network.tell("reserve 10.42.8.0/24 --node a:b", code=2)
+    assert "Node is not an id" in network.tell("reserve 10.42.8.0/24 --node a:b", code=2)
     (one,) = network.ask("leases", schema="leases")
     assert (one["subnets"], one["address"], one["state"], one["remaining"]) == (
         ["10.42.7.0/24"],

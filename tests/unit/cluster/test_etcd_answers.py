@@ -236,7 +236,7 @@ def test_endpoints(endpoint: str, url: str) -> None:
     ],
 )
 def test_no_endpoints(endpoint: str) -> None:
-    with pytest.raises(ConfigError, match="is no endpoint of an etcd"):
+    with pytest.raises(ConfigError, match="is not an endpoint of etcd"):
         EtcdStore([endpoint])
 
 

@@ -448,7 +448,7 @@ def test_a_deleted_key_is_put_again_and_that_is_told() -> None:
     store.erase(key(store.of(OURS)[0]))
     lost, acquired = one.run()
     assert isinstance(lost, Lost)
-    assert "somebody deleted" in lost.why
+    assert "was deleted" in lost.why
     assert acquired == Acquired(before, before)
 
 

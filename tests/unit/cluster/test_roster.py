@@ -131,13 +131,13 @@ def test_a_record_is_a_peer(name: str, record: Record | bytes, expected: list[Pe
 @pytest.mark.parametrize(
     ("name", "record", "problem"),
     [
-        ("nonsense", ours(2), "names no subnet"),
-        ("10.5.2.0-24", b"nonsense", "10.5.2.0-24: 'nonsense' is no JSON"),
+        ("nonsense", ours(2), "is not a subnet"),
+        ("10.5.2.0-24", b"nonsense", "10.5.2.0-24: 'nonsense' is not JSON"),
         ("10.5.2.0-24", replace(ours(2), backend="host-gw"), "its backend is 'host-gw'"),
         ("10.5.2.0-24", replace(ours(2), vni=7), "its VNI 7 is not 1"),
         ("10.5.2.0-24", replace(ours(2), address=OURS.address), "is this node's address"),
         ("10.5.2.0-24", replace(ours(2), address=None, mac=None), "both have an address"),
-        ("fd00:5:0:2::-64", ours(2), "names no subnet"),
+        ("fd00:5:0:2::-64", ours(2), "is not a subnet"),
         ("0.0.0.0-0&fd00:5:0:2::-64", replace(ours(2), node=""), "both have an IPv6 address"),
     ],
 )

@@ -1,9 +1,9 @@
 """
-etcd as a store; how it is reached is in :mod:`tunnel.cluster.stores.etcd_gateway`.
+etcd as a store, over the HTTP client in :mod:`tunnel.cluster.stores.etcd_gateway`.
 
-Every write is a transaction guarded by a revision, so a write whose answer was lost may be sent
-again, even where the first is still on its way: only one of them can find the revision that it
-expects. Where it cannot be told which of them did, that is what is said.
+Every write is a transaction guarded by a revision. So a write whose answer was lost can be
+repeated, even while the first is on its way: only one of the two finds the revision that it
+expects. If it is not clear whether one did, the call raises StoreUnavailableError.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from tunnel.cluster.stores.etcd_gateway import (
     PRECONDITION,
     RANGE,
     UNAUTHENTICATED,
-    Failed,
+    EndpointError,
     Gateway,
-    SaidNo,
+    RefusedRequestError,
     Stream,
     parsed,
 )
@@ -37,8 +37,8 @@ from tunnel.errors import (
 
 _PAGE = 500  # keys of one answer to a read
 _MOST_KEYS = 100_000  # of one read
-_SILENCE = 15.0  # seconds after which a silent watch is doubted
-_SHORTEST = 1.0  # seconds that a watch has to last, or opening it again would go round and round
+_SILENCE = 15.0  # seconds without a message after which a watch is checked
+_SHORTEST = 1.0  # seconds that a watch has to last to be opened again at once
 
 
 class EtcdStore:
@@ -47,13 +47,13 @@ class EtcdStore:
 
     Args:
         endpoints: URLs, ``http`` or ``https``; without a scheme it is ``http``.
-        cafile: Whom to trust, instead of the system's authorities; PEM.
-        certfile, keyfile: Who we are, for an etcd that wants to know by certificate; PEM.
-        username, password: For an etcd that wants to know by those.
-        timeout: Seconds that a call takes at the most; each endpoint gets its share of them.
+        cafile: PEM file with the trusted CA certificates, instead of the system's.
+        certfile, keyfile: PEM files with the client certificate and its key, if etcd asks for one.
+        username, password: If etcd asks for them.
+        timeout: Seconds that a call takes at most; each endpoint gets an equal share of them.
 
     Raises:
-        ConfigError: An endpoint that is no URL, or a file that cannot be used.
+        ConfigError: An endpoint is not a URL, or a file cannot be used.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class EtcdStore:
             password=password,
             timeout=timeout,
         )
-        self._cluster = ""  # id of the one that was read last
+        self._cluster = ""  # id of the etcd cluster that was read last
 
     @property
     def address(self) -> str:
@@ -99,13 +99,13 @@ class EtcdStore:
         while True:
             try:
                 return await self._read_pages(prefix)
-            except SaidNo as no:
+            except RefusedRequestError as error:
                 # The revision of the first page was compacted before the last was read.
-                if no.code != RANGE:
+                if error.code != RANGE:
                     raise
 
     async def _read_pages(self, prefix: str) -> Snapshot:
-        """All of a prefix at the revision of its first page."""
+        """All keys under a prefix at the revision of the first page."""
         request = {**_keys(prefix), "limit": _PAGE}
         entries: dict[str, Entry] = {}
         revision, count, more = 0, 0, True
@@ -125,8 +125,8 @@ class EtcdStore:
         put = {"key": _base64(key.encode()), "value": _base64(value), "lease": lease or 0}
         try:
             outcome, repeated = await self._guarded(key, expect, {"request_put": put})
-        except SaidNo as no:
-            if no.code == NOT_FOUND and lease is not None:
+        except RefusedRequestError as error:
+            if error.code == NOT_FOUND and lease is not None:
                 raise LeaseExpiredError(lease) from None
             raise
         if isinstance(outcome, int):
@@ -148,13 +148,13 @@ class EtcdStore:
     async def _guarded(
         self, key: str, expect: int, operation: Mapping[str, object]
     ) -> tuple[int | Entry | None, bool]:
-        """The revision of what was done, or what was there instead; and whether the same may have
-        been done before, by an attempt whose answer was lost."""
+        """The new revision, or the entry that was found instead; and whether an earlier attempt,
+        whose answer was lost, may have done the operation."""
         one = {"key": _base64(key.encode())}
-        # A key that is not there compares as revision 0.
+        # A key that does not exist compares as revision 0.
         guard = {**one, "target": "MOD", "result": "EQUAL", "mod_revision": expect}
         request = {"compare": [guard], "success": [operation], "failure": [{"request_range": one}]}
-        return await self._gateway.ask_counting("kv/txn", request, _outcome)
+        return await self._gateway.ask_with_retries("kv/txn", request, _outcome)
 
     async def grant(self, ttl: int, *, lease: int = 0) -> int:
         # Always with an id: the gateway repeats a request whose answer was lost.
@@ -162,8 +162,8 @@ class EtcdStore:
         request = {"TTL": ttl, "ID": lease}
         try:
             await self._gateway.ask("lease/grant", request, lambda answer: int(answer["ID"]))
-        except SaidNo as no:
-            if no.code != PRECONDITION or "already exists" not in str(no):
+        except RefusedRequestError as error:
+            if error.code != PRECONDITION or "already exists" not in str(error):
                 raise
             await self.keep_alive(lease)
         return lease
@@ -183,8 +183,8 @@ class EtcdStore:
     async def revoke(self, lease: int) -> None:
         try:
             await self._gateway.ask("lease/revoke", {"ID": lease}, lambda answer: None)
-        except SaidNo as no:
-            if no.code != NOT_FOUND:
+        except RefusedRequestError as error:
+            if error.code != NOT_FOUND:
                 raise
 
     async def watch(self, prefix: str, *, after: int) -> AsyncGenerator[Batch, None]:
@@ -197,10 +197,10 @@ class EtcdStore:
                     batch = await self._next(stream, prefix)
                     after = batch.revision
                     yield batch
-            except Failed as failed:
+            except EndpointError as error:
                 self._gateway.skip(stream.endpoint)
                 if clock() < opened + _SHORTEST:
-                    raise StoreUnavailableError(f"etcd: {stream.endpoint}: {failed}") from failed
+                    raise StoreUnavailableError(f"etcd: {stream.endpoint}: {error}") from error
             finally:
                 stream.close()
 
@@ -209,9 +209,9 @@ class EtcdStore:
         stream, (cluster, revision) = await self._gateway.stream(
             "watch", {"create_request": create}, _created
         )
-        # A store that was restored from a backup, or is another one: the watch would be silent
-        # until it has caught up with us, and what it lost would stay for ever. A member that lags
-        # looks the same for a moment; then reading again is a small price.
+        # The store was restored from a backup, or is another one: until its revision reaches ours
+        # the watch would report nothing, and keys that it lost would never be removed. A member
+        # that lags looks the same for a moment; then reading again is a small price.
         if revision < after or cluster != (self._cluster or cluster):
             stream.close()
             raise WatchGapError(
@@ -220,7 +220,7 @@ class EtcdStore:
         return stream
 
     async def _next(self, stream: Stream, prefix: str) -> Batch:
-        """The changes of one revision or more; etcd sends many of them in pieces."""
+        """The changes of one or more revisions; etcd sends large ones in fragments."""
         changes: list[tuple[int, Change]] = []
         while len(changes) <= _MOST_KEYS:
             result = await self._message(stream, prefix)
@@ -229,11 +229,11 @@ class EtcdStore:
             changes += parsed(_changes, result)
             if changes and not result.get("fragment"):
                 return Batch(changes[-1][0], tuple(change for _, change in changes))
-        raise Failed(f"sent more than {_MOST_KEYS:,} changes at once")
+        raise EndpointError(f"sent more than {_MOST_KEYS:,} changes at once")
 
     async def _message(self, stream: Stream, prefix: str) -> Any:
-        """The next message, however long that takes; while there is none, the member is asked
-        from time to time for what it can answer only if most of the others answer it."""
+        """The next message, after any time. A silent member is sent a read from time to time, which
+        it answers only if it has a quorum."""
         while True:
             try:
                 async with asyncio.timeout(_SILENCE):
@@ -244,13 +244,13 @@ class EtcdStore:
 
 
 def _header(answer: Any) -> tuple[str, int]:
-    """Id of the cluster and revision of the store."""
+    """The id of the cluster and the revision of the store."""
     header = answer["header"]
     return str(header["cluster_id"]), int(header["revision"])
 
 
 def _page(answer: Any) -> tuple[tuple[str, int], list[tuple[bytes, Entry]], bool]:
-    """Cluster and revision, keys in their order, and whether there are more of them."""
+    """Cluster and revision, the keys in their order, and whether more follow."""
     page = [_entry(one) for one in answer.get("kvs", ())]
     return _header(answer), page, bool(page and answer.get("more"))
 
@@ -263,27 +263,27 @@ def _outcome(answer: Any) -> int | Entry | None:
 
 
 def _created(result: Any) -> tuple[str, int]:
-    """Cluster and revision when a watch began."""
+    """Cluster and revision at the start of a watch."""
     if result.get("canceled"):
-        # 3.4 says so of an expired token as well; a new one is worth the attempt.
-        raise SaidNo(UNAUTHENTICATED, str(result.get("cancel_reason")))
+        # 3.4 says this of an expired token as well; a new token may help.
+        raise RefusedRequestError(UNAUTHENTICATED, str(result.get("cancel_reason")))
     return _header(result)
 
 
 def _canceled(result: Any) -> Exception:
     compacted = int(result.get("compact_revision", 0))
     if compacted:
-        return WatchGapError(f"etcd has forgotten what was before revision {compacted}")
-    return Failed(str(result.get("cancel_reason", "watch canceled")))
+        return WatchGapError(f"etcd has compacted the changes before revision {compacted}")
+    return EndpointError(str(result.get("cancel_reason", "watch canceled")))
 
 
 def _ttl(answer: Any) -> int:
-    """Seconds; a lease that is kept alive is told in a stream."""
+    """Seconds; keepalive answers are messages of a stream."""
     return int(answer.get("result", answer).get("TTL", 0))
 
 
 def _changes(result: Any) -> list[tuple[int, Change]]:
-    """What has changed, each with its revision."""
+    """The changes, each with its revision."""
     changes = []
     for event in result.get("events", ()):
         key, entry = _entry(event["kv"])
@@ -293,7 +293,7 @@ def _changes(result: Any) -> list[tuple[int, Change]]:
 
 
 def _entry(found: Any) -> tuple[bytes, Entry]:
-    """A key and what is under it; fields that are zero or empty are left out by etcd."""
+    """A key and its entry; etcd leaves out fields that are zero or empty."""
     entry = Entry(
         b64decode(found.get("value", "")),
         revision=int(found["mod_revision"]),
@@ -304,7 +304,7 @@ def _entry(found: Any) -> tuple[bytes, Entry]:
 
 
 def _key(key: bytes) -> str:
-    """Ours are text; of others it is enough that they can be shown."""
+    """Our keys are text; other keys only have to be shown."""
     return key.decode(errors="backslashreplace")
 
 
@@ -313,7 +313,7 @@ def _base64(data: bytes) -> str:
 
 
 def _keys(prefix: str) -> dict[str, object]:
-    """All keys that begin with a prefix, until before the first that does not."""
+    """The range of all keys that begin with a prefix."""
     start = prefix.encode()
-    end = start[:-1] + bytes([start[-1] + 1])  # no byte of UTF-8 is 255
+    end = start[:-1] + bytes([start[-1] + 1])  # UTF-8 has no byte 255
     return {"key": _base64(start), "range_end": _base64(end)}
