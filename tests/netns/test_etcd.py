@@ -441,7 +441,7 @@ def test_files_that_cannot_be_used(tmp_path: Path, authority: Authority) -> None
     for words, match in [
         ((missing, "", ""), r"CA file .*missing\.pem: no such file"),
         ((str(junk), "", ""), r"CA file .*junk\.pem: no certificate"),
-        (("", certificate, ""), "go together"),
+        (("", certificate, ""), "needs its key"),
         (("", certificate, missing), "no such file"),
         (("", certificate, other), "key values mismatch"),
     ]:
