@@ -466,9 +466,9 @@ async def test_users_and_passwords(one: Etcd) -> None:
         ):
             await store.read("/a/")
     async with EtcdStore(one.endpoints) as store:
-        with pytest.raises(StoreRefusedError, match="wants a user and a password"):
+        with pytest.raises(StoreRefusedError, match="give a user and a password"):
             await store.read("/a/")
-        with pytest.raises(StoreRefusedError, match="wants a user and a password"):
+        with pytest.raises(StoreRefusedError, match="give a user and a password"):
             await anext(store.watch("/a/", after=revision))
 
 
