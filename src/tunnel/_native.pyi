@@ -1,4 +1,4 @@
-"""The C core. Buffers are bytes-like; addresses are packed, 4 or 16 bytes."""
+"""The C core. Buffers are bytes-like objects; addresses are packed, 4 or 16 bytes."""
 
 from collections.abc import Sequence
 from typing import Any, Final, final
@@ -7,10 +7,10 @@ from _typeshed import structseq
 from typing_extensions import Buffer
 
 ANY_VTEP_MAC: Final[bytes]
-"""02:76:74:65:70:00, the destination MAC for a peer whose own MAC is not known."""
+"""02:76:74:65:70:00, the destination MAC for a peer whose MAC is unknown."""
 
 DROP_REASONS: Final[tuple[tuple[str, str, str], ...]]
-"""``(name, "outbound" | "inbound", what it means and what to do)``, in counter order."""
+"""``(name, "outbound" | "inbound", meaning and advice)`` of each drop reason."""
 
 WORK: Final[tuple[str, ...]]
 """The keys of :meth:`Forwarder.work`."""
@@ -52,7 +52,7 @@ def read_counters(forwarders: Sequence[Forwarder]) -> dict[int, Counters]:
     """
 
 def checksum_backend() -> str:
-    """``"avx2"`` or ``"portable"``: what this CPU runs."""
+    """The checksum implementation for this CPU: ``"avx2"`` or ``"portable"``."""
 
 def encode(packet: Buffer, vni: int, source: bytes, destination: bytes) -> bytes: ...
 def decode(datagram: Buffer) -> tuple[int, bytes, bytes, int, bytes]: ...
@@ -61,66 +61,70 @@ def encode_batch(
 ) -> int: ...
 def decode_batch(datagrams: Buffer, sizes: Buffer, out: Buffer) -> int: ...
 def decap(datagram: Buffer, vni: int, mac: bytes, ecn: int, bridged: bool) -> str | None:
-    """Why a node of this VNI and MAC would drop one datagram that came with these outer ECN bits,
-    as far as the datagram shows by itself; None where it would not. `bridged` is one that
-    forwards frames, whoever they are for."""
+    """The reason why a node with this VNI and MAC drops a datagram that arrives with these outer ECN
+    bits, as far as the datagram alone decides; None if it does not. A `bridged` node forwards frames
+    to any MAC."""
 
 @final
 class Fdb:
     """
-    Which peer a MAC is behind: one table that all workers' forwarders share.
+    The forwarding database: maps a MAC and VLAN to the index of a peer; shared by all workers.
 
-    A VLAN is 1 to 4,094, or None for frames without a tag; peers go by their index. Entries are
-    put (static), or learned from frames; learned ones never take a static one's place.
+    A VLAN is 1 to 4,094, or None for frames without a tag. Entries are static, or learned from
+    frames; learning never replaces a static entry.
 
     Args:
-        limit: Most learned entries, at most 2**20. Memory for them is taken as they come.
-        share: Most of them from one peer: who floods us with MACs crowds out nobody else.
-        ageing: Seconds after which a learned entry that was not seen again is none.
+        limit: Most learned entries, at most 2**20. Memory is allocated as entries are learned.
+        share: Most learned entries of one peer, so that a flood of MACs from one peer leaves space
+            for the others.
+        ageing: Seconds after its last frame until a learned entry expires.
     """
 
     def __init__(self, *, limit: int, share: int, ageing: int) -> None: ...
     def put(self, mac: bytes, vlan: int | None, index: int) -> None:
-        """Puts a static entry in the place of what was there. OverflowError if there are 65,536."""
+        """Adds or replaces an entry by a static one. OverflowError if there are 65,536."""
 
     def remove(self, mac: bytes, vlan: int | None) -> bool:
-        """Removes an entry of either kind. Returns whether there was one."""
+        """Removes a static or learned entry. Returns whether there was one."""
 
     def lookup(self, mac: bytes, vlan: int | None) -> int:
-        """Index of the peer, -1 if none is known."""
+        """Returns the index of the peer, -1 if there is no entry."""
 
     def flush(self, index: int | None, learned_only: bool) -> None:
-        """Removes the entries of one peer, or of all."""
+        """Removes the entries of one peer, or of all peers (None)."""
 
     def entries(self) -> list[tuple[bytes, int | None, int, bool, int]]:
-        """``(MAC, VLAN, peer index, static, seconds since it was seen)``; static ones: 0."""
+        """``(MAC, VLAN, peer index, static, age)`` of each entry. `age` is the seconds since its last
+        frame, 0 for a static entry."""
 
     def counters(self) -> dict[str, int]:
-        """Since it was made: ``learned`` entries, those that ``moved`` to another peer, those that
-        ``aged``, and frames whose source was ``refused_full``: there was no room for it."""
+        """``learned``: entries that were learned. ``moved``: entries that changed to another peer.
+        ``aged``: entries that expired. ``refused_full``: frames whose source was not learned because
+        a limit was reached."""
 
 @final
 class Forwarder:
     """
     One worker: a device descriptor, UDP sockets, and the tables between them.
 
-    Borrows its descriptors: it never opens or closes one. Of several threads one at a time
-    is inside, the others wait. The GIL is released while packets move.
+    Borrows its descriptors: it never opens or closes one. One thread at a time uses it, others
+    wait. The GIL is released while packets move.
 
     Args:
-        device, output: Descriptors that read and write one packet per call, non-blocking;
-            most often the same.
-        vnet_header: Each of these packets is preceded by a 10-byte virtio_net_hdr.
-        coalesce_tcp, coalesce_udp: Write super-packets to the device (needs vnet_header).
+        device, output: Non-blocking descriptors that read and write one packet for each call;
+            usually the same.
+        vnet_header: Each packet of the device has a virtio_net_hdr of 10 bytes before it.
+        coalesce_tcp, coalesce_udp: Write super-packets to the device (needs `vnet_header`).
         vni: 0 to 2**24-1.
-        mac: Ours, 6 bytes.
-        segments: Most datagrams in one train (127, 63), 1 turns trains off.
-        fdb: The device is a TAP device: Ethernet frames go by this table instead of packets by
-            their routes. Routes only tell then whose address is whose (``spoofed``).
-        flood: Frames for a MAC that nobody is known for, and for all, go to every peer.
-        learning: Frames from peers teach where their sources are.
-        storm: Most flooded frames a second, and at once, to each peer, and from each those for
-            all; more are dropped. 0 for any number. Each forwarder counts for itself.
+        mac: The MAC of this node, 6 bytes.
+        segments: Most datagrams in a train (127, 63); 1 turns trains off.
+        fdb: For a TAP device: forward Ethernet frames by this table. Routes are then used only to
+            find ``spoofed`` sources.
+        flood: Send frames for unknown MACs and for groups to every peer.
+        learning: Learn the source MACs of frames from peers.
+        storm: Most flooded frames per second to each peer, and most group frames per second from
+            each peer, with a burst of one second; further ones are dropped. 0 for no limit. Each
+            forwarder counts by itself.
     """
 
     def __init__(
@@ -140,47 +144,48 @@ class Forwarder:
         storm: int = 0,
     ) -> None: ...
     def set_sockets(self, family: int, sockets: Sequence[int]) -> None:
-        """UDP sockets of one underlay family (4 or 6). The first receives; each sends,
-        chosen by a hash of the inner flow. An empty sequence takes the family away."""
+        """Sets the UDP sockets of an underlay family (4 or 6). The first one receives; all send,
+        chosen by a hash of the inner flow. An empty sequence removes the family."""
 
     def set_peer(self, index: int, address: bytes | None, port: int, mac: bytes) -> None:
-        """Puts or replaces the peer at `index` (0 to 65,534), keeping its counters.
-        Without an address (not resolved yet) its packets are dropped and counted."""
+        """Adds or replaces the peer at `index` (0 to 65,534); its counters are kept. Without an
+        address its packets are dropped as ``unresolved``."""
 
     def remove_peer(self, index: int) -> None:
-        """Forgets the peer, and its entries in the FDB; its counters go to index -2. Routes to it
-        must go first (ValueError)."""
+        """Removes the peer and its FDB entries, and adds its counters to those of
+        :data:`REMOVED_PEERS`. ValueError while it has routes."""
 
     def set_routes(self, routes: Sequence[tuple[bytes, int, int]]) -> None:
-        """Replaces all routes, each ``(network, prefix length, peer index)``, at once."""
+        """Replaces all routes at once; each is ``(network, prefix length, peer index)``."""
 
     def lookup(self, address: bytes) -> int:
-        """Index of the peer that owns an overlay address, -1 if none does."""
+        """Returns the index of the peer that has the longest matching prefix, -1 if there is none."""
 
     def trace(self, packet: bytes) -> tuple[int, bool, int, int, bytes]:
         """
-        What would become of a packet from the device, or of a frame with an `fdb`, as the packet
-        path itself decides it; nothing is sent or counted. ``(peer index or -1, whether it goes
-        to every peer, index of the reason why it is dropped or -1, descriptor of the socket that
-        would send it or -1, VXLAN and Ethernet headers that would be before it)``.
+        Returns what the packet path does with a packet from the device (with an `fdb`, a frame),
+        without sending or counting it: ``(peer index or -1, whether it goes to every peer, index of
+        the drop reason or -1, descriptor of the sending socket or -1, VXLAN and Ethernet headers
+        that are put before it)``.
         """
 
     def outbound(self) -> int:
-        """Moves up to one budget of packets from the device to peers. Returns how many
-        packets were read. OSError if the device is gone."""
+        """Moves up to one budget of packets from the device to peers. Returns how many were read.
+        OSError if the device no longer works."""
 
     def inbound(self, family: int) -> int:
-        """Moves up to one budget of messages, datagrams or trains of them, from peers to the
-        device. Returns how many messages were received. OSError if the socket is of no use."""
+        """Moves up to one budget of messages (datagrams or trains) from peers to the device. Returns
+        how many were received. OSError if the socket no longer works."""
 
     def move(self) -> bool:
-        """Both directions, one budget each. True when an offload was turned off or letters came
-        since this last said so. OSError if a descriptor is of no use; it is in `filename`."""
+        """Moves one budget in each direction. Returns True if an offload was turned off or control
+        messages arrived since it last returned True. OSError if a descriptor no longer works; its
+        `filename` is the descriptor."""
 
-    def run(self, watch: int, stop: int) -> bool:
-        """Does :meth:`move` whenever `watch`, an epoll's descriptor, is ready, and returns
-        True as that does; False once its member `stop` is readable. For a thread of its own;
-        others use the forwarder between two moves."""
+    def run(self, epoll: int, stop: int) -> bool:
+        """Calls :meth:`move` whenever the descriptor `epoll` is ready, until that returns True.
+        Returns False once `stop`, a member of the epoll, is readable. For a thread; others can use
+        the forwarder between two moves."""
 
     def sent(self) -> tuple[int, ...]:
         """Packets sent to each peer, by index; 0 where there is no peer."""
@@ -196,24 +201,26 @@ class Forwarder:
         does."""
 
     def set_trains(self, index: int, on: bool) -> None:
-        """Turns trains towards a peer on or off; they also turn off by themselves."""
+        """Turns trains to a peer on or off. The packet path turns them off if the kernel refuses
+        one."""
 
     def set_mtu(self, index: int, mtu: int) -> None:
-        """Largest inner packet that the path to a peer takes, 0 to forget it. Senders of
-        larger ones are told by ICMP."""
+        """Sets the largest inner packet, in bytes, that the path to a peer takes; 0 for unknown.
+        Senders of larger ones get an ICMP error."""
 
     def set_neighbours(self, neighbours: Sequence[tuple[bytes, bytes]]) -> None:
-        """Replaces the table of ``(overlay address, MAC)`` by which ARP and NDP are answered: in
-        TUN mode our own addresses, for peers that ask; with an `fdb` the peers', for the device."""
+        """Replaces the table of ``(overlay address, MAC)`` from which ARP and NDP are answered: in
+        TUN mode requests of peers for addresses of this node, with an `fdb` requests from the device
+        for addresses of peers."""
 
     def take_control_messages(self) -> list[tuple[int, bytes, int, bytes, bytes]]:
-        """What came since for Python to read: ``(index of a peer at that address, packed outer
+        """Returns and removes the queued messages: ``(index of a peer at that address, packed outer
         source address, EtherType, inner source MAC, body)``. EtherType 0x88b5 is a control frame,
-        0x0806 ARP, 0x86dd an NDP message, the whole IPv6 packet; those two are copies, checked to
-        be well-formed. :meth:`move` and :meth:`run` return True when more came."""
+        0x0806 ARP, 0x86dd a whole IPv6 packet with an NDP message; the latter two are copies of
+        valid messages. :meth:`move` and :meth:`run` return True if more arrived."""
 
     def count_bad_control(self, index: int) -> None:
-        """Counts a control frame that could not be read as a drop of that peer's."""
+        """Counts a control frame of a peer that cannot be parsed as a drop."""
 
     @property
     def coalescing(self) -> tuple[bool, bool]:

@@ -1,10 +1,10 @@
 """
-VXLAN frames (RFC 7348) for Python programs, coded in C.
+Encodes and decodes VXLAN frames (RFC 7348), in C.
 
-A datagram is the UDP payload: 8 bytes VXLAN, 14 bytes inner Ethernet, an IP packet. The batch
-forms work in buffers that the caller owns, which must not overlap, make no object per frame and
-release the GIL; their items lie end to end, with the size of each in an ``array("I")`` or a NumPy
-``uint32`` array.
+A datagram is the UDP payload: 8 bytes of VXLAN, 14 bytes of inner Ethernet, and an IP packet. The
+batch functions work in the caller's buffers, which must not overlap; they create no object for a
+frame and release the GIL. The items of a batch lie end to end, and their sizes are an
+``array("I")`` or a NumPy ``uint32`` array.
 
     >>> packet = bytes.fromhex("4500001400000000401100000a0000010a000002")
     >>> frame = decode(encode(packet, vni=7))
@@ -37,17 +37,17 @@ __all__ = [
 ]
 
 OVERHEAD = 22
-"""Bytes that :func:`encode` puts before a packet."""
+"""Bytes of headers that :func:`encode` adds to a packet."""
 
 FRAME = Struct("=IIIH6s6s2x")
 """
-What :func:`decode_batch` writes for each frame, 28 bytes: offset and size of the payload in the
-datagrams' buffer, VNI, EtherType, source MAC, destination MAC.
+The 28 bytes that :func:`decode_batch` writes for each frame: offset and size of the payload in the
+buffer of datagrams, VNI, EtherType, source MAC, destination MAC.
 """
 
 
 class Frame(NamedTuple):
-    """One decoded datagram; MACs are 6 bytes, `ethertype` is 0x0800 for IPv4."""
+    """A decoded datagram. MACs have 6 bytes; `ethertype` is 0x0800 for IPv4, 0x86dd for IPv6."""
 
     vni: int
     source: bytes
@@ -60,22 +60,22 @@ def encode(
     packet: Buffer, *, vni: int = 1, source: bytes = ANY_VTEP_MAC, destination: bytes = ANY_VTEP_MAC
 ) -> bytes:
     """
-    Wraps one IPv4 or IPv6 packet; the EtherType follows from its version.
+    Returns the datagram for one IPv4 or IPv6 packet; the IP version sets its EtherType.
 
     Raises:
-        CodecError: It is neither, or longer than a UDP datagram can carry (65,485 bytes).
-        ValueError: `vni` has more than 24 bits or a MAC is not 6 bytes.
+        CodecError: The packet is not IP, or longer than 65,485 bytes, which a UDP datagram can carry.
+        ValueError: `vni` has more than 24 bits, or a MAC does not have 6 bytes.
     """
     return _native.encode(packet, vni, source, destination)
 
 
 def decode(datagram: Buffer) -> Frame:
     """
-    Unwraps one datagram. As RFC 7348 says, only the I flag must be set, other reserved bits are
-    ignored; what the payload is, is the caller's to see.
+    Returns the headers and the payload of one datagram. The payload is not checked. As RFC 7348
+    requires, the I flag must be set and other reserved bits are ignored.
 
     Raises:
-        CodecError: Shorter than 22 bytes, or without the I flag.
+        CodecError: The datagram is shorter than 22 bytes, or its I flag is not set.
     """
     return Frame(*_native.decode(datagram))
 
@@ -90,27 +90,23 @@ def encode_batch(
     destination: bytes = ANY_VTEP_MAC,
 ) -> int:
     """
-    Wraps many packets into `out`, end to end; datagram i has ``sizes[i] + OVERHEAD`` bytes.
-
-    Returns:
-        Bytes written.
+    Writes the datagrams for many packets to `out`, end to end; datagram i has
+    ``sizes[i] + OVERHEAD`` bytes. Returns the number of bytes written.
 
     Raises:
-        CodecError: `index` names the first packet that is malformed, outside `packets`, or has
-            no room in `out`; those before it are written.
+        CodecError: A packet is malformed, outside `packets`, or too large for the rest of `out`;
+            `index` is its number. The datagrams before it are written.
     """
     return _native.encode_batch(packets, sizes, out, vni, source, destination)
 
 
 def decode_batch(datagrams: Buffer, sizes: Buffer, out: Buffer) -> int:
     """
-    Finds the payload of many datagrams: writes one :data:`FRAME` each into `out`, copies nothing.
-
-    Returns:
-        Frames written.
+    Writes one :data:`FRAME` for each datagram to `out`; payloads are not copied. Returns the number
+    of frames written.
 
     Raises:
-        CodecError: `index` names the first datagram that is malformed, outside `datagrams`, or
-            has no room in `out`; those before it are written.
+        CodecError: A datagram is malformed, outside `datagrams`, or `out` has no space for its
+            frame; `index` is its number. The frames before it are written.
     """
     return _native.decode_batch(datagrams, sizes, out)

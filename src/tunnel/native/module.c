@@ -1,4 +1,4 @@
-/* The module: its constants, its types, and the codec, which needs no type. */
+/* The module: constants, types and the codec. */
 #include "py.h"
 
 #include "checksum.h"
@@ -100,8 +100,8 @@ static PyObject *native_decode_batch(PyObject *module, PyObject *args)
     return done_or_error(module, result);
 }
 
-static enum drop judge(const struct vtep *vtep, uint8_t *datagram, size_t length, uint8_t ecn,
-                       bool bridged)
+static enum drop drop_of(const struct vtep *vtep, uint8_t *datagram, size_t length, uint8_t ecn,
+                         bool bridged)
 {
     struct ip_packet packet;
     struct inner_frame frame;
@@ -109,7 +109,7 @@ static enum drop judge(const struct vtep *vtep, uint8_t *datagram, size_t length
                    : decap(vtep, datagram, length, ecn, &packet);
 }
 
-/* A copy is judged: what decap() changes is nobody's to see. */
+/* Works on a copy, because decap() changes the datagram. */
 static PyObject *native_decap(PyObject *Py_UNUSED(module), PyObject *args)
 {
 #define X(name, direction, meaning) #name,
@@ -123,8 +123,8 @@ static PyObject *native_decap(PyObject *Py_UNUSED(module), PyObject *args)
         return NULL;
     PyObject *reason = NULL, *copy = PyBytes_FromStringAndSize(datagram.buf, datagram.len);
     if (copy)
-        reason = Py_BuildValue("z", reasons[judge(&vtep, (uint8_t *)PyBytes_AsString(copy),
-                                                  (size_t)datagram.len, ecn & 3, bridged)]);
+        reason = Py_BuildValue("z", reasons[drop_of(&vtep, (uint8_t *)PyBytes_AsString(copy),
+                                                    (size_t)datagram.len, ecn & 3, bridged)]);
     Py_XDECREF(copy);
     PyBuffer_Release(&datagram);
     return reason;

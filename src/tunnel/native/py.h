@@ -1,8 +1,8 @@
 /*
- * What the parts of the binding share: module.c has the module and the codec, py_fdb.c and
- * py_forwarder.c a type each.
+ * Shared by the files of the binding: module.c (the module and the codec), py_counters.c, py_fdb.c
+ * and py_forwarder.c.
  *
- * All it does is to parse arguments, drop the GIL, call one C function and translate the error.
+ * The binding parses arguments, drops the GIL, calls one C function and translates the error.
  */
 #ifndef TUNNEL_PY_H
 #define TUNNEL_PY_H
@@ -62,7 +62,7 @@ static inline int convert_mac(PyObject *object, void *mac)
     return 1;
 }
 
-/* "k" would take 2**64 for 0. */
+/* Not "k", which converts 2**64 to 0. */
 static inline int convert_vni(PyObject *number, void *vni)
 {
     int overflow;

@@ -1,4 +1,4 @@
-/* read_counters() and the type Counters, in which it answers. */
+/* read_counters(), and the type Counters of its results. */
 #include "py.h"
 
 #include "counter_table.h"

@@ -1,4 +1,4 @@
-/* The type Fdb: a table that forwarders share. */
+/* The type Fdb. */
 #include "py.h"
 
 #include <stdbool.h>
@@ -19,7 +19,7 @@ enum { VLAN_MAX = 4094 };
 static uint32_t seconds_now(void)
 {
     struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now); /* as the forwarders do */
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now); /* the clock of the forwarders */
     return (uint32_t)now.tv_sec;
 }
 
@@ -31,12 +31,12 @@ static int Fdb_init(FdbObject *self, PyObject *args, PyObject *kwargs)
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$III", names, &limit, &share, &ageing))
         return -1;
     if (limit > FDB_LIMIT_MAX || ageing < 1 || ageing > INT32_MAX) {
-        PyErr_Format(PyExc_ValueError, "limit is at most %d, ageing 1 second or more",
+        PyErr_Format(PyExc_ValueError, "limit must be at most %d, ageing at least 1 second",
                      FDB_LIMIT_MAX);
         return -1;
     }
     if (self->fdb) {
-        PyErr_SetString(PyExc_RuntimeError, "an FDB is initialised once");
+        PyErr_SetString(PyExc_RuntimeError, "an Fdb can be initialised only once");
         return -1;
     }
     if (getrandom(&seed, sizeof seed, 0) != sizeof seed) {
@@ -69,7 +69,7 @@ static struct fdb *table_of(FdbObject *self)
     return self->fdb;
 }
 
-/* For "O&": None for no VLAN. */
+/* Converter for "O&": None for no VLAN. */
 static int convert_vlan(PyObject *number, void *vlan)
 {
     long value = number == Py_None ? 0 : PyLong_AsLong(number);
@@ -83,7 +83,7 @@ static int convert_vlan(PyObject *number, void *vlan)
     return 1;
 }
 
-/* For "O&": None for every peer. */
+/* Converter for "O&": None for every peer. */
 static int convert_index(PyObject *number, void *index)
 {
     long value = number == Py_None ? FDB_NONE : PyLong_AsLong(number);
@@ -106,7 +106,8 @@ static PyObject *Fdb_put(FdbObject *self, PyObject *args)
                                   convert_index, &index))
         return NULL;
     if (!mac_is_host(mac) || index == FDB_NONE) {
-        PyErr_SetString(PyExc_ValueError, "an entry is one host's MAC behind one peer");
+        PyErr_SetString(PyExc_ValueError,
+                        "an entry needs the MAC of a host and the index of a peer");
         return NULL;
     }
     if (!fdb_put(fdb, fdb_key(mac, vlan), index))
@@ -172,7 +173,7 @@ static PyObject *Fdb_entries(FdbObject *self, PyObject *Py_UNUSED(none))
     if (!entries)
         return PyErr_NoMemory();
     size_t count = fdb_entries(fdb, entries, room, now);
-    if (count > room) /* some came in between */
+    if (count > room) /* entries were added in between */
         count = room;
     PyObject *list = PyList_New((Py_ssize_t)count);
     for (size_t i = 0; list && i < count; i++) {
@@ -205,7 +206,7 @@ static PyMethodDef fdb_methods[] = {
 };
 
 static PyType_Slot fdb_slots[] = {
-    {Py_tp_doc, "Which peer a MAC is behind: one table for all workers."},
+    {Py_tp_doc, "Maps MACs to peers; shared by all workers."},
     {Py_tp_init, Fdb_init},
     {Py_tp_dealloc, Fdb_dealloc},
     {Py_tp_methods, fdb_methods},

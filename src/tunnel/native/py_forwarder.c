@@ -13,12 +13,12 @@
 typedef struct {
     PyObject_HEAD
     struct forwarder *forwarder;
-    PyObject *fdb; /* whose table the forwarder has, or NULL */
+    PyObject *fdb; /* keeps the forwarder's table alive, or NULL */
 } ForwarderObject;
 
-/* ---- life ---- */
+/* ---- construction ---- */
 
-/* Whether the first of these keywords were given: to CPython, where one is optional all are. */
+/* Whether the first `count` keywords are given. CPython treats all as optional if one is. */
 static bool has_all(PyObject *kwargs, char **names, int count)
 {
     for (int i = 0; i < count; i++) {
@@ -51,15 +51,15 @@ static int Forwarder_init(ForwarderObject *self, PyObject *args, PyObject *kwarg
     struct module_state *state = PyType_GetModuleState(Py_TYPE((PyObject *)self));
     struct fdb *table = fdb_of(fdb, state->fdb_type);
     if (fdb != Py_None && !table) {
-        PyErr_SetString(PyExc_TypeError, "fdb is an initialised Fdb or None");
+        PyErr_SetString(PyExc_TypeError, "fdb must be an initialised Fdb or None");
         return -1;
     }
     if (segments < 1 || segments > TRAIN_SEGMENTS_MAX) {
-        PyErr_Format(PyExc_ValueError, "segments is 1 to %d", TRAIN_SEGMENTS_MAX);
+        PyErr_Format(PyExc_ValueError, "segments must be 1 to %d", TRAIN_SEGMENTS_MAX);
         return -1;
     }
     if (self->forwarder) {
-        PyErr_SetString(PyExc_RuntimeError, "a forwarder is initialised once");
+        PyErr_SetString(PyExc_RuntimeError, "a Forwarder can be initialised only once");
         return -1;
     }
     struct forwarder *forwarder = forwarder_new();
@@ -101,7 +101,7 @@ static void Forwarder_dealloc(ForwarderObject *self)
 
 /* ---- arguments ---- */
 
-/* For "O&". */
+/* Converter for "O&". */
 static int convert_address(PyObject *object, void *converted)
 {
     struct address *address = converted;
@@ -118,15 +118,15 @@ static int convert_address(PyObject *object, void *converted)
     return 1;
 }
 
-/* For "O&": None for an address that is not known. */
+/* Converter for "O&": None for an unknown address. */
 static int convert_known_address(PyObject *object, void *address)
 {
     *(struct address *)address = (struct address){0};
     return object == Py_None || convert_address(object, address);
 }
 
-/* What `convert` makes of each item, `size` bytes in an array to be freed; or NULL, and an
- * exception. */
+/* Converts each item to `size` bytes of an array, which the caller frees. NULL and an exception if
+ * an item cannot be converted. */
 static void *convert_all(PyObject *sequence, int (*convert)(PyObject *, void *), size_t size,
                          size_t *count)
 {
@@ -165,7 +165,7 @@ static struct peer *parse_peer(const struct forwarder *forwarder, int index)
 static struct underlay *underlay_of(struct forwarder *forwarder, int family)
 {
     if (family != 4 && family != 6) {
-        PyErr_SetString(PyExc_ValueError, "family is 4 or 6");
+        PyErr_SetString(PyExc_ValueError, "family must be 4 or 6");
         return NULL;
     }
     return &forwarder->underlays[family == 6];
@@ -224,12 +224,12 @@ static PyObject *remove_peer(struct forwarder *forwarder, PyObject *args)
     if (route_table_names(forwarder->routes, (uint16_t)index))
         return PyErr_Format(PyExc_ValueError, "peer %d still has routes", index);
     peers_remove(&forwarder->peers, (uint16_t)index);
-    if (forwarder->bridge.fdb) /* the last worker to forget him forgets what others learned since */
+    if (forwarder->bridge.fdb) /* other workers may have learned entries since the last flush */
         fdb_flush(forwarder->bridge.fdb, (uint16_t)index, false);
     Py_RETURN_NONE;
 }
 
-/* For convert_all(). */
+/* Converter for convert_all(). */
 static int convert_route(PyObject *item, void *converted)
 {
     struct route *route = converted;
@@ -284,7 +284,7 @@ static PyObject *set_routes(struct forwarder *forwarder, PyObject *list)
     Py_RETURN_NONE;
 }
 
-/* For convert_all(). */
+/* Converter for convert_all(). */
 static int convert_neighbour(PyObject *item, void *converted)
 {
     struct neighbour *neighbour = converted;
@@ -398,7 +398,7 @@ static PyObject *inbound(struct forwarder *forwarder, PyObject *args)
     return moved_or_error(moved);
 }
 
-/* The error names the descriptor where others name a file. */
+/* The `filename` of the error is the descriptor. */
 static PyObject *lost_or_error(int result, int failed)
 {
     if (result >= 0)
@@ -445,7 +445,7 @@ static PyObject *trace(struct forwarder *forwarder, PyObject *args)
 
 /* ---- counters ---- */
 
-/* Packets of every peer in one direction, by index. */
+/* Packets of each peer in one direction, by index. */
 static PyObject *packets_by_index(const struct peers *peers, bool inbound)
 {
     PyObject *tuple = PyTuple_New((Py_ssize_t)peers->room);
@@ -518,6 +518,7 @@ static PyObject *count_bad_control(struct forwarder *forwarder, PyObject *args)
 
 /* ---- the type ---- */
 
+/* Drops the GIL while it waits for the lock, so that Python code runs on. */
 static struct forwarder *enter(ForwarderObject *self)
 {
     struct forwarder *forwarder = self->forwarder;

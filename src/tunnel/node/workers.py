@@ -1,10 +1,9 @@
 """
-All workers of one tunnel as one: changes go to each of them, counters are their sum.
+The workers of one tunnel: changes go to each of them, counters are their sums.
 
-A worker is one queue of the device, one socket that receives, a forwarder between them, and
-what waits for both: the event loop if it is the only one, else a thread of its own. The kernel
-gives each flow to one worker, on the way out by the device's queue and on the way in by the
-sockets' common port.
+A worker has one queue of the device, one receiving socket and the forwarder between them. A single
+worker runs in the event loop; of several, each has a thread. The kernel assigns each flow to one
+worker: outbound by the queue of the device, inbound by the sockets that share a port.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from tunnel.supervise import Supervisor
 from tunnel.types import Mac
 
 RouteRow = tuple[bytes, int, int]
-"""Packed network address, prefix length, peer index."""
+"""Packed network address, prefix length, index of the peer."""
 
 CONTROL_MESSAGES = "control messages"
 """Name under which the supervisor knows the reading of control messages."""
@@ -80,11 +79,11 @@ class Workers:
             self._supervisor.recovered(CONTROL_MESSAGES)
 
     def listen(self, family: int, sockets: Iterable[Sequence[int]]) -> None:
-        """Takes each worker's sockets of an underlay family (4 or 6), the one that receives
-        first."""
-        for forwarder, poller, own in zip(self._forwarders, self._pollers, sockets, strict=True):
-            forwarder.set_sockets(family, own)
-            poller.add(own[0])
+        """Sets each worker's sockets of an underlay family (4 or 6); its first one receives."""
+        workers = zip(self._forwarders, self._pollers, sockets, strict=True)
+        for forwarder, poller, descriptors in workers:
+            forwarder.set_sockets(family, descriptors)
+            poller.add(descriptors[0])
 
     def set_peer(self, index: int, address: bytes | None, *, port: int, mac: Mac) -> None:
         for forwarder in self._forwarders:
@@ -95,7 +94,7 @@ class Workers:
             forwarder.remove_peer(index)
 
     def set_mtu(self, index: int, mtu: int) -> None:
-        """Largest inner packet that the path to a peer takes, in bytes; 0 where not known."""
+        """Sets the largest inner packet, in bytes, that the path to a peer takes; 0 for unknown."""
         for forwarder in self._forwarders:
             forwarder.set_mtu(index, mtu)
 
@@ -104,19 +103,21 @@ class Workers:
             forwarder.set_trains(index, on)
 
     def take_control_messages(self) -> list[ControlMessage]:
-        """Control frames, and copies of ARP and NDP messages, that came."""
+        """Returns and removes the queued control frames, and copies of ARP and NDP messages."""
         return [
-            letter for forwarder in self._forwarders for letter in forwarder.take_control_messages()
+            message
+            for forwarder in self._forwarders
+            for message in forwarder.take_control_messages()
         ]
 
     def set_neighbours(self, neighbours: Sequence[tuple[bytes, bytes]]) -> None:
-        """Packed overlay addresses and MACs by which ARP and NDP are answered: ours for peers in
-        TUN mode, those of peers for the device in TAP mode."""
+        """Sets the packed overlay addresses and MACs from which ARP and NDP are answered: in TUN mode
+        this node's own, for peers; in TAP mode those of peers, for the device."""
         for forwarder in self._forwarders:
             forwarder.set_neighbours(neighbours)
 
     def count_bad_control(self, index: int) -> None:
-        """Counts a letter that could not be read."""
+        """Counts a control frame of a peer that cannot be parsed as a drop."""
         self._forwarders[0].count_bad_control(index)
 
     def set_routes(self, routes: Sequence[RouteRow]) -> None:
@@ -124,11 +125,11 @@ class Workers:
             forwarder.set_routes(routes)
 
     def owner(self, address: bytes) -> int:
-        """Index of the peer that owns a packed overlay address, -1 if none does."""
+        """Index of the peer that has the longest prefix for a packed overlay address, or -1."""
         return self._forwarders[0].lookup(address)
 
     def trace(self, packet: bytes) -> list[tuple[int, bool, int, int, bytes]]:
-        """What each worker would do with a packet or frame: see ``Forwarder.trace``."""
+        """What each worker does with a packet or frame: see ``Forwarder.trace``."""
         return [forwarder.trace(packet) for forwarder in self._forwarders]
 
     def counters(self) -> dict[int, Counters]:
@@ -155,11 +156,11 @@ class Workers:
 
     @property
     def coalescing(self) -> tuple[bool, bool]:
-        """(TCP, UDP): whether the device still takes super-packets from every worker."""
+        """(TCP, UDP): whether every worker still writes super-packets to the device."""
         both = [forwarder.coalescing for forwarder in self._forwarders]
         return all(tcp for tcp, _ in both), all(udp for _, udp in both)
 
 
 def _sums(rows: Sequence[tuple[int, ...]]) -> list[int]:
-    """Of each column."""
+    """The sum of each column."""
     return [sum(column) for column in zip(*rows, strict=True)]
