@@ -61,9 +61,9 @@ def encode_batch(
 ) -> int: ...
 def decode_batch(datagrams: Buffer, sizes: Buffer, out: Buffer) -> int: ...
 def decap(datagram: Buffer, vni: int, mac: bytes, ecn: int, bridged: bool) -> str | None:
-    """The reason why a node with this VNI and MAC drops a datagram that arrives with these outer ECN
-    bits, as far as the datagram alone decides; None if it does not. A `bridged` node forwards frames
-    to any MAC."""
+    """Returns why a node with this VNI and MAC drops a datagram that arrives with these outer ECN
+    bits, as far as the datagram alone decides; None if it does not. A `bridged` node forwards
+    frames to any MAC."""
 
 @final
 class Fdb:
@@ -94,13 +94,13 @@ class Fdb:
         """Removes the entries of one peer, or of all peers (None)."""
 
     def entries(self) -> list[tuple[bytes, int | None, int, bool, int]]:
-        """``(MAC, VLAN, peer index, static, age)`` of each entry. `age` is the seconds since its last
-        frame, 0 for a static entry."""
+        """``(MAC, VLAN, peer index, static, age)`` of each entry. `age` is the seconds since its
+        last frame, 0 for a static entry."""
 
     def counters(self) -> dict[str, int]:
         """``learned``: entries that were learned. ``moved``: entries that changed to another peer.
-        ``aged``: entries that expired. ``refused_full``: frames whose source was not learned because
-        a limit was reached."""
+        ``aged``: entries that expired. ``refused_full``: frames whose source was not learned
+        because a limit was reached."""
 
 @final
 class Forwarder:
@@ -159,7 +159,7 @@ class Forwarder:
         """Replaces all routes at once; each is ``(network, prefix length, peer index)``."""
 
     def lookup(self, address: bytes) -> int:
-        """Returns the index of the peer that has the longest matching prefix, -1 if there is none."""
+        """Returns the index of the peer with the longest matching prefix, -1 if there is none."""
 
     def trace(self, packet: bytes) -> tuple[int, bool, int, int, bytes]:
         """
@@ -174,8 +174,8 @@ class Forwarder:
         OSError if the device no longer works."""
 
     def inbound(self, family: int) -> int:
-        """Moves up to one budget of messages (datagrams or trains) from peers to the device. Returns
-        how many were received. OSError if the socket no longer works."""
+        """Moves up to one budget of messages (datagrams or trains) from peers to the device.
+        Returns how many were received. OSError if the socket no longer works."""
 
     def move(self) -> bool:
         """Moves one budget in each direction. Returns True if an offload was turned off or control
@@ -210,8 +210,8 @@ class Forwarder:
 
     def set_neighbours(self, neighbours: Sequence[tuple[bytes, bytes]]) -> None:
         """Replaces the table of ``(overlay address, MAC)`` from which ARP and NDP are answered: in
-        TUN mode requests of peers for addresses of this node, with an `fdb` requests from the device
-        for addresses of peers."""
+        TUN mode requests of peers for addresses of this node, with an `fdb` requests from the
+        device for addresses of peers."""
 
     def take_control_messages(self) -> list[tuple[int, bytes, int, bytes, bytes]]:
         """Returns and removes the queued messages: ``(index of a peer at that address, packed outer

@@ -63,7 +63,7 @@ def encode(
     Returns the datagram for one IPv4 or IPv6 packet; the IP version sets its EtherType.
 
     Raises:
-        CodecError: The packet is not IP, or longer than 65,485 bytes, which a UDP datagram can carry.
+        CodecError: The packet is not IP, or is longer than a UDP datagram can carry (65,485 bytes).
         ValueError: `vni` has more than 24 bits, or a MAC does not have 6 bytes.
     """
     return _native.encode(packet, vni, source, destination)

@@ -111,8 +111,8 @@ class Workers:
         ]
 
     def set_neighbours(self, neighbours: Sequence[tuple[bytes, bytes]]) -> None:
-        """Sets the packed overlay addresses and MACs from which ARP and NDP are answered: in TUN mode
-        this node's own, for peers; in TAP mode those of peers, for the device."""
+        """Sets the packed overlay addresses and MACs from which ARP and NDP are answered: in TUN
+        mode this node's own, for peers; in TAP mode those of peers, for the device."""
         for forwarder in self._forwarders:
             forwarder.set_neighbours(neighbours)
 
