@@ -1,4 +1,4 @@
-/* What fuzz targets share: a reader of the fuzzer's bytes, and what to do when a rule is broken. */
+/* Shared by the fuzz targets: a reader of the fuzzer's bytes, and RULE(), which aborts. */
 #ifndef TUNNEL_FUZZ_H
 #define TUNNEL_FUZZ_H
 
@@ -37,7 +37,7 @@ static inline uint16_t take16(struct input *input)
     return (uint16_t)(high << 8 | take8(input));
 }
 
-/* Up to `size` bytes, copied to where nothing lies behind them; to be freed. */
+/* Up to `size` bytes, copied to memory of exactly that size, which the caller frees. */
 static inline uint8_t *take_exact(struct input *input, size_t size, size_t *taken)
 {
     *taken = size < input->left ? size : input->left;

@@ -1,6 +1,6 @@
 /*
- * Packets, some whole and in order, some random: every one is in one run, in the order of its flow,
- * and what was joined can be split again to what came.
+ * Packets, some complete and in order, some random: each is in exactly one run, in the order of its
+ * flow, and splitting a joined packet gives the original packets.
  */
 #include "fuzz.h"
 
@@ -12,11 +12,11 @@ enum { PACKETS_MAX = 200 };
 
 struct packets {
     struct ip_packet at[PACKETS_MAX];
-    unsigned place[PACKETS_MAX]; /* 1 + position among all that is written */
+    unsigned place[PACKETS_MAX]; /* 1 + position among all written packets */
     unsigned count;
 };
 
-/* A packet of one of a few flows, at its place in the stream, with a few things changed. */
+/* The next packet of one of a few flows, with some changes. */
 static uint8_t *make_packet(struct input *input, uint32_t *streams, size_t *length)
 {
     static uint8_t bytes[WORDS_MAX];
@@ -59,7 +59,7 @@ static void add(struct coalescer *coalescer, struct packets *packets, uint8_t *b
     coalesce_add(coalescer, packet, 5);
 }
 
-/* The packet that this piece of a run points into. */
+/* The packet that contains this piece of a run. */
 static unsigned owner_of(const struct packets *packets, const struct iovec *piece)
 {
     const uint8_t *start = piece->iov_base;
@@ -75,7 +75,7 @@ static unsigned owner_of(const struct packets *packets, const struct iovec *piec
     return 0;
 }
 
-/* The same but for IPv4 ids, which count up where nobody may look at them. */
+/* Whether packets are equal but for IPv4 ids that have no meaning. */
 static void check_same(const struct ip_packet *came, uint8_t *segment, size_t length)
 {
     RULE(came->length == length);
@@ -83,7 +83,7 @@ static void check_same(const struct ip_packet *came, uint8_t *segment, size_t le
         memcpy(segment + 4, came->data + 4, 2);
         memcpy(segment + 10, came->data + 10, 2);
     }
-    /* One's complement has two zeros: a sender may write either. */
+    /* One's complement has two zeros; a sender may use either. */
     size_t field = came->header + (came->protocol == IP_TCP ? 16u : 6u);
     RULE(words_verify(came->data, length));
     memcpy(segment + field, came->data + field, 2);
@@ -145,7 +145,7 @@ static bool same_addresses(const struct ip_packet *a, const struct ip_packet *b)
     return a->version == b->version && memcmp(a->source, b->source, 2u * a->address_size) == 0;
 }
 
-/* Whether nothing may come between: the same flow as far as one can see, and not a pure ACK. */
+/* Whether order matters between two packets: same flow, as far as visible, and not a pure ACK. */
 static bool ordered(const struct ip_packet *a, const struct ip_packet *b)
 {
     if (!same_addresses(a, b))

@@ -1,7 +1,7 @@
 /*
- * Frames out of a TAP device to two peers, and from one of them into it, through a whole forwarder
- * with an FDB and a table of neighbours: what leaves is the frame that came, or segments of it, and
- * what is written may be written; messages are well-formed; nothing is lost without being counted.
+ * Frames from a TAP device to two peers, and from one of them to the device, through a whole
+ * forwarder with an FDB and a table of neighbours. What is sent is the frame or its segments, what
+ * is written is allowed, messages are valid, and every drop is counted.
  */
 #include "fuzz.h"
 
@@ -18,18 +18,18 @@ enum { PEERS = 2, STEPS_MAX = 40, ROOM = 1 << 17 };
 
 struct world {
     struct forwarder forwarder;
-    int device; /* the far end */
+    int device; /* the program's end */
     int peers[PEERS];
     struct sockaddr_in ours;
-    uint64_t received; /* datagrams by peers */
+    uint64_t received; /* datagrams that peers received */
 };
 
 static const uint8_t our_mac[MAC_SIZE] = {2, 1, 2, 3, 4, 5};
 static const uint8_t macs[8][MAC_SIZE] = {
     {2, 1, 2, 3, 4, 5},
     {2, 0, 0, 0, 0, 1},                   /* static, behind peer 1 */
-    {2, 0, 0, 0, 0, 2},                   /* learned at times */
-    {0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, /* to all */
+    {2, 0, 0, 0, 0, 2},                   /* sometimes learned */
+    {0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, /* broadcast */
     {0x33, 0x33, 0xff, 0, 0, 1},
     {0x01, 0x80, 0xc2, 0, 0, 3},
     {2, 'v', 't', 'e', 'p', 0},
@@ -98,7 +98,7 @@ static struct world *world_new(void)
     return world;
 }
 
-/* A header that makes sense, mostly, and what the fuzzer wants behind it. */
+/* A header, mostly valid, and bytes of the fuzzer after it. */
 static size_t put_frame(struct input *input, uint8_t *out)
 {
     static const uint16_t types[8] = {ETHERTYPE_IP4,     ETHERTYPE_IP6, ETHERTYPE_ARP, 0x88a8,
@@ -114,9 +114,9 @@ static size_t put_frame(struct input *input, uint8_t *out)
     }
     put16(out + length - 2, types[kind & 7]);
     if (kind & 0x80)
-        length = 0; /* and none at all */
+        length = 0; /* or an empty frame */
     uint8_t last = 0;
-    for (; size; size--) /* the last byte goes on, so that few make a large frame */
+    for (; size; size--) /* repeats the last byte, so that few make a large frame */
         out[length++] = last = input->left ? take8(input) : last;
     return length;
 }
@@ -133,7 +133,7 @@ static uint64_t counted(const struct forwarder *forwarder)
     return count;
 }
 
-/* What a peer got is `frame`, or a segment of it. */
+/* Checks that a peer received `frame`, or a segment of it. */
 static void check_datagram(const uint8_t *bytes, size_t length, const uint8_t *frame, size_t size,
                            bool whole)
 {
@@ -166,8 +166,8 @@ static void drain_peers(struct world *world, const uint8_t *frame, size_t size, 
     }
 }
 
-/* What was written is a frame for us, and one that can be split if it was joined; or, in answer to
- * one of the device's, from no peer at all. */
+/* Checks that a written frame is for this node, and can be split if it was joined; or that it is a
+ * reply to a frame of the device. */
 static void drain_device(struct world *world, bool from_peer)
 {
     static uint8_t bytes[ROOM];
@@ -231,7 +231,7 @@ static void outbound(struct world *world, struct input *input)
     size_t size = put_frame(input, bytes + OFFLOAD_HEADER);
     memcpy(bytes, &offload, sizeof offload);
     if (!size)
-        return; /* an empty message is the end of a pair */
+        return; /* an empty message means the end of a socket pair */
     uint8_t *frame = bytes + OFFLOAD_HEADER;
     uint64_t before = counted(forwarder), sent = 0;
     RULE(send(world->device, bytes, OFFLOAD_HEADER + size, 0) == (ssize_t)(OFFLOAD_HEADER + size));
@@ -273,6 +273,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             inbound(world, &input);
     }
     take_control_messages(world);
-    fdb_flush(world->forwarder.bridge.fdb, FDB_NONE, true); /* every input begins alike */
+    fdb_flush(world->forwarder.bridge.fdb, FDB_NONE,
+              true); /* every input starts with the same state */
     return 0;
 }

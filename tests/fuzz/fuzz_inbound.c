@@ -1,7 +1,7 @@
 /*
- * Datagrams over loopback into a whole forwarder, and packets out of its device: what is written
- * is whole, from the peer's prefix; messages are as they came; and every datagram is a packet, a
- * control frame, a word of neighbours, or a drop, and counted once.
+ * Datagrams over loopback into a whole forwarder, and packets out of its device. Written packets
+ * are complete and from the peer's prefix, queued messages are unchanged, and every datagram is
+ * counted exactly once: as a packet, a control frame, an ARP or NDP message, or a drop.
  */
 #include "fuzz.h"
 
@@ -24,10 +24,10 @@ enum { DATAGRAMS_MAX = 40 };
 
 struct world {
     struct forwarder forwarder;
-    int device; /* the far end */
+    int device; /* the program's end */
     int peer;   /* a socket of the peer */
     struct sockaddr_in ours;
-    uint64_t control; /* frames that were taken */
+    uint64_t control; /* control frames that were queued */
 };
 
 static int udp_socket(uint32_t host, struct sockaddr_in *name)
@@ -72,7 +72,7 @@ static struct world *world_new(void)
     return world;
 }
 
-/* Headers that let it in, and an inner packet out of the fuzzer's bytes. */
+/* Valid headers, and an inner packet from the fuzzer's bytes. */
 static size_t put_datagram(struct input *input, uint8_t *out)
 {
     uint8_t kind = take8(input);
@@ -124,7 +124,7 @@ static void send_one(struct world *world, struct input *input)
     RULE(sendmsg(world->peer, &message, 0) == (ssize_t)length);
 }
 
-/* Takes the messages as Python does. */
+/* Reads the control queue like Python. */
 static void take_control_messages(struct world *world)
 {
     static uint8_t body[65536];
@@ -152,7 +152,7 @@ static uint64_t accounted(const struct world *world)
     return count;
 }
 
-/* What was written is a packet of the peer's, and one that can be split if it was joined. */
+/* Checks that a written packet is from the peer's prefix, and can be split if it was joined. */
 static void check_written(uint8_t *bytes, size_t length)
 {
     static const uint8_t net4[3] = {10, 244, 2}, net6[6] = {0xfd, 0x10, 2, 4, 4, 2};

@@ -1,5 +1,5 @@
-/* A datagram with every outer ECN, as a packet and as a frame, and what ICMP, ARP and NDP would say
- * of what is inside. */
+/* Parses a datagram with every outer ECN value, as a packet and as a frame, and its inner packet
+ * for ICMP, ARP and NDP. */
 #include "fuzz.h"
 
 #include "codec.h"
@@ -49,7 +49,7 @@ static void check_decap(const uint8_t *data, size_t size, uint8_t ecn)
     free(datagram);
 }
 
-/* An answer is right if its reader understands it to speak for who was asked for. */
+/* Checks that a reply is valid, and about the target of the request. */
 static void check_answer(const struct neighbour_message *question)
 {
     static const uint8_t mac[MAC_SIZE] = {2, 0, 0, 0, 0, 1}, asker[MAC_SIZE] = {2, 0, 0, 0, 0, 2};

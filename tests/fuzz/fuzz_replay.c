@@ -1,4 +1,4 @@
-/* Runs a fuzz target once on each file: a corpus is replayed where there is no libFuzzer. */
+/* Runs a fuzz target once on each file, for compilers without libFuzzer. */
 #include "fuzz.h"
 
 static uint8_t *read_file(const char *path, size_t *size)

@@ -1,4 +1,4 @@
-/* An offload header and a packet: what is split must be the packet, in pieces that are right. */
+/* Splits a packet by its offload header: the segments must be valid, and contain the packet. */
 #include "fuzz.h"
 
 #include "packets.h"
@@ -13,7 +13,7 @@ static void check_segment(const struct split *split, const uint8_t *segment, siz
     RULE(ip_parse(copy, length, &packet) && packet.length == length);
     RULE(packet.version == 6 || words_sum(0, copy, packet.header) == 0xffff);
     size_t behind = length - split->transport;
-    /* Of the pseudo-header, words_pseudo() needs the real protocol, not the extension's. */
+    /* words_pseudo() needs the transport protocol, not that of the extension header. */
     uint32_t sum = words_pseudo(copy, split->tcp ? IP_TCP : IP_UDP, behind);
     RULE(words_sum(sum, copy + split->transport, behind) == 0xffff);
     RULE(split->tcp || get16(copy + split->transport + 4) == behind);

@@ -1,8 +1,8 @@
 """
-Every committed input again, and ten seconds of new ones for each target.
+Replays the corpus, and fuzzes each target for ten seconds.
 
-A crash or a broken rule leaves its input in ``tests/build/``; once understood, it belongs into
-the corpus. To search for longer: ``tests/build/fuzz-clang/fuzz_parse DIRECTORY``.
+A crash or a broken rule leaves its input in ``tests/build/``; add it to the corpus once it is
+understood. To search for longer: ``tests/build/fuzz-clang/fuzz_parse DIRECTORY``.
 """
 
 import shutil

@@ -1,9 +1,9 @@
 /*
- * Each operation of the packet path: ROUNDS times, for test_budgets.py to count instructions of,
- * or with the word "time" as JSON, nanoseconds a call, for benchmarks/micro.py.
+ * Runs each operation of the packet path ROUNDS times, so that test_budgets.py can count its
+ * instructions. With the argument "time" prints nanoseconds per call as JSON, for
+ * benchmarks/micro.py.
  *
- * An operation is a function op_<name>; what it works on is made before it is called, and is in
- * the cache.
+ * An operation is a function op_<name>. Its input is made before the call, and is in the cache.
  */
 #include <fcntl.h>
 #include <netinet/udp.h>
@@ -73,7 +73,7 @@ OPERATION(checksum_portable)
     sink += checksum_add_portable(0, super_packet, PAYLOAD);
 }
 
-/* The packet's headers as the device gave them: split reads them only. */
+/* The headers of the packet as read from the device; split does not change them. */
 OPERATION(split)
 {
     struct split split;
@@ -161,7 +161,7 @@ OPERATION(fdb)
     sink += fdb_lookup(fdb, fdb_key(mac, 0), 0);
 }
 
-/* ---- a whole forwarder; what the kernel does is in its times, not among its instructions ---- */
+/* ---- a whole forwarder; times include the kernel, instructions do not ---- */
 
 #ifndef UDP_SEGMENT
 #define UDP_SEGMENT 103
@@ -192,7 +192,7 @@ static int udp_socket(uint32_t host, struct sockaddr_in *name)
     return fd;
 }
 
-/* The peer's datagrams are lost in its full buffer. */
+/* The peer's buffer is full: its datagrams are lost. */
 static struct node node_new(struct fdb *frames)
 {
     struct node node = {.forwarder = forwarder_new()};
@@ -282,7 +282,7 @@ OPERATION(decode)
         abort();
 }
 
-/* `count` prefixes of each family, all over the same range. */
+/* `count` prefixes of each family, spread over one range. */
 static struct route_table *make_routes(uint32_t count)
 {
     struct route *routes = calloc(2 * count, sizeof *routes);
@@ -347,11 +347,11 @@ static void fill(void)
     trains.segments = TRAIN_SEGMENTS_MAX;
 }
 
-/* Encode comes first: it makes the frames that decap and decode take apart. */
+/* Encode is first: it makes the frames for decap and decode. */
 static const struct operation {
-    const char *name; /* for people */
+    const char *name; /* for the output */
     void (*call)(uint32_t place);
-    uint32_t packets; /* that one call moves */
+    uint32_t packets; /* handled by one call */
 } operations[] = {
     {"encode_batch, 64 frames", op_encode, FRAMES},
     {"decode_batch, 64 frames", op_decode, FRAMES},
@@ -379,7 +379,7 @@ static const struct operation {
 
 enum { OPERATIONS = sizeof operations / sizeof *operations };
 
-/* Calls it for one place of the route table after the other, far apart. */
+/* Calls it for places of the route table that are far apart. */
 static void repeat(const struct operation *operation, uint32_t count)
 {
     for (uint32_t i = 0, place = 0; i < count; i++) {
@@ -398,7 +398,7 @@ static uint64_t nanoseconds(const struct operation *operation, uint32_t count)
            (uint64_t)start.tv_nsec;
 }
 
-/* Of one call, the least of some repeats: what disturbs only ever adds. */
+/* The time of one call: the minimum of some repeats, because disturbances only add. */
 static double least_time(const struct operation *operation)
 {
     uint32_t count = ROUNDS;

@@ -1,12 +1,12 @@
 /*
- * A test is a function; a program runs the one that it is told by name.
+ * Each test is a function; a test program runs the one that its argument names.
  *
- *     TEST(an_empty_table_owns_nothing)
+ *     TEST(an_empty_table_has_no_routes)
  *     {
  *         CHECK_EQ(route_lookup(table, address, 4), ROUTE_NONE);
  *     }
  *
- * Include it once a program: main() is here, too.
+ * Include this file once in a program: it defines main().
  */
 #ifndef TUNNEL_CHECK_H
 #define TUNNEL_CHECK_H
@@ -50,7 +50,7 @@ struct check_test {
 
 static struct check_test *check_tests;
 
-/* Which row of a table is being checked, said if it fails. */
+/* The row of a table that is being checked, printed on failure. */
 static const char *check_row = "";
 
 static inline void check_failed(const char *file, int line, const char *what)
@@ -71,9 +71,9 @@ int main(int count, char **words)
     return 2;
 }
 
-/* ---- memory that runs out: the linker sends all allocations here (--wrap) ---- */
+/* ---- failing allocations: the linker redirects all allocations here (--wrap) ---- */
 
-/* How many more succeed; negative: all. */
+/* How many more allocations succeed; negative for all. */
 static int check_allocations = -1;
 
 static inline bool check_allocation_fails(void)
@@ -109,7 +109,7 @@ void *__wrap_realloc(void *old, size_t size)
 
 /* ---- numbers and memory ---- */
 
-/* The same numbers in every run: splitmix64. */
+/* Random numbers that are the same in every run: splitmix64. */
 static inline uint64_t check_random(uint64_t *state)
 {
     uint64_t z = *state += 0x9e3779b97f4a7c15;
@@ -124,7 +124,7 @@ static inline void check_random_fill(uint64_t *state, uint8_t *bytes, size_t len
         bytes[i] = (uint8_t)check_random(state);
 }
 
-/* A copy with nothing behind it, so that reading too far is seen. */
+/* A copy at the end of its memory, so that ASan detects reads past the end. */
 static inline uint8_t *check_exact(const uint8_t *bytes, size_t length)
 {
     uint8_t *copy = malloc(length ? length : 1);

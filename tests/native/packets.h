@@ -1,6 +1,6 @@
 /*
- * Whole packets for tests, and an eye for their checksums that owes nothing to the code under
- * test: one byte after the other, as RFC 1071 says it first.
+ * Builds packets for tests, and verifies their checksums independently of the code under test: byte
+ * by byte, as in the definition of RFC 1071.
  */
 #ifndef TUNNEL_PACKETS_H
 #define TUNNEL_PACKETS_H
@@ -13,7 +13,7 @@
 #include "bytes.h"
 #include "ip.h"
 
-/* What a packet says; zeros are a sensible packet. */
+/* The fields of a packet; all zeros give a valid one. */
 struct words {
     uint8_t version;  /* 0: 4 */
     uint8_t protocol; /* 0: TCP */
@@ -27,7 +27,7 @@ struct words {
     uint16_t id;
     uint16_t window;
     uint32_t sequence, acknowledgement, flow_label;
-    size_t payload; /* bytes; they follow from `sequence`, like those of a stream */
+    size_t payload; /* bytes; their values follow from `sequence`, like those of a stream */
 };
 
 enum { WORDS_MAX = 65535 + 32 };
@@ -50,7 +50,7 @@ static inline uint32_t words_pseudo(const uint8_t *packet, uint8_t protocol, siz
     return words_sum(sum, rest, 6);
 }
 
-/* Whether every checksum of a TCP or UDP packet without options or extensions is right. */
+/* Whether the checksums of a TCP or UDP packet without options or extensions are correct. */
 static inline bool words_verify(const uint8_t *packet, size_t length)
 {
     bool four = packet[0] >> 4 == 4;

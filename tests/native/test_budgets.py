@@ -1,9 +1,9 @@
 """
-Instructions per operation, by callgrind: what a noisy machine cannot blur.
+Instructions per operation, counted by callgrind, which a busy machine does not change.
 
-A budget is what was measured (gcc 12, x86-64) and 15 % more. An operation that needs more than
-its budget got slower: make it faster, or raise the budget and say why in the commit. Times are
-not measured here; ``benchmarks.micro`` takes those of the same program.
+A budget is the measured number (gcc 12, x86-64) and 15 % more. If an operation exceeds its budget,
+make it faster, or raise the budget and give the reason in the commit. ``benchmarks.micro`` measures
+times with the same program.
 """
 
 import platform

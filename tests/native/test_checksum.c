@@ -17,7 +17,7 @@ static void check_twins(const uint8_t *data, size_t length)
     CHECK_EQ(network_order(portable), words_sum(0, data, length));
 }
 
-TEST(twins_agree_for_every_length_and_alignment)
+TEST(implementations_agree_for_every_length_and_alignment)
 {
     uint64_t random = 1;
     for (size_t length = 0; length <= 300; length++) {
@@ -31,7 +31,7 @@ TEST(twins_agree_for_every_length_and_alignment)
     }
 }
 
-TEST(twins_agree_on_random_super_packets)
+TEST(implementations_agree_on_random_super_packets)
 {
     uint64_t random = 2;
     for (int round = 0; round < 50; round++) {
@@ -54,7 +54,7 @@ TEST(the_largest_sum_does_not_overflow)
              checksum_fold(checksum_add_portable(UINT64_MAX >> 1, ones, sizeof ones)));
 }
 
-TEST(sums_of_even_parts_add_up)
+TEST(partial_sums_of_even_length_add_up)
 {
     uint64_t random = 3;
     uint8_t data[1000];
@@ -86,13 +86,13 @@ TEST(folding_keeps_every_carry)
         CHECK_EQ(checksum_fold(rows[i].sum), rows[i].folded);
 }
 
-TEST(a_word_counts_as_its_two_bytes)
+TEST(a_word_adds_its_two_bytes)
 {
     const uint8_t bytes[2] = {0x12, 0x34};
     CHECK_EQ(checksum_word(0x1234), checksum_add(0, bytes, 2));
 }
 
-TEST(pseudo_headers_are_those_of_the_rfcs)
+TEST(pseudo_headers_match_the_rfcs)
 {
     struct words rows[] = {{.version = 4}, {.version = 6}};
     for (size_t i = 0; i < 2; i++) {

@@ -6,7 +6,7 @@
 
 enum { MSS = 100, PACKETS_MAX = RUNS_MAX };
 
-/* The packets of one batch, each where nothing lies behind it. */
+/* The packets of one batch; each lies at the end of its own memory. */
 struct input {
     struct coalescer coalescer;
     struct ip_packet packets[4096];
@@ -43,7 +43,7 @@ static void add(struct input *input, const struct words *words)
     add_bytes(input, bytes, words_put(bytes, words));
 }
 
-/* What is written for a run, behind its offload header. */
+/* The packet that is written for a run, without its offload header. */
 static size_t gather(const struct run *run, uint8_t *out, struct offload *offload)
 {
     memcpy(offload, run->pieces[0].iov_base, OFFLOAD_HEADER);
@@ -57,7 +57,7 @@ static size_t gather(const struct run *run, uint8_t *out, struct offload *offloa
     return length;
 }
 
-/* The segments that a device makes of a run must be the packets that came, in their order. */
+/* The segments that a device makes of a run must be the original packets, in order. */
 static void check_run(const struct input *input, const struct run *run, unsigned *next)
 {
     static uint8_t bytes[WORDS_MAX];
@@ -90,8 +90,8 @@ static void check_run(const struct input *input, const struct run *run, unsigned
     CHECK(split_done(&split));
 }
 
-/* Finishes the batch and checks the number of packets in each run, 0 ends the list. Good for
- * batches in which no packet passes another. */
+/* Finishes the batch and checks the number of packets in each run; 0 ends the list. For batches in
+ * which no packet overtakes another. */
 static void check_runs(struct input *input, const unsigned *segments)
 {
     unsigned next = 0, i = 0;
@@ -138,19 +138,19 @@ TEST(segments_join_and_split_again)
     }
 }
 
-TEST(a_single_packet_is_written_as_it_came)
+TEST(a_single_packet_is_written_unchanged)
 {
     struct input *input = input_new();
     struct words words = segment(4, IP_TCP, 0);
     static uint8_t bytes[WORDS_MAX];
     size_t length = words_put(bytes, &words);
-    bytes[length - 1] ^= 1; /* not ours to judge */
+    bytes[length - 1] ^= 1; /* a wrong checksum, which is not checked here */
     add_bytes(input, bytes, length);
     check_runs(input, RUNS(1));
     input_free(input);
 }
 
-/* Whether two segments in order, the second changed, become one packet. */
+/* Whether two consecutive segments, of which the second is changed, are joined. */
 static bool joins(struct words first, struct words second)
 {
     struct input *input = input_new();
@@ -162,13 +162,13 @@ static bool joins(struct words first, struct words second)
     return joined;
 }
 
-TEST(only_what_split_would_have_made_is_joined)
+TEST(only_segments_that_split_would_make_are_joined)
 {
     static const struct {
         const char *name;
         bool joins;
         uint8_t version, protocol;
-        struct words words; /* what the second has beside, added */
+        struct words words; /* added to the fields of the second */
     } rows[] = {
         {"the next in order", true, 4, IP_TCP, {0}},
         {"the next in order, 6", true, 6, IP_TCP, {0}},
@@ -220,7 +220,7 @@ TEST(only_what_split_would_have_made_is_joined)
     }
 }
 
-TEST(without_df_the_ids_count)
+TEST(without_df_the_ids_must_increment)
 {
     struct words first = segment(4, IP_TCP, 0), second = segment(4, IP_TCP, 1);
     first.fragmentable = second.fragmentable = true;
@@ -229,7 +229,7 @@ TEST(without_df_the_ids_count)
     CHECK(!joins(first, second));
 }
 
-/* Puts a packet, spoils its byte `at` from the end, and says whether it still joins. */
+/* Changes the byte of a packet that is `at` from its end, and returns whether it is joined. */
 static bool joins_spoilt(unsigned spoilt)
 {
     struct input *input = input_new();
@@ -250,14 +250,14 @@ static bool joins_spoilt(unsigned spoilt)
     return count == 1;
 }
 
-TEST(a_wrong_checksum_is_never_vouched_for)
+TEST(a_packet_with_a_wrong_checksum_is_never_joined)
 {
     CHECK(joins_spoilt(3));
     for (unsigned spoilt = 0; spoilt < 3; spoilt++)
         CHECK(!joins_spoilt(spoilt));
 }
 
-TEST(a_shorter_one_ends_the_run)
+TEST(a_shorter_segment_ends_the_run)
 {
     struct input *input = input_new();
     for (unsigned i = 0; i < 4; i++) {
@@ -281,7 +281,7 @@ TEST(psh_ends_the_run)
     input_free(input);
 }
 
-/* A stream of four segments with `middle` in between; returns how many runs came of it. */
+/* Four segments with `middle` after the second; returns the number of runs. */
 static unsigned runs_around(const uint8_t *middle, size_t length)
 {
     struct input *input = input_new();
@@ -296,12 +296,12 @@ static unsigned runs_around(const uint8_t *middle, size_t length)
     return count;
 }
 
-TEST(what_must_not_be_overtaken_ends_runs)
+TEST(packets_that_must_not_be_overtaken_end_runs)
 {
     static const struct {
         const char *name;
         struct words words;
-        size_t at; /* a byte that is set, behind byte 0 */
+        size_t at; /* offset of a further byte that is set */
         uint8_t value;
         unsigned runs;
     } rows[] = {
@@ -327,7 +327,7 @@ TEST(what_must_not_be_overtaken_ends_runs)
     }
 }
 
-TEST(headers_that_are_not_there_are_not_read)
+TEST(truncated_headers_are_not_read)
 {
     for (int udp = 0; udp < 2; udp++) {
         for (size_t behind = 0; behind < 20; behind++) {
@@ -352,7 +352,7 @@ TEST(a_run_ends_before_65535_bytes)
     input_free(input);
 }
 
-TEST(a_run_has_a_number_of_segments_at_most)
+TEST(the_number_of_segments_of_a_run_is_limited)
 {
     struct input *input = input_new();
     for (unsigned i = 0; i < RUN_SEGMENTS_MAX + 1; i++) {
@@ -375,7 +375,7 @@ TEST(the_longest_headers_fit)
     input_free(input);
 }
 
-TEST(each_kind_can_be_turned_off)
+TEST(each_protocol_can_be_turned_off)
 {
     for (int udp = 0; udp < 2; udp++) {
         struct input *input = input_new();
@@ -390,7 +390,7 @@ TEST(each_kind_can_be_turned_off)
     }
 }
 
-TEST(a_batch_is_full_and_empty_again)
+TEST(a_batch_can_be_filled_and_reset)
 {
     struct input *input = input_new();
     for (unsigned i = 0; i < RUNS_MAX; i++) {
@@ -401,13 +401,13 @@ TEST(a_batch_is_full_and_empty_again)
     CHECK(coalesce_full(&input->coalescer));
     coalesce_reset(&input->coalescer);
     struct words words = segment(4, IP_UDP, 1);
-    add(input, &words); /* its flow's run has gone */
+    add(input, &words); /* the run of its flow was reset */
     CHECK_EQ(input->coalescer.count, 1);
     CHECK_EQ(input->coalescer.runs[0].segments, 1);
     input_free(input);
 }
 
-/* The place of each packet's payload among all runs, to see who overtook whom. */
+/* The position of each payload among all runs, to detect reordering. */
 static unsigned place_of(const struct input *input, const struct ip_packet *packet)
 {
     unsigned place = 0;

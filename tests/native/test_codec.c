@@ -31,7 +31,7 @@ static struct codec_result encode(const struct batch *batch, uint8_t *out, size_
                               sizeof batch->sizes, out, room, 7, &macs);
 }
 
-TEST(a_batch_comes_back)
+TEST(a_batch_can_be_decoded)
 {
     struct batch batch = batch_of_packets();
     size_t room = batch.length + COUNT * VXLAN_OVERHEAD, offset = 0, at = 0;
@@ -64,7 +64,7 @@ TEST(a_batch_comes_back)
     free(out);
 }
 
-TEST(the_packet_at_fault_is_named)
+TEST(the_faulty_packet_is_reported)
 {
     static const struct {
         const char *name;
@@ -94,7 +94,7 @@ TEST(the_packet_at_fault_is_named)
     }
 }
 
-TEST(the_datagram_at_fault_is_named)
+TEST(the_faulty_datagram_is_reported)
 {
     static const struct {
         const char *name;
@@ -130,7 +130,7 @@ TEST(the_datagram_at_fault_is_named)
     }
 }
 
-TEST(what_does_not_fit_a_datagram_is_too_long)
+TEST(a_packet_that_exceeds_a_datagram_is_too_long)
 {
     static uint8_t packet[65536] = {0x45}, out[65536 + VXLAN_OVERHEAD];
     CHECK_EQ(codec_encode(out, packet, 65485, 1, &macs), CODEC_OK);

@@ -20,7 +20,7 @@ static size_t put_datagram(uint8_t *bytes, const struct words *words)
     return VXLAN_OVERHEAD + words_put(bytes + VXLAN_OVERHEAD, words);
 }
 
-/* Decaps a copy; on a drop neither the packet nor the datagram may have changed. */
+/* Decapsulates a copy; a drop must leave the packet and the datagram unchanged. */
 static enum drop verdict(const uint8_t *bytes, size_t length, uint8_t ecn)
 {
     uint8_t *exact = check_exact(bytes, length);
@@ -32,7 +32,7 @@ static enum drop verdict(const uint8_t *bytes, size_t length, uint8_t ecn)
     return reason;
 }
 
-TEST(the_packet_inside_is_found)
+TEST(returns_the_inner_packet)
 {
     for (uint8_t version = 4; version <= 6; version += 2) {
         uint8_t bytes[300];
@@ -50,7 +50,7 @@ TEST(the_packet_inside_is_found)
     }
 }
 
-TEST(each_fault_has_its_reason)
+TEST(each_fault_has_a_reason)
 {
     static const struct {
         const char *name;
@@ -92,7 +92,7 @@ TEST(reserved_bits_are_ignored)
     CHECK_EQ(verdict(bytes, length, 0), DROP_NONE);
 }
 
-TEST(what_is_cut_off_is_dropped)
+TEST(truncated_datagrams_are_dropped)
 {
     for (uint8_t version = 4; version <= 6; version += 2) {
         uint8_t bytes[300];
@@ -104,7 +104,7 @@ TEST(what_is_cut_off_is_dropped)
     }
 }
 
-TEST(ecn_is_combined_as_rfc_6040_says)
+TEST(ecn_is_merged_as_in_rfc_6040)
 {
     static const int rows[4][4] = {
         /* outer: not-ECT, ECT(1), ECT(0), CE */

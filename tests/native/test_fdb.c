@@ -1,6 +1,6 @@
 /*
- * The FDB by itself, with a clock made here; and many threads that learn, look up and change it at
- * once, which is built under ThreadSanitizer as well.
+ * The FDB with a fake clock, and with many threads that learn, look up and change entries at once:
+ * built under ThreadSanitizer as well.
  */
 #include "fdb.h"
 
@@ -20,7 +20,7 @@ static struct fdb *fdb_made(void)
     return fdb;
 }
 
-/* Host `number` of those whose MACs begin with 02. */
+/* The MAC of host `number`; it begins with 02. */
 static uint64_t host(uint32_t number)
 {
     uint8_t mac[MAC_SIZE] = {2};
@@ -33,7 +33,7 @@ static size_t count(struct fdb *fdb, uint32_t now)
     return fdb_entries(fdb, NULL, 0, now);
 }
 
-TEST(what_is_learned_is_found)
+TEST(learned_entries_are_found)
 {
     struct fdb *fdb = fdb_made();
     CHECK_EQ(fdb_lookup(fdb, host(1), NOW), FDB_NONE);
@@ -44,7 +44,7 @@ TEST(what_is_learned_is_found)
     fdb_free(fdb);
 }
 
-TEST(a_vlan_is_another_world)
+TEST(vlans_are_separate)
 {
     struct fdb *fdb = fdb_made();
     fdb_learn(fdb, host(1), 4, NOW);
@@ -55,7 +55,7 @@ TEST(a_vlan_is_another_world)
     fdb_free(fdb);
 }
 
-TEST(a_move_is_seen_with_the_first_frame)
+TEST(the_first_frame_moves_an_entry)
 {
     struct fdb *fdb = fdb_made();
     fdb_learn(fdb, host(1), 4, NOW);
@@ -67,7 +67,7 @@ TEST(a_move_is_seen_with_the_first_frame)
     fdb_free(fdb);
 }
 
-TEST(what_is_old_is_none_until_it_is_seen_again)
+TEST(entries_expire_until_their_next_frame)
 {
     struct fdb *fdb = fdb_made();
     fdb_learn(fdb, host(1), 4, NOW);
@@ -76,14 +76,14 @@ TEST(what_is_old_is_none_until_it_is_seen_again)
     CHECK_EQ(count(fdb, NOW + AGEING), 0);
     fdb_learn(fdb, host(1), 4, NOW + AGEING - 1);
     CHECK_EQ(fdb_lookup(fdb, host(1), NOW + AGEING), 4);
-    /* Nobody has moved who had been forgotten. */
+    /* An expired entry does not count as moved. */
     fdb_learn(fdb, host(1), 5, NOW + 3 * AGEING);
     CHECK_EQ(fdb_lookup(fdb, host(1), NOW + 3 * AGEING), 5);
     CHECK_EQ(fdb_counters(fdb).moved, 0);
     fdb_free(fdb);
 }
 
-TEST(a_clock_that_is_a_little_ahead_elsewhere)
+TEST(the_clock_of_another_thread_may_be_ahead)
 {
     struct fdb *fdb = fdb_made();
     fdb_learn(fdb, host(1), 4, NOW + 1);
@@ -94,7 +94,7 @@ TEST(a_clock_that_is_a_little_ahead_elsewhere)
     fdb_free(fdb);
 }
 
-TEST(who_cannot_be_a_source_is_not_learned)
+TEST(group_addresses_and_zero_are_not_learned)
 {
     static const uint8_t macs[][MAC_SIZE] = {
         {0}, {1, 0, 0x5e, 0, 0, 1}, {0x33, 0x33, 0, 0, 0, 1}, {255, 255, 255, 255, 255, 255}};
@@ -107,7 +107,7 @@ TEST(who_cannot_be_a_source_is_not_learned)
     fdb_free(fdb);
 }
 
-TEST(one_peers_flood_fills_its_share_and_no_more)
+TEST(a_flood_from_one_peer_only_fills_its_share)
 {
     struct fdb *fdb = fdb_made();
     fdb_learn(fdb, host(1), 5, NOW);
@@ -122,7 +122,7 @@ TEST(one_peers_flood_fills_its_share_and_no_more)
     fdb_free(fdb);
 }
 
-TEST(nobody_moves_into_a_share_that_is_full)
+TEST(no_entry_moves_into_a_full_share)
 {
     struct fdb *fdb = fdb_made();
     fdb_learn(fdb, host(1), 5, NOW);
@@ -130,7 +130,7 @@ TEST(nobody_moves_into_a_share_that_is_full)
         fdb_learn(fdb, host(1000 + i), 4, NOW);
     fdb_learn(fdb, host(1), 4, NOW);
     CHECK_EQ(fdb_lookup(fdb, host(1), NOW), 5);
-    /* But into one that is not he does, even if there is no room in all. */
+    /* It moves into a share with space, even if the table is full. */
     for (uint32_t i = 0; i < LIMIT; i++)
         fdb_learn(fdb, host(2000 + i), 5, NOW);
     CHECK_EQ(count(fdb, NOW), LIMIT);
@@ -139,7 +139,7 @@ TEST(nobody_moves_into_a_share_that_is_full)
     fdb_free(fdb);
 }
 
-TEST(the_old_make_room)
+TEST(expired_entries_make_space)
 {
     struct fdb *fdb = fdb_made();
     for (uint32_t round = 0; round < 5; round++) {
@@ -153,33 +153,33 @@ TEST(the_old_make_room)
     fdb_free(fdb);
 }
 
-TEST(what_was_put_stays)
+TEST(static_entries_are_not_replaced_by_learning)
 {
     struct fdb *fdb = fdb_made();
     CHECK(fdb_put(fdb, host(1), 4));
     fdb_learn(fdb, host(1), 5, NOW);
     CHECK_EQ(fdb_lookup(fdb, host(1), NOW + 10 * AGEING), 4);
-    CHECK(fdb_put(fdb, host(1), 6)); /* unless by another that is put */
+    CHECK(fdb_put(fdb, host(1), 6)); /* another static entry replaces it */
     CHECK_EQ(fdb_lookup(fdb, host(1), NOW), 6);
     fdb_learn(fdb, host(2), 4, NOW);
     CHECK(fdb_put(fdb, host(2), 5));
     fdb_learn(fdb, host(2), 4, NOW);
     CHECK_EQ(fdb_lookup(fdb, host(2), NOW), 5);
     CHECK_EQ(fdb_counters(fdb).moved, 0);
-    /* What was learned and is no more takes no room of a share. */
+    /* Entries that became static do not count against a share. */
     for (uint32_t i = 0; i < SHARE; i++)
         fdb_learn(fdb, host(1000 + i), 4, NOW);
     CHECK_EQ(count(fdb, NOW), 2 + SHARE);
     fdb_free(fdb);
 }
 
-TEST(static_entries_are_bounded)
+TEST(static_entries_are_limited)
 {
     struct fdb *fdb = fdb_made();
     for (uint32_t i = 0; i < FDB_STATIC_MAX; i++)
         CHECK(fdb_put(fdb, host(i), 4));
     CHECK(!fdb_put(fdb, host(FDB_STATIC_MAX), 4));
-    CHECK(fdb_put(fdb, host(0), 5)); /* in the place of one */
+    CHECK(fdb_put(fdb, host(0), 5)); /* replaces an entry */
     fdb_learn(fdb, host(FDB_STATIC_MAX), 4, NOW);
     CHECK(!fdb_put(fdb, host(FDB_STATIC_MAX), 4));
     CHECK(fdb_remove(fdb, host(1)));
@@ -230,13 +230,13 @@ TEST(entries_are_flushed)
     }
 }
 
-TEST(entries_say_what_they_are)
+TEST(entries_are_listed_with_their_kind_and_age)
 {
     struct fdb *fdb = fdb_made();
     struct fdb_entry entries[3];
     fdb_learn(fdb, host(0x01020304) | 7, 4, NOW);
     CHECK(fdb_put(fdb, host(5), 6));
-    CHECK_EQ(fdb_entries(fdb, entries, 1, NOW), 2); /* no more are written than fit */
+    CHECK_EQ(fdb_entries(fdb, entries, 1, NOW), 2); /* only one is written */
     CHECK_EQ(fdb_entries(fdb, entries, 3, NOW + 9), 2);
     static const uint8_t mac[MAC_SIZE] = {2, 0, 1, 2, 3, 4};
     CHECK(memcmp(entries[0].mac, mac, MAC_SIZE) == 0);
@@ -250,7 +250,7 @@ TEST(entries_say_what_they_are)
     fdb_free(fdb);
 }
 
-TEST(memory_runs_out)
+TEST(memory_may_run_out)
 {
     for (int i = 0; i < 3; i++) {
         check_allocations = i;
@@ -260,9 +260,9 @@ TEST(memory_runs_out)
     fdb_free(NULL);
 }
 
-/* ---- with a naive twin ---- */
+/* ---- compared with an array ---- */
 
-TEST(as_a_plain_array_would_have_it)
+TEST(agrees_with_a_plain_array)
 {
     enum { HOSTS = 300, STEPS = 200000 };
     static struct {
@@ -308,7 +308,7 @@ enum { WORKERS = 3, ROUNDS = 20000, CHURN = 40 };
 static struct fdb *shared;
 static atomic_bool over;
 
-/* Learns hosts that come and go; those of one worker are behind its peer, and nowhere else. */
+/* Learns hosts; those of one worker are only ever behind its peer. */
 static void *work(void *with)
 {
     uint16_t index = *(const uint16_t *)with;
@@ -316,9 +316,9 @@ static void *work(void *with)
         uint64_t key = host(1000 + index * 1000u + i % CHURN);
         fdb_learn(shared, key, index, NOW + i / 1000);
         uint16_t found = fdb_lookup(shared, key, NOW + i / 1000);
-        CHECK(found == index || found == FDB_NONE); /* it may be removed meanwhile */
+        CHECK(found == index || found == FDB_NONE); /* another thread may have removed it */
         CHECK_EQ(fdb_lookup(shared, host(1), NOW), 77);
-        fdb_learn(shared, host(2), index, NOW); /* moves for ever */
+        fdb_learn(shared, host(2), index, NOW); /* moves all the time */
     }
     return NULL;
 }
@@ -354,7 +354,7 @@ TEST(many_threads_at_once)
         CHECK(pthread_join(workers[i], NULL) == 0);
     atomic_store(&over, true);
     CHECK(pthread_join(changer, NULL) == 0);
-    /* The numbers that bound it are right still: it can be filled, and no more than filled. */
+    /* The counts behind the limits are still right: it can be filled to the limit exactly. */
     fdb_flush(shared, FDB_NONE, true);
     CHECK_EQ(fdb_entries(shared, NULL, 0, NOW), 1);
     for (uint32_t i = 0; i < 3 * LIMIT; i++)

@@ -1,6 +1,6 @@
 /*
- * A whole forwarder between one end of a socket pair, as its device, and UDP sockets on loopback;
- * where the kernel must refuse, it is made to.
+ * A whole forwarder between a socket pair, which is its device, and UDP sockets on loopback. Errors
+ * of the kernel are simulated.
  */
 #include "inbound.h"
 #include "outbound.h"
@@ -30,21 +30,21 @@ static const uint8_t mac[MAC_SIZE] = {2, 1, 2, 3, 4, 5};
 
 struct world {
     struct forwarder forwarder;
-    int device; /* the far end */
+    int device; /* the program's end */
     int peer;   /* a socket of peer 0, 127.0.0.2 */
     struct sockaddr_in ours;
 };
 
-/* ---- a kernel that refuses ---- */
+/* ---- simulated errors of the kernel ---- */
 
-/* What sendmmsg() says to messages that are trains (or to all), and how many times. */
+/* The error of sendmmsg() for messages that are trains (or for all), and how many times. */
 static struct {
     int error;
     int times;
     bool singles;
 } refusal;
 
-/* What writev() says to the next packets with more than two pieces. */
+/* The error of writev() for the next packets with more than two pieces. */
 static int write_refusals;
 
 int __real_sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags);
@@ -63,7 +63,8 @@ static bool refused(const struct msghdr *message)
     return refusal.times && (refusal.singles || is_train(message));
 }
 
-/* As the kernel does: sends up to the first that it refuses, which it only reports if alone. */
+/* Like the kernel: sends messages up to one with an error, and reports the error only for the
+ * first. */
 int __wrap_sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags)
 {
     unsigned good = 0;
@@ -85,7 +86,7 @@ ssize_t __wrap_writev(int fd, const struct iovec *pieces, int count)
     return -1;
 }
 
-/* ---- the world ---- */
+/* ---- set-up ---- */
 
 static int udp_socket(uint32_t host, struct sockaddr_in *name)
 {
@@ -159,7 +160,7 @@ static uint64_t dropped(const struct world *world, uint16_t peer, enum drop reas
     return (peer == PEER_NONE ? &peers->unknown : &peers->at[peer].counters)->drops[reason];
 }
 
-/* All drops, to see that nothing is counted twice. */
+/* The sum of all drops, to detect packets that are counted twice. */
 static uint64_t dropped_in_all(const struct world *world)
 {
     uint64_t sum = 0;
@@ -171,7 +172,7 @@ static uint64_t dropped_in_all(const struct world *world)
 
 /* ---- outbound ---- */
 
-/* Gives the forwarder a packet as a device with virtio headers does. */
+/* Sends the forwarder a packet, like a device with virtio headers. */
 static void write_device(const struct world *world, const struct offload *offload,
                          const uint8_t *bytes, size_t length)
 {
@@ -205,7 +206,7 @@ static void write_super(const struct world *world, const struct words *words)
     write_device(world, &offload, bytes, words_put(bytes, words));
 }
 
-/* Receives the peer's next datagram, 0 if there is none, and checks what is around the packet. */
+/* Receives the peer's next datagram, 0 if there is none, and checks its headers. */
 static size_t receive_frame(const struct world *world, uint8_t *packet)
 {
     static uint8_t bytes[65536];
@@ -221,7 +222,7 @@ static size_t receive_frame(const struct world *world, uint8_t *packet)
     return (size_t)got - VXLAN_OVERHEAD;
 }
 
-/* The peer must get the super-packet's payload, in order, in segments whose checksums hold. */
+/* The peer must receive the payload of the super-packet in order, with correct checksums. */
 static void check_stream_arrives(const struct world *world, const struct words *words)
 {
     uint8_t packet[65536];
@@ -237,7 +238,7 @@ static void check_stream_arrives(const struct world *world, const struct words *
     CHECK_EQ(receive_frame(world, packet), 0);
 }
 
-TEST(a_packet_goes_out_as_it_is)
+TEST(a_packet_is_sent_unchanged)
 {
     for (uint8_t version = 4; version <= 6; version += 2) {
         struct world *world = world_new();
@@ -289,7 +290,7 @@ TEST(a_super_packet_leaves_as_a_train)
     }
 }
 
-TEST(without_trains_each_goes_alone)
+TEST(without_trains_each_segment_is_sent_alone)
 {
     struct world *world = world_new();
     world->forwarder.trains.segments = 1;
@@ -304,7 +305,7 @@ TEST(without_trains_each_goes_alone)
 
 TEST(headers_last_until_they_are_sent)
 {
-    /* More segments than the slab has room for, and than there are trains for. */
+    /* More segments than the slab and the trains have space for. */
     struct world *world = world_new();
     world->forwarder.trains.segments = 20;
     struct words words = {.payload = 60000};
@@ -334,9 +335,9 @@ TEST(headers_last_until_they_are_sent)
     world_free(world);
 }
 
-/* Jumbo segments read apart: each packet begins where the one before really ended, and none is
- * longer than a packet can be. */
-TEST(what_is_read_stays_in_its_room)
+/* Jumbo segments that are read apart: each packet begins where the last one ended, and none exceeds
+ * the largest packet. */
+TEST(reads_stay_inside_the_batch)
 {
     enum { JUMBO = 65000, OVERSIZE = 131000 };
     struct world *world = world_new();
@@ -372,8 +373,8 @@ TEST(what_is_read_stays_in_its_room)
     world_free(world);
 }
 
-/* A segment that no datagram can hold; and one segment, said to be larger than all there is. */
-TEST(segments_are_as_long_as_they_are)
+/* A segment too large for a datagram; and one segment that claims to be larger than the packet. */
+TEST(segment_lengths_come_from_the_packet)
 {
     struct world *world = world_new();
     struct forwarder *forwarder = &world->forwarder;
@@ -403,7 +404,8 @@ TEST(segments_are_as_long_as_they_are)
 
 TEST(a_header_outlives_the_batch_before_its_own)
 {
-    /* All trains are taken at datagram 640; its header waits in the slab while longer ones come. */
+    /* All trains are in use at datagram 640; its header stays in the slab while longer ones follow.
+     */
     enum { SIZE = 30, SHORT = 641, LONG = 400 };
     struct world *world = world_new();
     world->forwarder.trains.segments = 10;
@@ -433,7 +435,7 @@ TEST(a_header_outlives_the_batch_before_its_own)
     world_free(world);
 }
 
-TEST(inner_ecn_is_on_the_outside)
+TEST(outer_ecn_equals_inner_ecn)
 {
     struct world *world = world_new();
     for (uint8_t ecn = 0; ecn < 4; ecn++) {
@@ -458,7 +460,7 @@ TEST(inner_ecn_is_on_the_outside)
     world_free(world);
 }
 
-TEST(what_cannot_go_out_is_counted)
+TEST(outbound_drops_are_counted)
 {
     static const struct {
         const char *name;
@@ -494,7 +496,7 @@ TEST(what_cannot_go_out_is_counted)
     }
 }
 
-TEST(offload_headers_that_contradict_are_counted)
+TEST(contradictory_offload_headers_are_counted)
 {
     static const struct offload rows[] = {
         {.gso_type = GSO_TCP4, .gso_size = 0, .flags = 1, .checksum_start = 20},
@@ -513,7 +515,7 @@ TEST(offload_headers_that_contradict_are_counted)
     }
 }
 
-TEST(less_than_an_offload_header_is_counted)
+TEST(a_truncated_offload_header_is_counted)
 {
     struct world *world = world_new();
     CHECK_EQ(write(world->device, "123", 3), 3);
@@ -522,7 +524,7 @@ TEST(less_than_an_offload_header_is_counted)
     world_free(world);
 }
 
-TEST(the_sender_is_told_that_nobody_owns_it)
+TEST(no_route_sends_an_icmp_error)
 {
     struct world *world = world_new();
     uint8_t bytes[300], got[2000];
@@ -542,7 +544,7 @@ TEST(the_sender_is_told_that_nobody_owns_it)
     world_free(world);
 }
 
-TEST(a_device_that_is_gone_is_an_error)
+TEST(a_closed_device_is_an_error)
 {
     struct world *world = world_new();
     struct words words = {.payload = 20};
@@ -553,7 +555,7 @@ TEST(a_device_that_is_gone_is_an_error)
     world_free(world);
 }
 
-TEST(refusals_have_their_reasons)
+TEST(send_errors_have_reasons)
 {
     static const struct {
         int error;
@@ -573,7 +575,7 @@ TEST(refusals_have_their_reasons)
         refusal.singles = true;
         refusal.times = 100;
         CHECK_EQ(forwarder_outbound(&world->forwarder), 1);
-        CHECK(refusal.times >= 90); /* tried again within a bound */
+        CHECK(refusal.times >= 90); /* the number of retries is limited */
         refusal.times = 0;
         CHECK_EQ(dropped(world, 0, rows[i].reason), 1);
         CHECK_EQ(dropped_in_all(world), 1);
@@ -582,7 +584,7 @@ TEST(refusals_have_their_reasons)
     }
 }
 
-TEST(a_full_buffer_is_tried_again)
+TEST(a_full_buffer_is_retried)
 {
     static const int errors[] = {EAGAIN, ENOBUFS, EINTR};
     for (size_t i = 0; i < 3; i++) {
@@ -601,7 +603,7 @@ TEST(a_full_buffer_is_tried_again)
     }
 }
 
-TEST(a_path_that_takes_no_trains_gets_datagrams)
+TEST(a_path_that_refuses_trains_gets_datagrams)
 {
     static const int errors[] = {EIO, EINVAL};
     for (size_t i = 0; i < 2; i++) {
@@ -612,7 +614,7 @@ TEST(a_path_that_takes_no_trains_gets_datagrams)
         refusal.times = 1;
         write_super(world, &words);
         CHECK_EQ(forwarder_outbound(&world->forwarder), 1);
-        check_stream_arrives(world, &words); /* all of it, and nothing twice */
+        check_stream_arrives(world, &words); /* all of it, exactly once */
         CHECK(!world->forwarder.peers.at[0].trains);
         CHECK(world->forwarder.peers.at[OTHER].trains);
         CHECK_EQ(world->forwarder.peers.at[0].counters.outbound.packets, 31);
@@ -627,7 +629,7 @@ TEST(a_path_that_takes_no_trains_gets_datagrams)
 
 TEST(order_survives_a_refused_train)
 {
-    /* Two trains and what follows, of one flow; the kernel refuses the first train alone. */
+    /* Two trains and further packets of one flow; the kernel refuses only the first train. */
     struct world *world = world_new();
     struct words words = {.payload = 10 * MSS};
     write_super(world, &words);
@@ -663,7 +665,7 @@ static void send_datagram(const struct world *world, int fd, const uint8_t *byte
         length);
 }
 
-/* Sends `words`, cut into MSS, as one train or as datagrams of their own. */
+/* Sends `words` in segments of MSS, as one train or as single datagrams. */
 static void send_stream(const struct world *world, const struct words *words, bool train)
 {
     static uint8_t bytes[65536];
@@ -687,7 +689,7 @@ static void send_stream(const struct world *world, const struct words *words, bo
     CHECK(setsockopt(world->peer, IPPROTO_UDP, UDP_SEGMENT, &size, sizeof size) == 0);
 }
 
-/* Reads a packet that the forwarder wrote, 0 if there is none. */
+/* Reads a packet that the forwarder has written, 0 if there is none. */
 static size_t read_device(const struct world *world, struct offload *offload, uint8_t *packet)
 {
     static uint8_t bytes[OFFLOAD_HEADER + 65536];
@@ -700,7 +702,7 @@ static size_t read_device(const struct world *world, struct offload *offload, ui
     return (size_t)got - OFFLOAD_HEADER;
 }
 
-/* The device must get the stream's bytes in order; returns in how many packets. */
+/* The device must receive the bytes of the stream in order; returns the number of packets. */
 static unsigned check_stream_written(const struct world *world, const struct words *words)
 {
     static uint8_t packet[65536];
@@ -745,7 +747,7 @@ TEST(a_train_becomes_a_super_packet)
     }
 }
 
-TEST(without_coalescing_each_is_written)
+TEST(without_coalescing_each_packet_is_written)
 {
     struct world *world = world_new();
     world->forwarder.coalescer.tcp = false;
@@ -756,7 +758,7 @@ TEST(without_coalescing_each_is_written)
     world_free(world);
 }
 
-TEST(a_device_that_refuses_super_packets_gets_no_more)
+TEST(a_device_that_refuses_super_packets_gets_none)
 {
     for (int udp = 0; udp < 2; udp++) {
         struct world *world = world_new();
@@ -774,7 +776,7 @@ TEST(a_device_that_refuses_super_packets_gets_no_more)
     }
 }
 
-TEST(what_must_not_come_in_is_counted)
+TEST(inbound_drops_are_counted)
 {
     static const struct {
         const char *name;
@@ -818,7 +820,7 @@ TEST(short_and_empty_datagrams_are_counted)
     world_free(world);
 }
 
-TEST(an_unknown_source_is_counted_for_nobody)
+TEST(an_unknown_source_is_counted_for_no_peer)
 {
     struct world *world = world_new();
     struct sockaddr_in name;
@@ -833,7 +835,7 @@ TEST(an_unknown_source_is_counted_for_nobody)
     world_free(world);
 }
 
-TEST(congestion_outside_comes_inside)
+TEST(outer_congestion_marks_the_inner_packet)
 {
     struct world *world = world_new();
     int congested = 3;
@@ -851,7 +853,7 @@ TEST(congestion_outside_comes_inside)
     world_free(world);
 }
 
-TEST(a_reader_that_does_not_keep_up_is_counted)
+TEST(a_full_device_is_counted)
 {
     struct world *world = world_new();
     struct words words = {.protocol = IP_UDP, .payload = MSS};
@@ -870,7 +872,7 @@ TEST(a_reader_that_does_not_keep_up_is_counted)
 TEST(a_device_that_is_down_is_counted)
 {
     struct world *world = world_new();
-    signal(SIGPIPE, SIG_IGN); /* as Python does */
+    signal(SIGPIPE, SIG_IGN); /* like Python */
     shutdown(world->device, SHUT_RDWR);
     struct words words = {.payload = 3 * MSS};
     send_stream(world, &words, true);
@@ -918,7 +920,7 @@ TEST(many_flows_keep_their_order)
 
 /* ---- control frames ---- */
 
-/* Frames that are none of IP, for `destination`, with a body of that length: "signal", zeros. */
+/* Frames other than IP, for `destination`, with a body of that length: "signal", zeros. */
 static size_t put_control(uint8_t *bytes, const uint8_t *destination, size_t length)
 {
     struct vxlan_frame frame = {
@@ -939,7 +941,7 @@ static int move(struct world *world)
     return forwarder_move(&world->forwarder, &failed);
 }
 
-TEST(control_frames_are_taken_and_told_once)
+TEST(control_frames_are_queued_and_reported_once)
 {
     static const uint8_t *const destinations[] = {mac, any_vtep_mac};
     for (size_t i = 0; i < 2; i++) {
@@ -949,7 +951,7 @@ TEST(control_frames_are_taken_and_told_once)
         CHECK_EQ(move(world), 0);
         send_datagram(world, world->peer, bytes, put_control(bytes, destinations[i], 1000));
         CHECK_EQ(move(world), 1);
-        CHECK_EQ(move(world), 0); /* nobody is told twice, even if he has not come yet */
+        CHECK_EQ(move(world), 0); /* not reported twice, even if it was not read yet */
         CHECK_EQ(queue->count, 1);
         CHECK_EQ(queue->messages[0].sender, 0);
         CHECK_EQ(queue->messages[0].length, 1000);
@@ -962,7 +964,7 @@ TEST(control_frames_are_taken_and_told_once)
     }
 }
 
-TEST(control_frames_that_are_not_for_us_are_counted)
+TEST(control_frames_for_other_nodes_are_counted)
 {
     static const struct {
         const char *name;
@@ -1052,7 +1054,7 @@ TEST(every_control_frame_of_a_train_is_queued)
     world_free(world);
 }
 
-TEST(packets_go_on_between_control_frames)
+TEST(packets_pass_between_control_frames)
 {
     struct world *world = world_new();
     uint8_t bytes[300];
@@ -1070,9 +1072,9 @@ TEST(packets_go_on_between_control_frames)
     world_free(world);
 }
 
-/* ---- the path's MTU ---- */
+/* ---- path MTU ---- */
 
-/* What the device is told of a packet that the path does not take: the MTU, 0 if nothing. */
+/* The MTU in the ICMP error for a packet that is too big for the path, 0 if there is no error. */
 static uint32_t told(const struct world *world, const struct words *words)
 {
     static uint8_t packet[65536], original[WORDS_MAX];
@@ -1087,20 +1089,20 @@ static uint32_t told(const struct world *world, const struct words *words)
     CHECK_EQ(packet[four ? 9 : 6], four ? IP_ICMP : IP_ICMP6);
     CHECK_EQ(icmp[0], four ? 3 : 2);
     CHECK_EQ(icmp[1], four ? 4 : 0);
-    /* To who sent it, with the head of what he sent; checksums apart, which the device finishes. */
+    /* To the sender, quoting its packet, but for checksums that the device finishes. */
     CHECK(four ? memcmp(packet + 16, original + 12, 4) == 0
                : memcmp(packet + 24, original + 8, 16) == 0);
     CHECK(memcmp(icmp + 8, original, four ? 10 : 40) == 0);
     return four ? get16(icmp + 6) : get32(icmp + 4);
 }
 
-TEST(what_the_path_does_not_take_is_told)
+TEST(too_big_packets_get_an_icmp_error)
 {
     static const struct {
         const char *name;
         uint16_t mtu;
         struct words words;
-        uint32_t told; /* 0: it goes */
+        uint32_t told; /* 0 if the packet is sent */
     } rows[] = {
         {"unknown", 0, {.payload = 1400}, 0},
         {"IPv4 fits", 1340, {.payload = 1300}, 0},
@@ -1130,7 +1132,7 @@ TEST(what_the_path_does_not_take_is_told)
     }
 }
 
-TEST(super_packets_that_the_path_does_not_take_are_told_once)
+TEST(too_big_super_packets_get_one_icmp_error)
 {
     for (uint8_t version = 4; version <= 6; version += 2) {
         for (int udp = 0; udp < 2; udp++) {
@@ -1139,7 +1141,7 @@ TEST(super_packets_that_the_path_does_not_take_are_told_once)
                     .version = version, .protocol = udp ? IP_UDP : IP_TCP, .payload = 30 * MSS + 7};
                 struct world *world = world_new();
                 uint32_t segment = MSS + (version == 4 ? 20u : 40u) + (udp ? 8u : 20u);
-                /* IPv6 takes no less than 1,280, which all of these are below. */
+                /* The smallest MTU of IPv6 is 1,280; all of these are smaller. */
                 bool goes = fits || version == 6;
                 world->forwarder.peers.at[0].mtu = (uint16_t)(segment - !fits);
                 write_super(world, &words);
@@ -1156,7 +1158,7 @@ TEST(super_packets_that_the_path_does_not_take_are_told_once)
     }
 }
 
-TEST(a_super_packet_of_long_ipv6_segments_is_told)
+TEST(long_ipv6_segments_get_an_icmp_error)
 {
     struct world *world = world_new();
     static uint8_t bytes[WORDS_MAX];
@@ -1176,7 +1178,7 @@ TEST(a_super_packet_of_long_ipv6_segments_is_told)
     world_free(world);
 }
 
-TEST(one_narrow_path_is_no_other_peers)
+TEST(the_path_mtu_of_a_peer_applies_to_no_other)
 {
     struct world *world = world_new();
     struct words words = {.payload = 1300};
@@ -1189,7 +1191,7 @@ TEST(one_narrow_path_is_no_other_peers)
     world_free(world);
 }
 
-TEST(telling_of_a_narrow_path_has_a_limit)
+TEST(icmp_errors_are_rate_limited)
 {
     struct world *world = world_new();
     static uint8_t got[65536];
@@ -1208,7 +1210,7 @@ TEST(telling_of_a_narrow_path_has_a_limit)
     world_free(world);
 }
 
-TEST(a_train_that_the_kernel_finds_too_long_goes_singly_where_the_path_is_wide)
+TEST(a_train_refused_as_too_big_is_sent_singly_on_a_wide_path)
 {
     struct world *world = world_new();
     struct words words = {.version = 6, .payload = 5 * MSS};
@@ -1223,12 +1225,12 @@ TEST(a_train_that_the_kernel_finds_too_long_goes_singly_where_the_path_is_wide)
     world_free(world);
 }
 
-/* ---- what would be ---- */
+/* ---- trace ---- */
 
 enum { PREFIX_MAX = VXLAN_OVERHEAD + VLAN_TAG };
 
-/* Traces a packet that is alone in its memory, and checks that nothing came of it. What is sent
- * before the packet goes to `headers`, of PREFIX_MAX bytes. */
+/* Traces a packet that is alone in its memory, and checks that it has no effect. Copies the headers
+ * before the packet to `headers`, of PREFIX_MAX bytes. */
 static struct trace trace(struct world *world, const uint8_t *bytes, size_t length,
                           uint8_t *headers)
 {
@@ -1259,7 +1261,7 @@ static struct trace trace(struct world *world, const uint8_t *bytes, size_t leng
     return trace;
 }
 
-/* A world where frames are forwarded, and a MAC that is behind peer 0. */
+/* A forwarder in TAP mode, and a MAC that is behind peer 0. */
 static struct world *frames_new(void)
 {
     struct world *world = world_new();
@@ -1276,7 +1278,7 @@ static void frames_free(struct world *world)
     world_free(world);
 }
 
-/* Writes a frame from a host to a MAC, in a VLAN if that is not 0, and returns its length. */
+/* Writes a frame from a host to a MAC, with a tag unless `vlan` is 0. Returns its length. */
 static size_t put_ethernet(uint8_t *out, const uint8_t *to, uint16_t vlan,
                            const struct words *words)
 {
@@ -1293,7 +1295,7 @@ static size_t put_ethernet(uint8_t *out, const uint8_t *to, uint16_t vlan,
     return (size_t)(type + 2 - out) + words_put(type + 2, words);
 }
 
-TEST(what_is_traced_is_what_is_then_sent)
+TEST(a_trace_matches_what_is_sent)
 {
     for (int row = 0; row < 6; row++) {
         bool frames = row >= 2;
@@ -1312,7 +1314,8 @@ TEST(what_is_traced_is_what_is_then_sent)
 
         write_device(world, &none, bytes, length);
         CHECK_EQ(forwarder_outbound(&world->forwarder), 1);
-        size_t before = frames ? VXLAN_HEADER : VXLAN_OVERHEAD; /* a frame brings the rest */
+        size_t before = frames ? VXLAN_HEADER
+                               : VXLAN_OVERHEAD; /* a frame has its Ethernet header */
         CHECK_EQ(recv(world->peer, got, sizeof got, 0), before + length);
         CHECK(memcmp(got, headers, traced.headers_size) == 0);
         CHECK(memcmp(got + before, bytes, length) == 0);
@@ -1320,7 +1323,7 @@ TEST(what_is_traced_is_what_is_then_sent)
     }
 }
 
-TEST(a_trace_says_what_ends_the_way_of_a_packet)
+TEST(a_trace_reports_drop_reasons)
 {
     static const struct {
         const char *name;
@@ -1363,7 +1366,7 @@ TEST(a_trace_says_what_ends_the_way_of_a_packet)
     world_free(world);
 }
 
-TEST(a_trace_says_what_becomes_of_a_frame)
+TEST(a_trace_reports_the_peer_of_a_frame)
 {
     static const struct {
         const char *name;
@@ -1398,7 +1401,7 @@ TEST(a_trace_says_what_becomes_of_a_frame)
     frames_free(world);
 }
 
-TEST(a_question_that_is_answered_here_goes_to_nobody)
+TEST(an_answered_request_goes_to_no_peer)
 {
     struct neighbour known = {.address = {10, 244, 1, 1}, .size = 4, .mac = {2, 1, 2, 3, 4, 5}};
     uint8_t frame[ETHERNET_HEADER + ARP_SIZE], headers[PREFIX_MAX];

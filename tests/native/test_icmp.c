@@ -40,7 +40,7 @@ static void check_message(const struct words *words, enum icmp_reason reason)
     CHECK_EQ(get32(out + header + 4), too_big ? 1280 : 0);
 }
 
-TEST(messages_are_whole_and_quote_the_packet)
+TEST(errors_are_complete_and_quote_the_packet)
 {
     static const size_t payloads[] = {0, 1, 500, 508, 509, 1172, 1173, 20000};
     for (size_t i = 0; i < sizeof payloads / sizeof *payloads; i++) {
@@ -52,7 +52,7 @@ TEST(messages_are_whole_and_quote_the_packet)
     }
 }
 
-TEST(some_packets_are_not_answered)
+TEST(some_packets_get_no_error)
 {
     static const struct {
         const char *name;
@@ -90,7 +90,7 @@ TEST(some_packets_are_not_answered)
     CHECK_EQ(error_for(bytes, length, ICMP_NO_ROUTE, out), 0);
 }
 
-TEST(errors_are_not_answered_with_errors)
+TEST(errors_get_no_error)
 {
     for (unsigned type = 0; type < 256; type++) {
         for (uint8_t version = 4; version <= 6; version += 2) {
@@ -102,14 +102,14 @@ TEST(errors_are_not_answered_with_errors)
             bool question = version == 4 ? type == 0 || type == 8 || type == 13 || type == 14
                                          : type >= 128 && type != 137; /* a redirect */
             CHECK_EQ(error_for(bytes, length, ICMP_NO_ROUTE, out) != 0, question);
-            /* Without its type it might be one. */
+            /* Without a type it may be an error. */
             put16(bytes + (version == 4 ? 2 : 4), version == 4 ? 20 : 0);
             CHECK_EQ(error_for(bytes, header, ICMP_NO_ROUTE, out), 0);
         }
     }
 }
 
-TEST(only_what_is_there_is_quoted)
+TEST(only_available_bytes_are_quoted)
 {
     uint8_t bytes[200], out[ICMP_MESSAGE_MAX];
     struct words words = {.version = 4, .payload = 100};
@@ -121,7 +121,7 @@ TEST(only_what_is_there_is_quoted)
     CHECK_EQ(icmp_error(out, &packet, 500, ICMP_TOO_BIG, 1400), 28 + 140);
 }
 
-TEST(a_burst_and_then_a_trickle)
+TEST(a_burst_and_then_a_steady_rate)
 {
     enum { MS = 1000 * 1000 };
     struct icmp_limit limit = {0};
@@ -137,5 +137,5 @@ TEST(a_burst_and_then_a_trickle)
     now += 3600ull * 1000 * MS;
     for (burst = 0; icmp_allowed(&limit, now);)
         burst++;
-    CHECK_EQ(burst, 50); /* an idle hour saves up no more */
+    CHECK_EQ(burst, 50); /* the burst is limited after an idle hour */
 }

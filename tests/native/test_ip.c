@@ -18,7 +18,7 @@ static bool parses(const uint8_t *bytes, size_t length, struct ip_packet *packet
     return parsed;
 }
 
-TEST(parts_are_found)
+TEST(parses_headers)
 {
     static const struct words rows[] = {
         {.version = 4, .payload = 10},
@@ -44,7 +44,7 @@ TEST(parts_are_found)
     }
 }
 
-TEST(what_is_not_whole_is_no_packet)
+TEST(truncated_packets_are_refused)
 {
     for (uint8_t version = 4; version <= 6; version += 2) {
         uint8_t bytes[200];
@@ -57,7 +57,7 @@ TEST(what_is_not_whole_is_no_packet)
     }
 }
 
-TEST(contradictions_are_no_packet)
+TEST(contradictory_lengths_are_refused)
 {
     static const struct {
         const char *name;
@@ -123,7 +123,7 @@ TEST(fragments_and_options_are_not_plain)
     }
 }
 
-TEST(tcp_headers_must_be_there)
+TEST(tcp_headers_must_be_complete)
 {
     uint8_t bytes[200];
     struct words words = {.options = 12};
@@ -133,7 +133,7 @@ TEST(tcp_headers_must_be_there)
     CHECK_EQ(ip_tcp_header(&packet, 20), 32);
     bytes[32] = 0x40; /* 16 bytes */
     CHECK_EQ(ip_tcp_header(&packet, 20), 0);
-    bytes[32] = 0x90; /* 36 bytes, of which 32 are there */
+    bytes[32] = 0x90; /* 36 bytes, of which 32 are available */
     CHECK_EQ(ip_tcp_header(&packet, 20), 0);
     CHECK_EQ(ip_tcp_header(&packet, 40), 0);
     CHECK_EQ(ip_tcp_header(&packet, 65535), 0);
@@ -148,7 +148,7 @@ static uint32_t hash_of(const struct words *words)
     return ip_flow_hash(&packet);
 }
 
-TEST(one_flow_one_hash)
+TEST(a_flow_has_one_hash)
 {
     for (uint8_t version = 4; version <= 6; version += 2) {
         struct words words = {.version = version};
@@ -200,12 +200,12 @@ TEST(a_packet_without_ports_has_a_hash)
         uint8_t *exact = check_exact(bytes, 20 + behind);
         struct ip_packet packet;
         CHECK(ip_parse(exact, 20 + behind, &packet));
-        ip_flow_hash(&packet); /* reads nothing behind the end */
+        ip_flow_hash(&packet); /* must not read past the end */
         free(exact);
     }
 }
 
-TEST(every_wrong_bit_is_seen)
+TEST(every_wrong_bit_is_detected)
 {
     for (uint8_t version = 4; version <= 6; version += 2) {
         for (int udp = 0; udp < 2; udp++) {
@@ -244,7 +244,7 @@ TEST(multicast_and_broadcast)
     }
 }
 
-TEST(ecn_is_set_and_the_header_mended)
+TEST(setting_ecn_updates_the_header_checksum)
 {
     uint64_t random = 4;
     for (int round = 0; round < 20000; round++) {
@@ -283,7 +283,7 @@ TEST(a_wrong_header_checksum_stays_wrong)
     CHECK(!ip_checksums_right(&packet, ip_flow_sum(&packet)));
 }
 
-TEST(a_seeded_checksum_is_finished)
+TEST(an_unfinished_checksum_is_finished)
 {
     for (uint8_t version = 4; version <= 6; version += 2) {
         for (int udp = 0; udp < 2; udp++) {
@@ -304,7 +304,7 @@ TEST(a_seeded_checksum_is_finished)
     }
 }
 
-TEST(any_other_checksum_is_left_alone)
+TEST(any_other_checksum_is_unchanged)
 {
     static const struct words cases[] = {
         {.payload = 100},

@@ -1,5 +1,5 @@
 """
-The C core tested in C, every test by its name, under ASan, UBSan and LeakSanitizer; what has
+The C tests of the C core, each by its name, under ASan, UBSan and LeakSanitizer; those with
 threads under ThreadSanitizer as well.
 
 All of it is built by gcc; where clang is, it builds it too: its vector code is not gcc's.

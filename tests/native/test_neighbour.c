@@ -1,4 +1,5 @@
-/* The table, and messages cut at every length; what is answered, scapy judges (tests/oracle). */
+/* The table, and messages truncated at every length. Replies are tested against scapy in
+ * tests/oracle. */
 #include "neighbour.h"
 
 #include "check.h"
@@ -36,7 +37,7 @@ TEST(addresses_of_both_families_are_found)
     neighbour_table_free(table);
 }
 
-TEST(an_ipv4_address_is_not_the_ipv6_one_that_begins_with_it)
+TEST(ipv4_and_ipv6_addresses_with_equal_bytes_differ)
 {
     struct neighbour one = {.address = {10, 0, 0, 1}, .size = 4, .mac = {2}};
     struct neighbour_table *table = neighbour_table_new(&one, 1);
@@ -46,7 +47,7 @@ TEST(an_ipv4_address_is_not_the_ipv6_one_that_begins_with_it)
     neighbour_table_free(table);
 }
 
-TEST(an_empty_table_and_none)
+TEST(an_empty_table_and_no_table)
 {
     const uint8_t address[4] = {10};
     struct neighbour_table *table = neighbour_table_new(NULL, 0);
@@ -59,7 +60,7 @@ TEST(an_empty_table_and_none)
     check_allocations = -1;
 }
 
-/* Answers are messages too: one of each kind. */
+/* Replies are messages as well: one of each kind. */
 static size_t put_answer(uint8_t *body, uint8_t size)
 {
     static const uint8_t us[16] = {10, 0, 0, 1}, them[16] = {10, 0, 0, 2};
@@ -71,7 +72,7 @@ static size_t put_answer(uint8_t *body, uint8_t size)
     return length;
 }
 
-TEST(arp_is_never_read_past_its_end)
+TEST(truncated_arp_is_not_read_past_its_end)
 {
     uint8_t body[NDP_SIZE];
     size_t whole = put_answer(body, 4);
@@ -84,8 +85,8 @@ TEST(arp_is_never_read_past_its_end)
     }
 }
 
-/* The packet says how long it is, and its checksum holds: only the message itself is short. */
-TEST(ndp_is_never_read_past_its_end)
+/* The packet's length and checksum are right: only the message is truncated. */
+TEST(truncated_ndp_is_not_read_past_its_end)
 {
     enum { TARGET_ONLY = 40 + 24 };
     uint8_t body[NDP_SIZE];

@@ -18,7 +18,7 @@ static struct address address6(uint32_t number)
     return address;
 }
 
-TEST(a_peer_is_found_by_its_address)
+TEST(peers_are_found_by_address)
 {
     struct peers peers = {0};
     struct address four = address4(1), six = address6(1), other = address4(2);
@@ -37,7 +37,7 @@ TEST(a_peer_is_found_by_its_address)
     peers_free(&peers);
 }
 
-TEST(four_bytes_of_ipv6_are_not_ipv4)
+TEST(ipv6_and_ipv4_with_equal_bytes_differ)
 {
     struct peers peers = {0};
     struct address four = address4(0x0a0a0a0a), six = {.size = 16};
@@ -63,7 +63,7 @@ TEST(peers_may_share_an_address)
     peers_free(&peers);
 }
 
-TEST(counters_stay_and_paths_are_forgotten_with_the_address)
+TEST(another_address_keeps_counters_and_resets_the_path)
 {
     struct peers peers = {0};
     struct address one = address4(1), two = address4(2), none = {0};
@@ -87,7 +87,7 @@ TEST(counters_stay_and_paths_are_forgotten_with_the_address)
     peers_free(&peers);
 }
 
-TEST(counters_of_removed_peers_are_kept_together)
+TEST(counters_of_removed_peers_are_added_up)
 {
     struct peers peers = {0};
     struct address one = address4(1);
@@ -97,7 +97,7 @@ TEST(counters_of_removed_peers_are_kept_together)
     count_traffic(&counters->inbound, 2, 200);
     count_drops(counters, DROP_spoofed, 3);
     peers_remove(&peers, 3);
-    peers_remove(&peers, 3); /* there is none: nothing */
+    peers_remove(&peers, 3); /* does nothing: it was removed */
     CHECK_EQ(peers.unknown.outbound.bytes, 0);
     CHECK(peers_put(&peers, 99, &one, 8472, mac)); /* the table grows */
     CHECK_EQ(peers.removed.outbound.bytes, 100);
@@ -112,7 +112,7 @@ TEST(random_changes_agree_with_a_list)
 {
     enum { COUNT = 200 };
     struct peers peers = {0};
-    uint32_t twin[COUNT] = {0}; /* the address number, 0: none */
+    uint32_t twin[COUNT] = {0}; /* number of the address, 0 for none */
     uint64_t random = 13;
     for (int round = 0; round < 20000; round++) {
         uint16_t index = (uint16_t)(check_random(&random) % COUNT);

@@ -4,7 +4,7 @@
 
 #include "check.h"
 
-/* ---- a naive twin: looks at every route ---- */
+/* ---- a linear search for comparison ---- */
 
 static bool holds(const struct route *route, const uint8_t *address, size_t size)
 {
@@ -42,7 +42,7 @@ static bool same_route(const struct route *a, const struct route *b)
            memcmp(a->network, b->network, 16) == 0;
 }
 
-/* Two equal prefixes with two values have no right answer: gives them one. */
+/* Gives equal prefixes equal values: otherwise either value would be right. */
 static void settle_twice_named(struct route *routes, size_t count)
 {
     for (size_t i = 0; i < count; i++)
@@ -59,7 +59,7 @@ static void check_address(const struct route_table *table, const struct route *r
     free(exact);
 }
 
-/* First and last address of a prefix, their neighbours outside, and something inside. */
+/* The first and last address of a prefix, those just outside, and one inside. */
 static void check_edges(const struct route_table *table, const struct route *routes, size_t count,
                         const struct route *route, uint64_t *random)
 {
@@ -92,7 +92,7 @@ static void check_against_twin(struct route *routes, size_t count, uint64_t *ran
     memcpy(kept, routes, count * sizeof *kept);
     struct route_table *table = route_table_new(routes, count);
     CHECK(table);
-    size_t step = count > 1000 ? count / 1000 : 1; /* the twin is slow */
+    size_t step = count > 1000 ? count / 1000 : 1; /* the linear search is slow */
     for (size_t i = 0; i < count; i += step)
         check_edges(table, kept, count, &kept[i], random);
     for (int i = 0; i < 200; i++) {
@@ -104,7 +104,7 @@ static void check_against_twin(struct route *routes, size_t count, uint64_t *ran
     free(kept);
 }
 
-/* Prefixes crowd together where `spread` is small: nested, neighbours, the same twice. */
+/* With a small `spread` many prefixes are nested, adjacent or equal. */
 static struct route random_route(uint64_t *random, unsigned spread)
 {
     bool four = check_random(random) % 2;
@@ -122,7 +122,7 @@ static struct route random_route(uint64_t *random, unsigned spread)
     return route;
 }
 
-TEST(an_empty_table_owns_nothing)
+TEST(an_empty_table_has_no_routes)
 {
     struct route_table *table = route_table_new(NULL, 0);
     CHECK(table);
@@ -134,7 +134,7 @@ TEST(an_empty_table_owns_nothing)
     route_table_free(NULL);
 }
 
-TEST(random_tables_agree_with_their_twin)
+TEST(random_tables_agree_with_a_linear_search)
 {
     uint64_t random = 5;
     for (int round = 0; round < 400; round++) {
@@ -214,7 +214,7 @@ TEST(canonical_prefixes_have_no_host_bits)
     }
 }
 
-TEST(a_table_names_its_values)
+TEST(a_table_knows_its_values)
 {
     struct route routes[] = {
         {.network = {10}, .length = 8, .version = 4, .value = 3},
@@ -239,7 +239,7 @@ TEST(memory_may_run_out)
         check_allocations = allowed;
         struct route_table *table = route_table_new(routes, 200);
         check_allocations = -1;
-        route_table_free(table); /* LeakSanitizer sees what a failure forgot */
+        route_table_free(table); /* LeakSanitizer reports leaks of the failed attempts */
         if (table)
             break;
     }
@@ -255,7 +255,7 @@ static double seconds(void)
     return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
 }
 
-/* Subnets of nodes, as flannel gives them out. */
+/* Subnets of nodes, as flannel allocates them. */
 static struct route_table *overlay_of(size_t count, uint8_t version)
 {
     struct route *routes = calloc(count, sizeof *routes);
@@ -274,8 +274,8 @@ static struct route_table *overlay_of(size_t count, uint8_t version)
 }
 
 /*
- * Time for look-ups, each waiting for the one before, of ten nodes all over the table: traffic has
- * few destinations at a time. Those of all 10,000 in turn would measure the cache.
+ * The time of look-ups that depend on each other, for ten destinations all over the table: traffic
+ * has few destinations at a time. All 10,000 in turn would measure the cache.
  */
 static double lookup_cost(const struct route_table *table, size_t count, uint8_t version)
 {
@@ -292,14 +292,14 @@ static double lookup_cost(const struct route_table *table, size_t count, uint8_t
     return seconds() - start;
 }
 
-/* The bound that counts is in instructions, in test_budgets.py; time, on a machine that others use,
- * may be half as much again. */
-TEST(ten_thousand_take_about_twice_as_long_as_ten)
+/* The exact limit is in instructions, in test_budgets.py. Time on a shared machine may be half as
+ * much again. */
+TEST(ten_thousand_take_about_twice_the_time_of_ten)
 {
     for (uint8_t version = 4; version <= 6; version += 2) {
         struct route_table *ten = overlay_of(10, version);
         struct route_table *many = overlay_of(10000, version);
-        double best_ten = 1e9, best_many = 1e9; /* the least disturbed rounds */
+        double best_ten = 1e9, best_many = 1e9; /* of the fastest rounds */
         for (int round = 0; round < 25; round++) {
             double cost = lookup_cost(ten, 10, version);
             best_ten = cost < best_ten ? cost : best_ten;

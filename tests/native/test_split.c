@@ -5,7 +5,7 @@
 
 enum { MSS = 1000 };
 
-/* What the kernel gives with a super-packet: lengths of the whole, checksums left to do. */
+/* A super-packet as the kernel delivers it: total lengths, and unfinished checksums. */
 static struct offload offload_for(const struct words *words, uint16_t size)
 {
     bool tcp = words->protocol != IP_UDP;
@@ -29,7 +29,7 @@ static uint8_t *super_packet(const struct words *words, struct ip_packet *packet
     return exact;
 }
 
-/* What segment `index` must be, to the byte. */
+/* The exact bytes of segment `index`. */
 static size_t expected_segment(uint8_t *out, const struct words *words, size_t index, size_t size)
 {
     struct words segment = *words;
@@ -69,7 +69,7 @@ static void check_split(const struct words *words, uint16_t size)
     free(bytes);
 }
 
-TEST(segments_are_what_the_sender_would_have_sent)
+TEST(segments_equal_those_of_a_sender_without_offload)
 {
     static const uint8_t flags[] = {TCP_ACK, TCP_ACK | TCP_PSH, TCP_ACK | TCP_PSH | TCP_FIN,
                                     TCP_ACK | TCP_CWR | TCP_ECE | TCP_PSH};
@@ -99,9 +99,9 @@ TEST(payloads_of_every_remainder)
     }
 }
 
-TEST(a_datagram_each)
+TEST(each_udp_segment_is_a_datagram)
 {
-    /* The stream's bytes follow from the sequence, UDP's words from offset 0 alone. */
+    /* The payload follows from the sequence number, which UDP does not have. */
     for (uint8_t version = 4; version <= 6; version += 2) {
         struct words words = {.version = version, .protocol = IP_UDP, .payload = 4567, .id = 9};
         check_split(&words, MSS);
@@ -230,7 +230,7 @@ TEST(fragments_are_refused)
     free(bytes);
 }
 
-TEST(the_ecn_flag_and_the_header_length_are_not_trusted)
+TEST(the_ecn_flag_and_the_header_length_are_ignored)
 {
     struct words words = {.payload = 100};
     struct ip_packet packet;
@@ -244,7 +244,7 @@ TEST(the_ecn_flag_and_the_header_length_are_not_trusted)
     free(bytes);
 }
 
-TEST(a_checksum_left_to_the_device_is_finished)
+TEST(a_checksum_left_to_the_device_is_computed)
 {
     for (uint8_t version = 4; version <= 6; version += 2) {
         for (int udp = 0; udp < 2; udp++) {
@@ -255,7 +255,7 @@ TEST(a_checksum_left_to_the_device_is_finished)
             uint8_t *expected = check_exact(bytes, packet.length);
             struct offload offload = offload_for(&words, 0);
             offload.gso_type = GSO_NONE;
-            /* The stack leaves the sum of the pseudo-header there. */
+            /* The kernel stores the sum of the pseudo-header there. */
             size_t behind = packet.length - packet.header;
             put16(bytes + offload.checksum_start + offload.checksum_offset,
                   (uint16_t)words_pseudo(bytes, packet.protocol, behind));

@@ -18,7 +18,7 @@ static bool add(struct trains *trains, struct ticket ticket, size_t size)
     return trains_add(trains, ticket, pieces, 2);
 }
 
-/* Adds datagrams of these sizes, 0 ends the list, to one peer; returns the number of trains. */
+/* Adds datagrams of these sizes to one peer; 0 ends the list. Returns the number of trains. */
 static unsigned trains_of(unsigned segments, const size_t *sizes)
 {
     struct trains *trains = trains_new(segments);
@@ -62,7 +62,7 @@ TEST(equal_sizes_make_a_train)
     CHECK_EQ(trains_of(127, SIZES(DATAGRAM_MAX, 22)), 2);
 }
 
-TEST(a_train_ends_at_its_number_of_segments)
+TEST(a_train_ends_at_its_limit_of_segments)
 {
     struct trains *trains = trains_new(TRAIN_SEGMENTS_MAX);
     for (unsigned i = 0; i < TRAIN_SEGMENTS_MAX + 1; i++)
@@ -72,7 +72,7 @@ TEST(a_train_ends_at_its_number_of_segments)
     free(trains);
 }
 
-TEST(one_destination_one_ecn_one_socket)
+TEST(peer_ecn_and_socket_are_equal_in_a_train)
 {
     static const struct {
         struct ticket first, second;
@@ -80,7 +80,7 @@ TEST(one_destination_one_ecn_one_socket)
     } rows[] = {
         {{.peer = 1}, {.peer = 1}, 1},
         {{.peer = 1}, {.peer = 2}, 2},
-        {{.peer = 1}, {.peer = 1 + 64}, 2}, /* the same place */
+        {{.peer = 1}, {.peer = 1 + 64}, 2}, /* the same hash */
         {{.peer = 1}, {.peer = 1, .socket = 1}, 2},
         {{.peer = 1}, {.peer = 1, .ecn = 2}, 2},
         {{.peer = 1}, {.peer = 1, .alone = true}, 2},
@@ -94,7 +94,7 @@ TEST(one_destination_one_ecn_one_socket)
     }
 }
 
-TEST(peers_take_turns_without_ending_trains)
+TEST(trains_to_several_peers_grow_in_turn)
 {
     struct trains *trains = trains_new(127);
     for (unsigned i = 0; i < 40; i++)
@@ -103,7 +103,7 @@ TEST(peers_take_turns_without_ending_trains)
     free(trains);
 }
 
-TEST(when_all_are_taken_nothing_changes)
+TEST(when_all_are_in_use_nothing_changes)
 {
     struct trains *trains = trains_new(127);
     for (unsigned i = 0; i < TRAINS_MAX; i++)

@@ -5,7 +5,7 @@
 static const uint8_t ours[MAC_SIZE] = {2, 1, 2, 3, 4, 5};
 static const uint8_t theirs[MAC_SIZE] = {2, 9, 8, 7, 6, 5};
 
-TEST(the_header_is_that_of_the_rfc)
+TEST(the_header_matches_the_rfc)
 {
     static const uint8_t expected[VXLAN_OVERHEAD] = {
         0x08, 0, 0, 0, 0x12, 0x34, 0x56, 0, 2, 9, 8, 7, 6, 5, 2, 1, 2, 3, 4, 5, 0x86, 0xdd,
@@ -18,7 +18,7 @@ TEST(the_header_is_that_of_the_rfc)
     CHECK(memcmp(bytes, expected, sizeof bytes) == 0);
 }
 
-TEST(what_is_put_is_parsed)
+TEST(written_headers_can_be_parsed)
 {
     static const uint32_t vnis[] = {0, 1, 255, 256, 0x800000, VNI_MAX};
     for (size_t i = 0; i < sizeof vnis / sizeof *vnis; i++) {
@@ -35,7 +35,7 @@ TEST(what_is_put_is_parsed)
     }
 }
 
-TEST(only_the_i_flag_counts)
+TEST(only_the_i_flag_matters)
 {
     for (unsigned flags = 0; flags < 256; flags++) {
         uint8_t bytes[VXLAN_OVERHEAD] = {(uint8_t)flags, 0xff, 0xff, 0xff, 0, 0, 7, 0xff};
@@ -46,7 +46,7 @@ TEST(only_the_i_flag_counts)
     }
 }
 
-TEST(short_is_short)
+TEST(truncated_headers_are_refused)
 {
     uint8_t bytes[VXLAN_OVERHEAD] = {8};
     for (size_t length = 0; length < VXLAN_OVERHEAD; length++) {

@@ -1,4 +1,4 @@
-"""A node's metrics as Prometheus scrapes them, beside what the node itself says."""
+"""The metrics of a node as Prometheus scrapes them, compared with its status."""
 
 import json
 import sys
@@ -35,7 +35,7 @@ def scrape(host: Host, place: str) -> Samples:
 
 
 @pytest.mark.parametrize("place", ["127.0.0.1:9472", "[::1]:9472"])
-def test_a_scrape_says_what_status_says(lab: Lab, place: str) -> None:
+def test_a_scrape_agrees_with_status(lab: Lab, place: str) -> None:
     a, b = pair(lab)
     b.up(peers=[a.at(4)])  # first, so that none of a's echoes is lost
     a.up("--metrics", place, peers=[b.at(4)])
@@ -59,11 +59,11 @@ def test_a_scrape_says_what_status_says(lab: Lab, place: str) -> None:
     assert found["process_open_fds", ()] > 5
 
 
-def test_drops_have_a_peer_where_one_is_known(lab: Lab) -> None:
+def test_drops_have_the_peer_if_it_is_known(lab: Lab) -> None:
     a, b = pair(lab)
     a.up("--metrics", ":9472", peers=[b.at(4)])
     b.up("--subnet", "10.9.0.0/16", peers=[a.at(4)])
-    # b has an address that a knows nothing of: spoofed, says a.
+    # b uses an address that a does not know: a counts its packets as spoofed.
     b.host.run(f"sh -c 'ping -c 3 -i 0.01 -W 0.2 -I 10.9.0.0 {a.ipv4} || true'")
     a.host.run("ip route add 10.7.0.0/16 dev tunnel1")
     a.host.run("sh -c 'ping -c 2 -i 0.01 -W 0.2 10.7.0.1 || true'")
@@ -76,7 +76,7 @@ def test_health(lab: Lab) -> None:
     a, b = pair(lab)
     a.up("--metrics", "192.0.2.1:9472", peers=[b.at(4)])
     place = "http://192.0.2.1:9472"
-    # From the other host, on which nothing runs: a peer that is silent makes a no less ready.
+    # From the other host, where no node runs: a silent peer does not make a unready.
     assert get(b.host, f"{place}/healthz") == (200, "ok\n")
     assert get(b.host, f"{place}/readyz") == (200, "ready\n")
     a.host.run("ip link set tunnel1 down")
@@ -100,7 +100,7 @@ def refused(node: Node, *words: str) -> str:
     return line
 
 
-def test_places_that_cannot_be(lab: Lab) -> None:
+def test_invalid_addresses(lab: Lab) -> None:
     a, b = pair(lab)
     assert "metrics 'x' is not ADDR:PORT (like 127.0.0.1:9472)" in refused(a, "--metrics", "x")
     assert "cannot listen on 203.0.113.1:1 for metrics" in refused(a, "--metrics", "203.0.113.1:1")

@@ -1,4 +1,4 @@
-"""Several workers: every flow in order and from one port, all of them as one to the user."""
+"""Several workers: flows keep their order and port, and counters are sums."""
 
 import asyncio
 import itertools
@@ -41,7 +41,7 @@ def linked(lab: Lab) -> tuple[Host, Host]:
 
 
 def nodes(lab: Lab, *, workers: int, against: int) -> tuple[Node, Node]:
-    """Two nodes that are up; against 0 workers, a kernel's vxlan device is the other."""
+    """Two running nodes; with ``against=0`` the other one is a kernel vxlan device."""
     a, b = (Node(host, number) for number, host in enumerate(linked(lab), start=1))
     if against:
         a.up("--workers", str(workers), peers=[b.at(4)])
@@ -54,7 +54,7 @@ def nodes(lab: Lab, *, workers: int, against: int) -> tuple[Node, Node]:
 
 @contextmanager
 def ports_seen(host: Host) -> Iterator[dict[Flow, set[int]]]:
-    """The outer source ports of each inner flow that leaves the host, once the block ends."""
+    """The outer source ports of each inner flow that the host sends, once the block ends."""
     with inside(host):
         tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
     seen: dict[Flow, set[int]] = {}
@@ -89,8 +89,8 @@ def ports_seen(host: Host) -> Iterator[dict[Flow, set[int]]]:
 
 
 @pytest.mark.parametrize(("workers", "against"), [(2, 1), (3, 2), (2, 0), (3, 3)])
-def test_every_flow_keeps_its_port_and_its_order(lab: Lab, workers: int, against: int) -> None:
-    """With answers in each flow: what the peer's workers send back moves no flow of ours."""
+def test_every_flow_keeps_its_port_and_order(lab: Lab, workers: int, against: int) -> None:
+    """With replies in each flow: replies from several workers of the peer move no flow."""
     a, b = nodes(lab, workers=workers, against=against)
     with ports_seen(a.host) as ours, ports_seen(b.host) as theirs, ExitStack() as streams:
         for near, far in ((a, b), (b, a)):
@@ -113,7 +113,7 @@ def test_every_flow_keeps_its_port_and_its_order(lab: Lab, workers: int, against
 
 
 def echo(a: Host, b: Host, address: str) -> None:
-    """UDP flows with an answer to each datagram, the answers from several workers."""
+    """UDP flows with a reply to each datagram, from several workers."""
     with ExitStack() as stack:
         for _ in range(FLOWS):
             with inside(b):
@@ -192,7 +192,7 @@ for sock in itertools.cycle(near):
 
 @contextmanager
 def flooded(*ways: tuple[Host, str]) -> Iterator[None]:
-    """As many datagrams as there is time for, from each host to an address."""
+    """Sends as many datagrams as possible from each host to an address."""
     floods = [host.popen([sys.executable, "-c", FLOOD, address]) for host, address in ways]
     try:
         yield
@@ -204,7 +204,7 @@ def flooded(*ways: tuple[Host, str]) -> Iterator[None]:
 
 @pytest.fixture
 def pair(lab: Lab) -> Iterator[tuple[Host, Node]]:
-    """A host on which the test runs, and a node that is up on another."""
+    """A host in whose namespace the test runs, and a running node on another."""
     a, b = (Node(host, number) for number, host in enumerate(linked(lab), start=1))
     b.up("--workers", "2", peers=[a.at(4)])
     with inside(a.host):
@@ -225,7 +225,7 @@ def threads_and_descriptors() -> tuple[int, int]:
 
 
 async def test_counters_are_sums(pair: tuple[Host, Node]) -> None:
-    """And stay: of a peer that has gone in the sums, of a tunnel that is closed all."""
+    """Counters of a removed peer stay in the sums; those of a closed tunnel can be read."""
     _, b = pair
     async with ours(b, workers=3) as tunnel:
         with ExitStack() as stack:
@@ -235,7 +235,7 @@ async def test_counters_are_sums(pair: tuple[Host, Node]) -> None:
                     sock.sendto(bytes(72), (b.ipv4, 9))
         async with asyncio.timeout(30):
             await until(lambda: tunnel.stats.outbound.packets == 10 * FLOWS)
-            # b has nobody at port 9 and says so, as often as its kernel likes.
+            # b has no socket at port 9 and sends ICMP errors, at a rate that its kernel limits.
             await until(lambda: tunnel.stats.inbound.packets > 0)
         await asyncio.sleep(0.1)
         stats = tunnel.stats
@@ -263,7 +263,7 @@ async def test_closed_under_load_it_leaves_nothing(pair: tuple[Host, Node]) -> N
     assert a.run("ip -o link").stdout == links
 
 
-async def test_a_device_that_vanishes_under_load(pair: tuple[Host, Node]) -> None:
+async def test_the_device_is_deleted_under_load(pair: tuple[Host, Node]) -> None:
     a, b = pair
     before = threads_and_descriptors()
     with flooded((a, b.ipv4), (b.host, "10.244.1.0")):
@@ -300,7 +300,7 @@ async def test_a_port_belongs_to_one_tunnel(pair: tuple[Host, Node]) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_a_device_belongs_to_one_tunnel(pair: tuple[Host, Node], workers: int) -> None:
-    """The kernel would let anyone open more queues of it, and take flows from ours."""
+    """The kernel would let another process open queues of the device, and take flows from it."""
     a, b = pair
     async with ours(b, workers=workers):
         with pytest.raises(DeviceError, match="device tunnel1 is in use by another process"):
@@ -314,7 +314,7 @@ async def test_a_persistent_device_needs_as_many_queues(pair: tuple[Host, Node])
     a.run("ip tuntap add tunnel1 mode tun")
     with pytest.raises(DeviceError, match="is no TUN device with several queues"):
         await ours(b).__aenter__()
-    # Nobody asked for several: one will do.
+    # Several were not requested: one is enough.
     async with ours(b, workers="auto") as tunnel:
         assert tunnel.describe().endswith(", 1 worker")
         await asyncio.to_thread(a.ping, b.ipv4)
@@ -328,7 +328,7 @@ async def test_a_persistent_device_needs_as_many_queues(pair: tuple[Host, Node])
     assert "tunnel1" in a.run("ip -o link").stdout
 
 
-async def test_without_a_device_there_is_one() -> None:
+async def test_without_a_device_there_is_one_worker() -> None:
     with pytest.raises(ConfigError, match="workers 2 need a device"):
         await Tunnel(device=None, local="127.0.0.1", port=18473, workers=2).__aenter__()
     before = len(threading.enumerate())
@@ -339,7 +339,7 @@ async def test_without_a_device_there_is_one() -> None:
 # As a command.
 
 
-def test_auto_is_one_for_each_cpu(lab: Lab) -> None:
+def test_auto_means_one_worker_for_each_cpu(lab: Lab) -> None:
     a, b = nodes(lab, workers=2, against=2)
     a.down()
     a.up("--workers", "auto", peers=[b.at(4)])
@@ -362,7 +362,7 @@ def test_signals_under_load(lab: Lab, number: signal.Signals) -> None:
 
 
 def test_in_a_user_namespace() -> None:
-    """Where an unprivileged user is root of a network of his own."""
+    """In a user namespace an unprivileged user is root of a network namespace."""
     script = f"""
         ip link set lo up
         {sys.executable} -m tunnel up --workers 2 --local 127.0.0.1 --subnet 10.244.1.0/24 \\

@@ -1,1 +1,1 @@
-"""The C core against scapy and naive twins, one call at a time."""
+"""Tests the C core against scapy and simple models, one call at a time."""

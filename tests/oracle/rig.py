@@ -1,7 +1,7 @@
 """
-One forwarder on a bench: its device is a socket pair, its peers are plain sockets on loopback.
+One forwarder whose device is a socket pair, and whose peers are plain sockets on loopback.
 
-So the C path runs as in life, one call at a time and without privilege:
+So the C path runs unchanged, one call at a time and without privileges:
 
     put() -> forwarder.outbound() -> Peer.take()
     Peer.send() -> inbound() -> take()
@@ -38,7 +38,7 @@ def packed(address: str) -> bytes:
 
 
 class Peer:
-    """A node of the other side: a plain UDP socket, and what it sends and gets by hand."""
+    """A peer of the rig: a plain UDP socket that sends and receives datagrams."""
 
     def __init__(self, rig: Rig, index: int, *, address: str, mac: bytes) -> None:
         self.rig, self.index, self.address, self.mac = rig, index, address, mac
@@ -46,8 +46,8 @@ class Peer:
         self.port: int = self.socket.getsockname()[1]
 
     def send(self, datagram: bytes, *, ecn: int = 0, size: int | None = None) -> None:
-        """Sends to the rig, as a train of datagrams of `size` bytes if given, and returns when
-        it lies in the rig's receive buffer."""
+        """Sends to the rig, as a train of datagrams of `size` bytes if given. Returns when the
+        datagram is in the receive buffer of the rig."""
         control: list[tuple[int, int, bytes]] = []
         if ecn:
             four = self.rig.family == 4
@@ -62,16 +62,15 @@ class Peer:
             time.sleep(0)
 
     def trains(self, datagrams: int) -> list[list[bytes]]:
-        """What arrived, as the kernel handed it over: one list a train. Waits for that many
-        datagrams, and takes no more than there are."""
+        """Waits for that many datagrams, and returns those that arrived: a list for each train."""
         return [train for train, _, _ in self._arrivals(datagrams)]
 
     def take(self, datagrams: int = 1) -> list[bytes]:
-        """The datagrams that arrived, in order."""
+        """Returns the datagrams that arrived, in order."""
         return [datagram for train in self.trains(datagrams) for datagram in train]
 
     def packets(self, count: int = 1) -> list[bytes]:
-        """The inner packets that arrived."""
+        """Returns the inner packets that arrived."""
         return [datagram[22:] for datagram in self.take(count)]
 
     def tos(self, datagrams: int) -> list[tuple[int, int]]:
@@ -102,8 +101,8 @@ class Peer:
 
 
 class Rig:
-    """A forwarder for tests; everything it opened is closed at the end of the ``with`` block.
-    `device` is a descriptor of another device than the pair."""
+    """A forwarder for tests; the ``with`` block closes everything that it opened. `device` is a
+    descriptor to use instead of the socket pair."""
 
     def __init__(
         self,
@@ -161,7 +160,7 @@ class Rig:
         self._stack.close()
 
     def open_socket(self, address: str) -> socket.socket:
-        """A socket as `tunnel.linux.udp` opens it, on a port of its own."""
+        """Opens a socket like `tunnel.linux.udp`, on any free port."""
         four = ":" not in address
         sock = socket.socket(_FAMILY[4 if four else 6], socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._stack.enter_context(sock)
@@ -177,7 +176,7 @@ class Rig:
         return sock
 
     def add_peer(self, *, address: str | None = None, mac: bytes = PEER_MAC) -> Peer:
-        """The next peer: number n owns 10.0.n.0/24 and fd00:n::/64, counted from 1."""
+        """Adds the next peer: number n, counted from 1, has 10.0.n.0/24 and fd00:n::/64."""
         index = len(self.peers)
         if address is None:
             address = f"127.0.7.{index + 2}" if self.family == 4 else "::1"
@@ -189,21 +188,21 @@ class Rig:
         self.forwarder.set_routes(self.routes)
         return peer
 
-    # ---- the device's side ----
+    # ---- device ----
 
     def put(self, packet: Packet | bytes, vnet: Vnet = NO_OFFLOAD) -> None:
-        """What the kernel would give to read."""
+        """Makes a packet readable from the device."""
         self.program.send((bytes(vnet) if self.vnet else b"") + bytes(packet))
 
     def outbound(self, *packets: Packet | bytes) -> None:
-        """Puts packets without offloads, and forwards all there are."""
+        """Puts packets without offloads, and forwards until the device is empty."""
         for packet in packets:
             self.put(packet)
         while self.forwarder.outbound():
             pass
 
     def writes(self) -> list[tuple[Vnet, bytes]]:
-        """What was written to the device: (header, packet) of each write."""
+        """Returns (header, packet) of each write to the device."""
         messages = []
         while True:
             try:
@@ -213,18 +212,18 @@ class Rig:
         return [Vnet.cut(message) if self.vnet else (NO_OFFLOAD, message) for message in messages]
 
     def take(self) -> list[bytes]:
-        """The packets that were written to the device."""
+        """Returns the packets that were written to the device."""
         return [packet for _, packet in self.writes()]
 
-    # ---- the peers' side ----
+    # ---- peers ----
 
     def queued(self) -> int:
-        """Bytes of kernel memory that wait in the receiving socket."""
+        """Bytes of kernel memory in the queue of the receiving socket."""
         info = self.sockets[0].getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 4)
         return int.from_bytes(info, "little")
 
     def inbound(self) -> list[tuple[Vnet, bytes]]:
-        """Moves what peers sent; returns what was written to the device."""
+        """Moves everything that peers sent; returns what was written to the device."""
         while self.forwarder.inbound(self.family):
             pass
         return self.writes()
@@ -249,7 +248,7 @@ class Rig:
 
 @contextmanager
 def inside(host: Host) -> Iterator[None]:
-    """This thread in the network of a host. Sockets stay in the one where they were opened."""
+    """Moves this thread to the network namespace of a host. Open sockets stay in theirs."""
     libc = ctypes.CDLL(None, use_errno=True)
     with open("/proc/thread-self/ns/net") as home, open(f"/proc/{host.pid}/ns/net") as there:
         if libc.setns(there.fileno(), _CLONE_NEWNET):

@@ -1,7 +1,7 @@
 """
-What reaches the device: joined where it must be, never where it must not.
+Which packets are joined before they are written to the device, and which are not.
 
-Each case is a batch of packets and the runs expected of it, by index.
+Each case is a batch of packets and the expected runs, by index.
 """
 
 from collections.abc import Callable, Iterable
@@ -45,7 +45,7 @@ TIMESTAMP = [("NOP", None), ("NOP", None), ("Timestamp", (1, 2))]
 
 
 def tcp_flow(version: int, sizes: Iterable[int], *, seq: int = 1000, **fields: Any) -> list[Packet]:
-    """Segments of these sizes, one behind the other. IPv4 ids count up from 100."""
+    """Consecutive segments of these sizes. IPv4 ids increment from 100."""
     packets = []
     for index, size in enumerate(sizes):
         header = ip(version, id=100 + index)
@@ -67,7 +67,7 @@ def above_ip(version: int, protocol: int, payload: bytes) -> Packet:
 
 
 def arrive(packets: Iterable[Packet | bytes], **rig: Any) -> list[tuple[Vnet, bytes]]:
-    """What the device gets for packets that lie together in the socket."""
+    """The writes to the device for packets that are received together."""
     with Rig(**rig) as bench:
         sent = list(map(bytes, packets))
         send_all(bench.add_peer(), map(frame, sent))
@@ -83,8 +83,8 @@ def arrive(packets: Iterable[Packet | bytes], **rig: Any) -> list[tuple[Vnet, by
 
 
 def check_write(vnet: Vnet, packet: bytes) -> None:
-    """A joined packet says of itself what the kernel needs to cut it again (virtio 1.2, 5.1.6);
-    a single one says nothing."""
+    """The header of a joined packet has what the kernel needs to split it (virtio 1.2, 5.1.6); that
+    of a single packet is zero."""
     if not vnet.gso_type:
         assert vnet == NO_OFFLOAD
         return
@@ -116,7 +116,7 @@ def expect(packets: list[Packet] | list[bytes], runs: Runs, **rig: Any) -> None:
 
 
 def changed(packets: list[Packet], index: int, change: Change) -> list[Packet]:
-    """The packets with one of them changed; its checksums stay right."""
+    """The packets with one of them changed; its checksums are correct."""
     change(packets[index])
     return packets
 
@@ -159,8 +159,8 @@ def test_sizes(version: int, family: int, sizes: list[int], runs: Runs) -> None:
 
 
 @BOTH
-def test_as_long_as_ip_allows(version: int) -> None:
-    """65,535 bytes are reached to the byte, and not passed."""
+def test_a_run_reaches_the_largest_ip_packet(version: int) -> None:
+    """The limit is exactly 65,535 bytes."""
     room = 65535 - (40 if version == 4 else 60)
     fits, too_long = [5041] * 12, [5041] * 12
     fits.append(room - sum(fits))
@@ -195,7 +195,7 @@ TCP_CHANGES: dict[str, Change] = {
 
 @BOTH
 @pytest.mark.parametrize("change", TCP_CHANGES)
-def test_another_header_begins_another_run(version: int, change: str) -> None:
+def test_a_different_header_starts_a_new_run(version: int, change: str) -> None:
     packets = tcp_flow(version, [100] * 4)
     expected: Runs = [[0], [1], [2, 3]]
     expect(changed(packets, 1, TCP_CHANGES[change]), expected)
@@ -232,7 +232,7 @@ IP_CHANGES: dict[int, dict[str, Change]] = {
     ("version", "change"),
     [(version, name) for version in IP_CHANGES for name in IP_CHANGES[version]],
 )
-def test_another_ip_header_begins_another_run(
+def test_a_different_ip_header_starts_a_new_run(
     flow: Callable[..., list[Packet]], version: int, change: str
 ) -> None:
     packets = flow(version, [100] * 4)
@@ -254,7 +254,7 @@ def test_another_ip_header_begins_another_run(
         (False, [7, 6, 5], [[0], [1], [2]]),
     ],
 )
-def test_ids_matter_where_df_is_clear(
+def test_ids_matter_without_df(
     flow: Callable[..., list[Packet]], df: bool, ids: list[int], runs: Runs
 ) -> None:
     packets = flow(4, [100] * len(ids))
@@ -265,20 +265,20 @@ def test_ids_matter_where_df_is_clear(
 
 @BOTH
 @pytest.mark.parametrize("flag", "FSRUC")
-def test_special_flags_go_alone_and_end_the_run(version: int, flag: str) -> None:
+def test_special_flags_stay_alone_and_end_the_run(version: int, flag: str) -> None:
     packets = tcp_flow(version, [100] * 5)
     expect(changed(packets, 2, setter(TCP, flags="A" + flag)), [[0, 1], [2], [3, 4]])
 
 
 @BOTH
 @pytest.mark.parametrize("flag", "FSRUC")
-def test_special_flags_are_not_joined_with_their_like(version: int, flag: str) -> None:
+def test_equal_special_flags_are_not_joined(version: int, flag: str) -> None:
     expect(tcp_flow(version, [100] * 3, flags="A" + flag), [[0], [1], [2]])
 
 
 @BOTH
 @pytest.mark.parametrize("flags", ["", "P", "F", "R"])
-def test_without_ack_goes_alone(version: int, flags: str) -> None:
+def test_segments_without_ack_stay_alone(version: int, flags: str) -> None:
     packets = tcp_flow(version, [100] * 5)
     expect(changed(packets, 2, setter(TCP, flags=flags)), [[0, 1], [2], [3, 4]])
 
@@ -299,7 +299,7 @@ def test_push_ends_a_run(version: int) -> None:
 
 
 @BOTH
-def test_a_pure_ack_goes_alone_and_ends_nothing(version: int) -> None:
+def test_a_pure_ack_stays_alone_and_ends_no_run(version: int) -> None:
     packets = tcp_flow(version, [100, 100, 0, 100])
     expect(packets, [[0, 1, 3], [2]])
 
@@ -329,7 +329,7 @@ def test_udp_sizes(version: int, sizes: list[int], runs: Runs) -> None:
 
 
 def test_udp_without_checksum_is_not_joined() -> None:
-    """Joined with others it would leave with a checksum that its sender never made."""
+    """Joined, it would get a checksum that its sender did not compute."""
     packets = udp_flow(4, [100] * 5)
     expect(changed(packets, 2, setter(UDP, chksum=0)), [[0, 1], [2], [3, 4]])
     expect(udp_flow(4, [100] * 3, chksum=0), [[0], [1], [2]])
@@ -357,7 +357,7 @@ FLOWS = pytest.mark.parametrize("flow", [tcp_flow, udp_flow])
 def test_a_wrong_checksum_is_never_joined(
     flow: Callable[..., list[Packet]], version: int, where: str, index: int
 ) -> None:
-    """It reaches the device as it came, so that the kernel drops and counts it."""
+    """It reaches the device unchanged, so that the kernel drops and counts it."""
     packets = [bytearray(bytes(packet)) for packet in flow(version, [100] * 3)]
     field = TCP_CHECK if flow is tcp_flow else UDP_CHECK
     at = {"checksum": (20 if version == 4 else 40) + field, "payload": -1, "ip": 5}[where]
@@ -374,17 +374,17 @@ def test_a_wrong_checksum_is_never_joined(
 @FLOWS
 @pytest.mark.parametrize("length", [127, 128, 129, 1001, 1398, 9000])
 @pytest.mark.parametrize("bit", [0, 7])
-def test_one_wrong_bit_anywhere_is_seen(
+def test_every_wrong_bit_is_detected(
     flow: Callable[..., list[Packet]], version: int, length: int, bit: int
 ) -> None:
-    """Also by the vector twin of the checksum, at both ends of what it takes."""
+    """Also by the vector implementation of the checksum, at both ends of its range of lengths."""
     for at in (-1, -2, -length, -length + 63, -length // 2):
         packets = [bytearray(bytes(packet)) for packet in flow(version, [length] * 2)]
         packets[1][at] ^= 1 << bit
         assert [vnet.gso_type for vnet, _ in arrive(map(bytes, packets))] == [0, 0]
 
 
-def test_bytes_behind_an_ipv4_packet_are_trimmed() -> None:
+def test_bytes_after_an_ipv4_packet_are_removed() -> None:
     packets = tcp_flow(4, [100] * 3)
     expect(packets, [[0, 1, 2]])
     with Rig() as rig:
@@ -408,7 +408,7 @@ def test_bytes_behind_an_ipv4_packet_are_trimmed() -> None:
 )
 @BOTH
 @FLOWS
-def test_nothing_is_moved_over_what_has_no_known_flow(
+def test_a_packet_of_unknown_flow_is_not_overtaken(
     flow: Callable[..., list[Packet]], version: int, barrier: Packet
 ) -> None:
     packets = flow(version, [100] * 4)
@@ -417,14 +417,14 @@ def test_nothing_is_moved_over_what_has_no_known_flow(
 
 @BOTH
 @pytest.mark.parametrize("payload", [b"what is this", b""])
-def test_other_protocols_end_nothing(version: int, payload: bytes) -> None:
+def test_other_protocols_end_no_run(version: int, payload: bytes) -> None:
     packets = tcp_flow(version, [100] * 4)
     alone = above_ip(version, 132, payload)
     expect([*packets[:2], alone, *packets[2:]], [[0, 1, 3, 4], [2]])
 
 
 @BOTH
-def test_half_a_transport_header_goes_alone(version: int) -> None:
+def test_a_truncated_transport_header_stays_alone(version: int) -> None:
     whole = bytes(tcp(bytes(30)))
     for length in range(4, 20):
         packets = tcp_flow(version, [100] * 4)
@@ -449,7 +449,7 @@ def test_two_flows_do_not_mix(flow: Callable[..., list[Packet]], version: int, c
             address = {"src": ("10.0.1.9", "fd00:1::9"), "dst": ("10.0.0.9", "fd00::9")}[change]
             setattr(packet, change, address[version == 6])
         elif change in {"sport", "dport"}:
-            # Flows whose hashes collide end each other's runs; these do not.
+            # Flows with equal hashes end the runs of each other; these have different hashes.
             setattr(packet.payload, change, 1002)
     mixed = [packet for pair in zip(a, b, strict=True) for packet in pair]
     expect(mixed, [[0, 2, 4], [1, 3, 5]])
@@ -459,7 +459,7 @@ def test_two_flows_do_not_mix(flow: Callable[..., list[Packet]], version: int, c
     ("vnet", "tcp_on", "udp_on", "expected"),
     [(True, True, True, 2), (True, True, False, 4), (True, False, True, 4), (False, True, True, 6)],
 )
-def test_each_kind_can_be_off(vnet: bool, tcp_on: bool, udp_on: bool, expected: int) -> None:
+def test_each_protocol_can_be_off(vnet: bool, tcp_on: bool, udp_on: bool, expected: int) -> None:
     packets = tcp_flow(4, [100] * 3) + udp_flow(4, [100] * 3, sport=99)
     with Rig(vnet=vnet, tcp=tcp_on, udp=udp_on) as rig:
         send_all(rig.add_peer(), map(frame, packets))
@@ -481,7 +481,7 @@ def test_a_train_is_coalesced_like_single_datagrams() -> None:
         assert rig.work()["datagrams_received"] == 20
 
 
-def test_ecn_of_a_train_goes_into_all_of_it() -> None:
+def test_ecn_of_a_train_applies_to_every_datagram() -> None:
     packets = tcp_flow(4, [100] * 4)
     for packet in packets:
         packet.tos = 2
@@ -540,9 +540,9 @@ def by_flow(packets: Iterable[bytes], *, acks: bool) -> dict[bytes, list[bytes]]
 
 @settings(max_examples=120)
 @given(batch=BATCH, data=st.data())
-def test_what_is_split_again_is_what_came(batch: list[tuple[int, int, str]], data: Any) -> None:
-    """Whatever flows are mixed, whatever is lost, doubled or out of order: the device gets each
-    packet, byte for byte, in the order of its flow. Pure ACKs have an order of their own."""
+def test_splitting_gives_the_original_packets(batch: list[tuple[int, int, str]], data: Any) -> None:
+    """Flows are mixed, and packets are lost, duplicated and reordered: the device gets each packet,
+    byte for byte, in the order of its flow. Pure ACKs are ordered separately."""
     state: dict[int, int] = {}
     packets = [odd_packet(*item, state=state) for item in batch][:60]
     if packets:
@@ -567,8 +567,8 @@ def test_what_is_split_again_is_what_came(batch: list[tuple[int, int, str]], dat
     flow=st.integers(0, 3),
     items=st.lists(st.tuples(st.sampled_from([100, 100, 100, 40]), ODDITIES), max_size=40),
 )
-def test_one_flow_is_joined_as_the_naive_twin_does(flow: int, items: list[tuple[int, str]]) -> None:
-    """Nothing less is joined either."""
+def test_one_flow_is_joined_like_the_simple_model(flow: int, items: list[tuple[int, str]]) -> None:
+    """Everything that can be joined is joined."""
     state: dict[int, int] = {}
     packets = [odd_packet(flow, *item, state=state) for item in items]
     written = [list(map(same_but_id, unsplit(*write))) for write in arrive(packets)]
@@ -583,8 +583,10 @@ def test_one_flow_is_joined_as_the_naive_twin_does(flow: int, items: list[tuple[
     push=st.booleans(),
     segments=st.sampled_from([1, 63, 127]),
 )
-def test_there_and_back_again(kind: str, length: int, size: int, push: bool, segments: int) -> None:
-    """A super-packet crosses the tunnel: one forwarder cuts it, another joins it."""
+def test_super_packets_cross_the_tunnel(
+    kind: str, length: int, size: int, push: bool, segments: int
+) -> None:
+    """One forwarder splits it, another coalesces it."""
     version, tso = int(kind[-1]), kind.startswith("TSO")
     data = bytes(range(256)) * (length // 256 + 1)
     flags = "PA" if push else "A"

@@ -58,7 +58,7 @@ def super_packet(version: int, size: int, **fields: Any) -> tuple[Packet, Vnet]:
 
 @pytest.fixture
 def host(lab: Lab) -> Iterator[Host]:
-    """This test runs in the network of a host that has nothing but a loopback of 1500 bytes."""
+    """Runs the test in the namespace of a host that only has a loopback with an MTU of 1500."""
     host = lab.host("alone")
     host.run(f"ip link set lo mtu {MTU}")
     with inside(host):
@@ -68,9 +68,9 @@ def host(lab: Lab) -> Iterator[Host]:
 # ---- trains ----
 
 
-def test_trains_end_for_the_peer_that_refuses_them() -> None:
-    """UDP_SEGMENT refuses a socket without checksums: EINVAL, on a path that takes the size.
-    Each datagram still leaves once, in order; other peers keep their trains."""
+def test_trains_are_turned_off_for_a_path_that_refuses_them() -> None:
+    """UDP_SEGMENT on a socket without checksums fails with EINVAL, although the size fits the path.
+    Each datagram is still sent once, in order; other peers keep their trains."""
     with Rig() as rig:
         a, b = rig.add_peer(), rig.add_peer()
         rig.sockets[0].setsockopt(socket.SOL_SOCKET, SO_NO_CHECK, 1)
@@ -87,7 +87,7 @@ def test_trains_end_for_the_peer_that_refuses_them() -> None:
         assert [len(train) for train in b.trains(5)] == [5]
 
 
-def test_trains_come_back_with_another_address() -> None:
+def test_another_address_turns_trains_on_again() -> None:
     with Rig() as rig:
         peer = rig.add_peer()
         rig.sockets[0].setsockopt(socket.SOL_SOCKET, SO_NO_CHECK, 1)
@@ -99,7 +99,7 @@ def test_trains_come_back_with_another_address() -> None:
         assert rig.trains(0)
 
 
-def test_super_packets_are_sent_singly_where_trains_are_refused() -> None:
+def test_super_packets_are_sent_singly_if_trains_are_refused() -> None:
     with Rig() as rig:
         peer = rig.add_peer()
         rig.sockets[0].setsockopt(socket.SOL_SOCKET, SO_NO_CHECK, 1)
@@ -113,8 +113,8 @@ def test_super_packets_are_sent_singly_where_trains_are_refused() -> None:
 
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("version", [4, 6])
-def test_too_big_for_the_path_is_told(host: Host, family: int, version: int) -> None:
-    """The sender learns what fits, does so, and trains were never off."""
+def test_too_big_packets_get_an_icmp_error(host: Host, family: int, version: int) -> None:
+    """The sender learns the MTU and uses it; trains stay on."""
     with Rig(family=family) as rig:
         peer = rig.add_peer()
         fits = MTU - (50 if family == 4 else 70)
@@ -147,15 +147,15 @@ def test_too_big_for_the_path_is_told(host: Host, family: int, version: int) -> 
         assert [len(train) for train in peer.trains(len(expected))] == [len(expected)]
         rig.put(packet, vnet._replace(gso_size=size + 1))
         rig.outbound()
-        # The last one is shorter and goes; the sender hears once of all the others.
+        # The last one is shorter and is sent; the sender gets one error for all the others.
         assert peer.packets(1) == split_twin(packet, size + 1)[-1:]
         assert len(rig.take()) == 1
 
 
 @pytest.mark.parametrize("link", ["0800", "8100e0070800"])
 @pytest.mark.usefixtures("host")
-def test_too_big_for_the_path_is_told_by_a_frame(link: str) -> None:
-    """Back to where the frame came from, in its VLAN."""
+def test_too_big_frames_get_an_icmp_error_in_a_frame(link: str) -> None:
+    """The error goes back to the source of the frame, in its VLAN."""
     here, there = bytes.fromhex("020000000a01"), bytes.fromhex("020000000b01")
     tail = bytes.fromhex(link)
     prefix = there + here + tail
@@ -173,8 +173,8 @@ def test_too_big_for_the_path_is_told_by_a_frame(link: str) -> None:
         assert parsed[ICMP].nexthopmtu == MTU - 20 - 8 - 8 - len(prefix)
 
 
-def test_what_may_be_fragmented_is_not_refused(host: Host) -> None:
-    """DF is clear: the underlay cuts it, as a kernel vxlan device would have it."""
+def test_packets_that_may_be_fragmented_are_sent(host: Host) -> None:
+    """DF is clear: the underlay fragments it, as it does for a kernel vxlan device."""
     with Rig() as rig:
         peer = rig.add_peer()
         packet, vnet = super_packet(4, 2000, flags=0)
@@ -186,7 +186,7 @@ def test_what_may_be_fragmented_is_not_refused(host: Host) -> None:
         assert rig.trains(0)
 
 
-def test_small_packets_keep_their_train_where_large_ones_do_not_fit(host: Host) -> None:
+def test_small_packets_keep_their_train_on_a_narrow_path(host: Host) -> None:
     with Rig() as rig:
         peer = rig.add_peer()
         packet, vnet = super_packet(4, 2000)
@@ -205,7 +205,7 @@ def test_small_packets_keep_their_train_where_large_ones_do_not_fit(host: Host) 
 # ---- refusals of the underlay ----
 
 
-def test_a_firewall_that_says_no_is_named(host: Host) -> None:
+def test_a_firewall_has_its_own_drop_reason(host: Host) -> None:
     with Rig() as rig:
         a, b = rig.add_peer(), rig.add_peer()
         host.run("nft add table ip f")
@@ -225,7 +225,7 @@ def test_a_firewall_that_says_no_is_named(host: Host) -> None:
     ("kind", "reason"),
     [("unreachable", "unreachable"), ("prohibit", "blocked"), ("blackhole", "send_failed")],
 )
-def test_a_kernel_route_that_says_no_is_named(host: Host, kind: str, reason: str) -> None:
+def test_a_refusing_kernel_route_has_its_own_reason(host: Host, kind: str, reason: str) -> None:
     with Rig() as rig:
         a, b = rig.add_peer(), rig.add_peer()
         rig.forwarder.set_peer(0, packed("198.51.100.1"), 8472, a.mac)
@@ -245,8 +245,8 @@ def test_no_kernel_route_at_all(host: Host) -> None:
 
 
 def test_a_send_buffer_that_stays_full(host: Host) -> None:
-    """The underlay takes 1,000 bytes a second: what it does not take in time is lost here, the
-    rest arrives once and in order."""
+    """The underlay takes 1,000 bytes per second: the rest is dropped, and what is sent arrives once
+    and in order."""
     host.run("tc qdisc add dev lo root tbf rate 8kbit burst 1600 limit 10mb")
     with Rig() as rig:
         peer = rig.add_peer()
@@ -269,11 +269,11 @@ def test_a_send_buffer_that_stays_full(host: Host) -> None:
 @contextmanager
 def picky_tun(host: Host, *, up: bool = True) -> Iterator[tuple[int, socket.socket]]:
     """
-    A TUN device that refuses super-packets with EINVAL, and a socket that sees what it took.
+    A TUN device that refuses super-packets with EINVAL, and a socket that receives what it takes.
 
-    It is told that virtio headers have 12 bytes, ours have 10. So it looks for the IP version
-    two bytes into the packet, where the total length is: it takes packets of 16,384 to 20,479
-    bytes, which begin like IPv4 there, and refuses what two of them are joined to.
+    The device expects virtio headers of 12 bytes instead of 10. So it reads the IP version from the
+    third byte of the packet, which is in the total length. It takes packets of 16,384 to 20,479
+    bytes, which look like IPv4 there, and refuses two of them joined.
     """
     device = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
     sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3))
@@ -292,10 +292,10 @@ def picky_tun(host: Host, *, up: bool = True) -> Iterator[tuple[int, socket.sock
 
 
 @pytest.mark.parametrize("transport", [tcp, udp])
-def test_coalescing_ends_where_the_device_refuses_it(
+def test_coalescing_is_turned_off_if_the_device_refuses_it(
     host: Host, transport: Callable[..., Packet]
 ) -> None:
-    """All packets arrive, in order, and each kind falls back on its own."""
+    """All packets arrive in order, and each protocol falls back by itself."""
     host.run("ip link set lo mtu 65536")
     with picky_tun(host) as (device, sniffer), Rig(device=device) as rig:
         peer = rig.add_peer()
@@ -324,7 +324,7 @@ def test_a_device_that_is_down(host: Host) -> None:
         assert rig.forwarder.coalescing == (True, True)
 
 
-def test_a_reader_that_does_not_keep_up() -> None:
+def test_a_slow_reader() -> None:
     with Rig(udp=False) as rig:
         peer = rig.add_peer()
         rig.device.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
@@ -354,7 +354,7 @@ def test_a_full_device_drops_all_of_a_joined_packet() -> None:
 
 
 @pytest.mark.parametrize("vnet", [True, False])
-def test_a_device_that_is_gone(vnet: bool) -> None:
+def test_a_closed_device(vnet: bool) -> None:
     with Rig(vnet=vnet) as rig:
         peer = rig.add_peer()
         rig.put(outgoing(b"last"))
@@ -368,7 +368,7 @@ def test_a_device_that_is_gone(vnet: bool) -> None:
         assert rig.drops(0) == {"device_refused": 1}
 
 
-def test_a_socket_that_is_gone() -> None:
+def test_a_closed_socket() -> None:
     with Rig() as rig:
         rig.add_peer()
         rig.forwarder.set_sockets(4, [])
@@ -380,8 +380,8 @@ def test_a_socket_that_is_gone() -> None:
 # ---- threads ----
 
 
-def test_one_thread_at_a_time_and_the_gil_is_free() -> None:
-    """A device that blocks keeps one thread inside: this one runs on, others wait their turn."""
+def test_one_thread_at_a_time_without_the_gil() -> None:
+    """A blocking device holds one thread in C: this thread continues, others wait for the lock."""
     with Rig() as rig, ThreadPoolExecutor(12) as pool:
         peer = rig.add_peer()
         rig.device.setblocking(True)
@@ -408,8 +408,8 @@ def test_one_thread_at_a_time_and_the_gil_is_free() -> None:
         assert waiting[4].result() == 0
 
 
-def test_others_come_in_while_packets_keep_coming() -> None:
-    """A thread in run() never finds its device empty, and still lets everybody in."""
+def test_other_threads_get_the_lock_under_load() -> None:
+    """A thread in run() always has packets, and still other threads get the lock."""
     with Rig() as rig, running(rig) as end, ThreadPoolExecutor(1) as pool:
         peer = rig.add_peer()
         stop = threading.Event()
@@ -424,13 +424,13 @@ def test_others_come_in_while_packets_keep_coming() -> None:
         finally:
             stop.set()
         put = flood.result(timeout=2)
-        # Some thousands on an idle machine; one or two where they starve.
+        # Some thousands on an idle machine; one or two if the threads starve.
         assert visits > 50
         assert rig.work()["device_reads"] > put / 2 > 500
         assert end() is False
 
 
-def test_a_runner_says_which_descriptor_failed() -> None:
+def test_run_reports_which_descriptor_failed() -> None:
     with Rig() as rig, running(rig) as end:
         rig.program.close()
         with pytest.raises(BrokenPipeError) as caught:
@@ -440,7 +440,7 @@ def test_a_runner_says_which_descriptor_failed() -> None:
 
 @contextmanager
 def running(rig: Rig) -> Iterator[Callable[[], bool]]:
-    """A thread in run(); the function returned stops it and returns what it returned."""
+    """Starts a thread in run(). Returns a function that stops it and returns its result."""
     with (
         select.epoll() as watch,
         os.fdopen(os.eventfd(0), "wb", buffering=0) as stop,
@@ -462,7 +462,7 @@ def running(rig: Rig) -> Iterator[Callable[[], bool]]:
 
 
 def keep_full(rig: Rig, stop: threading.Event) -> int:
-    """Puts packets as fast as the device takes them; returns how many."""
+    """Sends packets as fast as the device takes them. Returns how many."""
     packet, count = outgoing(b"x"), 0
     while not stop.is_set():
         with suppress(BlockingIOError):

@@ -1,4 +1,4 @@
-"""The FDB as Python sees it. What it does is tested in C; here, that the binding says so."""
+"""The binding of the FDB; its behaviour is tested in C."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def made() -> Fdb:
 
 
 @given(st.dictionaries(st.tuples(macs, vlans), st.integers(0, 65534), max_size=50))
-def test_what_is_put_is_there(entries: dict[tuple[bytes, int | None], int]) -> None:
+def test_static_entries_are_listed(entries: dict[tuple[bytes, int | None], int]) -> None:
     fdb = made()
     for (mac, vlan), index in entries.items():
         fdb.put(mac, vlan, index)
@@ -61,7 +61,7 @@ def test_flush() -> None:
         (bytes(6), None, 0),
     ],
 )
-def test_what_is_no_entry(mac: bytes, vlan: int | None, index: int) -> None:
+def test_invalid_entries(mac: bytes, vlan: int | None, index: int) -> None:
     fdb = made()
     with pytest.raises((ValueError, OverflowError)):
         fdb.put(mac, vlan, index)
@@ -76,7 +76,7 @@ def test_limits(limits: dict[str, int]) -> None:
         Fdb(**{"limit": 10, "share": 5, "ageing": 300} | limits)
 
 
-def test_it_is_initialised_once_and_used_then() -> None:
+def test_it_is_initialised_exactly_once() -> None:
     fdb = made()
     with pytest.raises(RuntimeError):
         Fdb.__init__(fdb, limit=1, share=1, ageing=1)
@@ -87,7 +87,7 @@ def test_it_is_initialised_once_and_used_then() -> None:
 
 
 def test_threads() -> None:
-    """They share one table; nothing of it needs the interpreter's lock, nothing breaks it."""
+    """Threads that share one table without the GIL do not break it."""
     fdb = made()
 
     def work(number: int) -> None:

@@ -53,7 +53,7 @@ def mac(text: str) -> bytes:
 
 
 def ether(inner: Packet | bytes, *, to: str = THERE, source: str = HERE, tag: bytes = b"") -> bytes:
-    """A frame with an IP packet."""
+    """A frame that holds an IP packet."""
     data = bytes(inner)
     kind = bytes.fromhex("0800" if data[0] >> 4 == 4 else "86dd")
     return mac(to) + mac(source) + tag + kind + data
@@ -83,9 +83,7 @@ def outgoing(version: int, payload: Packet) -> Packet:
 
 @pytest.mark.parametrize("tag", TAGS)
 @pytest.mark.parametrize("version", [4, 6])
-def test_a_frame_goes_to_the_peer_that_its_mac_is_behind(
-    rig: Rig, fdb: Fdb, version: int, tag: str
-) -> None:
+def test_a_frame_goes_to_the_peer_in_the_fdb(rig: Rig, fdb: Fdb, version: int, tag: str) -> None:
     peer, other = rig.add_peer(), rig.add_peer()
     fdb.put(mac(THERE), 7 if tag == "tagged" else None, 0)
     frame = ether(outgoing(version, udp(b"x" * 99)), tag=TAGS[tag])
@@ -106,7 +104,7 @@ OPAQUE = {
 
 
 @pytest.mark.parametrize("kind", OPAQUE)
-def test_what_is_not_ip_goes_as_it_is(rig: Rig, fdb: Fdb, kind: str) -> None:
+def test_other_ethertypes_are_sent_unchanged(rig: Rig, fdb: Fdb, kind: str) -> None:
     peer = rig.add_peer()
     for vlan in (None, 3):
         fdb.put(mac(THERE), vlan, 0)
@@ -125,13 +123,13 @@ def test_a_frame_from_a_peer_is_written(rig: Rig, version: int, tag: str) -> Non
 
 
 @pytest.mark.parametrize("kind", sorted(OPAQUE.keys() - {"not the ip it says"}))
-def test_what_is_not_ip_is_written_as_it_is(rig: Rig, kind: str) -> None:
+def test_other_ethertypes_are_written_unchanged(rig: Rig, kind: str) -> None:
     peer = rig.add_peer()
     peer.send(wrapped(bytes(OPAQUE[kind])))
     assert rig.inbound() == [(NO_OFFLOAD, bytes(OPAQUE[kind]))]
 
 
-def test_a_frame_for_any_vtep_is_for_us(rig: Rig) -> None:
+def test_a_frame_for_any_vtep_gets_our_mac(rig: Rig) -> None:
     peer = rig.add_peer()
     frame = ether(ip(4) / udp(b"x"), to=ANY_MAC.hex(":"), source=THERE)
     peer.send(wrapped(frame))
@@ -180,7 +178,7 @@ def test_a_super_frame_is_split_as_scapy_does(
 
 @pytest.mark.parametrize("tag", TAGS | NESTED)
 def test_super_frames_and_others_of_a_flow_keep_one_port_and_mark(fdb: Fdb, tag: str) -> None:
-    """Congestion is not marked outside where the receiver would not carry it inside."""
+    """The outer header has no ECN if the receiver would not copy it to the inner packet."""
     tags = (TAGS | NESTED)[tag]
     with Rig(fdb=fdb, sockets=16) as rig:
         peer = rig.add_peer()
@@ -230,7 +228,7 @@ def test_frames_with_other_headers_are_not_joined(rig: Rig, changed: str) -> Non
 
 
 @pytest.mark.parametrize("flooded", [False, True], ids=["known", "flooded"])
-def test_a_checksum_that_was_left_to_us_is_finished(rig: Rig, fdb: Fdb, flooded: bool) -> None:
+def test_a_checksum_left_to_the_device_is_finished(rig: Rig, fdb: Fdb, flooded: bool) -> None:
     peers = [rig.add_peer(), rig.add_peer()]
     if not flooded:
         fdb.put(mac(THERE), None, 0)
@@ -246,7 +244,7 @@ def test_a_checksum_that_was_left_to_us_is_finished(rig: Rig, fdb: Fdb, flooded:
 # ---- where frames go ----
 
 
-def test_what_nobody_is_known_for_goes_to_each_peer_once(rig: Rig) -> None:
+def test_unknown_destinations_are_flooded_once_to_each_peer(rig: Rig) -> None:
     peers = [rig.add_peer() for _ in range(3)]
     frames = [ether(outgoing(4, udp(b"x")), to=to) for to in (THERE, BROADCAST)]
     rig.outbound(*frames)
@@ -256,7 +254,7 @@ def test_what_nobody_is_known_for_goes_to_each_peer_once(rig: Rig) -> None:
     assert rig.work()["frames_flooded"] == 2
 
 
-def test_or_nowhere(fdb: Fdb) -> None:
+def test_without_flooding_they_are_dropped(fdb: Fdb) -> None:
     with Rig(fdb=fdb, flood=False) as rig:
         peer = rig.add_peer()
         rig.outbound(*(ether(outgoing(4, udp(b"x")), to=to) for to in (THERE, BROADCAST)))
@@ -275,7 +273,7 @@ def test_link_local_frames_are_never_forwarded(rig: Rig, last: int) -> None:
     assert (rig.drops(-1), rig.drops(0)) == ({"link_local": 1}, {"peer_link_local": 1})
 
 
-def test_a_frame_that_is_none(rig: Rig) -> None:
+def test_a_truncated_frame(rig: Rig) -> None:
     rig.outbound(b"x" * 13, b"x" * 12 + b"\x81\x00\x00")
     assert rig.drops(-1) == {"bad_frame": 2}
 
@@ -293,14 +291,14 @@ def test_sources_are_learned_and_followed(rig: Rig, fdb: Fdb) -> None:
     assert rig.work()["frames_flooded"] == 0
 
 
-def test_not_where_learning_is_off(fdb: Fdb) -> None:
+def test_nothing_is_learned_with_learning_off(fdb: Fdb) -> None:
     with Rig(fdb=fdb, learning=False) as rig:
         rig.add_peer().send(wrapped(ether(ip(4) / udp(b"x"), to=HERE, source=THERE)))
         assert len(rig.inbound()) == 1
         assert fdb.entries() == []
 
 
-def test_a_peer_that_goes_takes_its_entries_along(rig: Rig, fdb: Fdb) -> None:
+def test_removing_a_peer_removes_its_entries(rig: Rig, fdb: Fdb) -> None:
     rig.add_peer(), rig.add_peer()
     fdb.put(mac(THERE), None, 0)
     fdb.put(mac(ELSEWHERE), 5, 1)
@@ -312,7 +310,7 @@ def test_a_peer_that_goes_takes_its_entries_along(rig: Rig, fdb: Fdb) -> None:
 # ---- who may send what ----
 
 
-def test_an_address_in_anothers_prefix_is_spoofed(rig: Rig, fdb: Fdb) -> None:
+def test_an_address_of_another_peer_is_spoofed(rig: Rig, fdb: Fdb) -> None:
     peer, _ = rig.add_peer(), rig.add_peer()
     peer.send(wrapped(ether(ip(4, src="10.0.2.9") / udp(b"x"), source=THERE)))
     assert rig.inbound() == []
@@ -331,7 +329,7 @@ def test_our_own_mac_comes_back(rig: Rig) -> None:
     assert rig.drops(0) == {"loop": 1}
 
 
-def test_who_of_several_at_one_address_sent_it(rig: Rig, fdb: Fdb) -> None:
+def test_the_sender_among_peers_at_one_address(rig: Rig, fdb: Fdb) -> None:
     one, two, three = (
         rig.add_peer(address="127.0.7.9", mac=mac(f"02:00:00:00:0d:{n:02x}")) for n in range(3)
     )
@@ -343,7 +341,7 @@ def test_who_of_several_at_one_address_sent_it(rig: Rig, fdb: Fdb) -> None:
         assert rig.counters(sender.index).inbound_packets == before + 1
 
 
-def test_a_storm_is_bounded_each_way(fdb: Fdb) -> None:
+def test_the_storm_limit_applies_in_both_directions(fdb: Fdb) -> None:
     with Rig(fdb=fdb, storm=10) as rig:
         peers = [rig.add_peer(address=f"127.0.7.{n}") for n in (2, 3)]
         frame = ether(outgoing(4, udp(b"x")), to=BROADCAST)
@@ -374,7 +372,7 @@ def test_a_peer_without_an_address_gets_nothing(rig: Rig) -> None:
 @pytest.mark.parametrize("tag", TAGS)
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("flooded", [False, True], ids=["known", "flooded"])
-def test_a_sender_is_told_the_mtu_by_a_frame(
+def test_icmp_errors_are_sent_in_a_frame(
     rig: Rig, fdb: Fdb, version: int, tag: str, flooded: bool
 ) -> None:
     peer, wide = rig.add_peer(), rig.add_peer()
@@ -416,7 +414,7 @@ def test_a_super_frame_too_big_for_one_peer_goes_to_the_others(rig: Rig) -> None
     assert rig.drops(1) == {"too_big": 2 * len(segments)}
 
 
-def test_who_spoke_to_all_is_told_nothing(rig: Rig) -> None:
+def test_group_frames_get_no_icmp_error(rig: Rig) -> None:
     peer = rig.add_peer()
     rig.forwarder.set_mtu(0, 1300)
     rig.outbound(ether(outgoing(4, udp(bytes(1350))), to=BROADCAST))
@@ -425,7 +423,7 @@ def test_who_spoke_to_all_is_told_nothing(rig: Rig) -> None:
     assert rig.drops(0) == {"too_big": 1}
 
 
-def test_what_is_not_ip_may_be_fragmented_by_the_underlay(rig: Rig, fdb: Fdb) -> None:
+def test_other_ethertypes_may_be_fragmented_by_the_underlay(rig: Rig, fdb: Fdb) -> None:
     peer = rig.add_peer()
     rig.forwarder.set_mtu(0, 1300)
     fdb.put(mac(THERE), None, 0)
@@ -434,8 +432,8 @@ def test_what_is_not_ip_may_be_fragmented_by_the_underlay(rig: Rig, fdb: Fdb) ->
     assert peer.take() == [wrapped(frame)]
 
 
-def test_the_largest_frame_there_is(rig: Rig, fdb: Fdb) -> None:
-    """A super-packet of 65,535 bytes, and the Ethernet header with a tag before it."""
+def test_the_largest_frame(rig: Rig, fdb: Fdb) -> None:
+    """A super-packet of 65,535 bytes after an Ethernet header with a tag."""
     peer = rig.add_peer()
     fdb.put(mac(THERE), 7, 0)
     packet = outgoing(4, tcp(bytes(65495)))
@@ -459,7 +457,7 @@ LIES = {
 
 @pytest.mark.parametrize("flooded", [False, True], ids=["known", "flooded"])
 @pytest.mark.parametrize("case", LIES)
-def test_an_offload_header_that_lies(rig: Rig, fdb: Fdb, case: str, flooded: bool) -> None:
+def test_a_wrong_offload_header(rig: Rig, fdb: Fdb, case: str, flooded: bool) -> None:
     peer = rig.add_peer()
     if not flooded:
         fdb.put(mac(THERE), None, 0)

@@ -1,4 +1,4 @@
-"""What stands around a packet on the wire, byte for byte, and what is made of its outer ToS."""
+"""The headers around a packet on the wire, byte for byte, and the handling of ECN."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ VERSIONS = pytest.mark.parametrize("version", [4, 6])
 
 
 def outgoing(version: int, payload: bytes = b"data", **fields: Any) -> bytes:
-    """A packet from us to the peer."""
+    """A packet from this node to the peer."""
     packet = ip(version, src=OURS[version], dst=THEIRS[version], **fields) / udp(payload)
     return bytes(packet)
 
@@ -35,7 +35,7 @@ def outgoing(version: int, payload: bytes = b"data", **fields: Any) -> bytes:
 @pytest.mark.parametrize("vnet", [True, False])
 @pytest.mark.parametrize("vni", [0, 1, 0xABCDEF, 0xFFFFFF])
 @pytest.mark.parametrize("mac", [PEER_MAC, ANY_MAC])
-def test_datagram_is_what_scapy_builds(
+def test_datagrams_equal_those_of_scapy(
     family: int, version: int, vnet: bool, vni: int, mac: bytes
 ) -> None:
     with Rig(family=family, vnet=vnet, vni=vni) as rig:
@@ -50,7 +50,7 @@ def test_datagram_is_what_scapy_builds(
 @VERSIONS
 @pytest.mark.parametrize("vnet", [True, False])
 @pytest.mark.parametrize("mac", [OUR_MAC, ANY_MAC])
-def test_packet_reaches_the_device_as_it_was_sent(
+def test_packets_reach_the_device_unchanged(
     family: int, version: int, vnet: bool, mac: bytes
 ) -> None:
     with Rig(family=family, vnet=vnet) as rig:
@@ -75,8 +75,8 @@ def test_reserved_bits_are_ignored() -> None:
 
 @FAMILIES
 @VERSIONS
-def test_outer_ecn_is_the_inner(family: int, version: int) -> None:
-    """RFC 6040, 4.1, normal mode; DSCP stays here. A change of ECN ends a train."""
+def test_outer_ecn_equals_inner_ecn(family: int, version: int) -> None:
+    """RFC 6040, 4.1, normal mode; DSCP is not copied. A different ECN value ends a train."""
     with Rig(family=family) as rig:
         peer = rig.add_peer()
         marks = [NOT_ECT, NOT_ECT, ECT0, ECT0, CE, ECT1, ECT0]
@@ -86,7 +86,7 @@ def test_outer_ecn_is_the_inner(family: int, version: int) -> None:
 
 
 COMBINED: dict[int, list[int | None]] = {
-    # inner: what leaves for an outer Not-ECT, ECT(1), ECT(0), CE. RFC 6040, figure 4.
+    # inner: the result for an outer Not-ECT, ECT(1), ECT(0), CE. RFC 6040, figure 4.
     NOT_ECT: [NOT_ECT, NOT_ECT, NOT_ECT, None],
     ECT1: [ECT1, ECT1, ECT1, CE],
     ECT0: [ECT0, ECT1, ECT0, CE],
@@ -98,7 +98,9 @@ COMBINED: dict[int, list[int | None]] = {
 @VERSIONS
 @pytest.mark.parametrize("inner", COMBINED)
 @pytest.mark.parametrize("outer", [NOT_ECT, ECT1, ECT0, CE])
-def test_outer_ecn_goes_into_the_inner(family: int, version: int, inner: int, outer: int) -> None:
+def test_outer_ecn_is_merged_into_the_inner(
+    family: int, version: int, inner: int, outer: int
+) -> None:
     expected = COMBINED[inner][outer]
     with Rig(family=family) as rig:
         packet = bytes(ip(version, ecn=0xB8 | inner) / udp(b"data"))
@@ -112,7 +114,7 @@ def test_outer_ecn_goes_into_the_inner(family: int, version: int, inner: int, ou
             assert verifies(written[0])
 
 
-def test_wrong_header_checksum_is_not_made_right_by_ecn() -> None:
+def test_ecn_does_not_correct_a_wrong_header_checksum() -> None:
     with Rig() as rig:
         packet = bytes(ip(4, ecn=ECT0, chksum=0x1234) / udp(b"data"))
         rig.add_peer().send(frame(packet), ecn=CE)

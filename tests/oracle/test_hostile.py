@@ -22,7 +22,7 @@ BROADCAST = bytes([0xFF] * 6)
 
 
 def lying(packet: bytes, *, at: int, value: int, size: int = 2) -> bytes:
-    """A packet whose field at `at` says something else."""
+    """A packet with other bytes at `at`."""
     return packet[:at] + value.to_bytes(size, "big") + packet[at + size :]
 
 
@@ -80,7 +80,7 @@ HOSTILE: list[tuple[str, str, bytes]] = [
     ("reason", "datagram"),
     [pytest.param(reason, datagram, id=name) for name, reason, datagram in HOSTILE],
 )
-def test_a_bad_datagram_is_counted_and_traffic_goes_on(
+def test_bad_datagrams_are_counted_and_others_pass(
     family: int, reason: str, datagram: bytes
 ) -> None:
     with Rig(family=family) as rig:
@@ -101,7 +101,7 @@ def test_a_train_of_bad_datagrams_counts_each() -> None:
         peer.send(good + bad * 10 + good + bad[:30], size=len(good))
         rig.inbound()
         assert rig.counters(0).inbound_packets == 2
-        # The last one is cut off inside its inner packet, but its VNI is looked at first.
+        # The last one is truncated inside its inner packet, but its VNI is checked first.
         assert rig.drops(0) == {"other_vni": 11}
 
 
@@ -113,7 +113,7 @@ def test_tiny_datagrams_in_a_train() -> None:
         assert rig.drops(0) == {"short_frame": 100}
 
 
-def test_the_largest_datagram_there_is() -> None:
+def test_the_largest_datagram() -> None:
     with Rig() as rig:
         peer = rig.add_peer()
         whole = bytes(ip(4) / udp(bytes(65507 - 22 - 28)))
@@ -123,8 +123,8 @@ def test_the_largest_datagram_there_is() -> None:
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_strangers_are_not_listened_to(family: int) -> None:
-    """Whatever they send: nothing of it is looked at."""
+def test_unknown_senders_are_dropped(family: int) -> None:
+    """Nothing that they send is parsed."""
     with Rig(family=family) as rig:
         stranger = rig.add_peer()
         rig.forwarder.set_routes([])
@@ -135,7 +135,7 @@ def test_strangers_are_not_listened_to(family: int) -> None:
         assert rig.drops(-1) == {"unknown_source": 1 + len(datagrams)}
 
 
-def test_a_stranger_beside_a_peer() -> None:
+def test_an_unknown_sender_besides_a_peer() -> None:
     with Rig() as rig:
         peer, stranger = rig.add_peer(), rig.add_peer()
         rig.forwarder.set_routes([route for route in rig.routes if route[2] == 0])
@@ -150,8 +150,8 @@ def test_a_stranger_beside_a_peer() -> None:
 @settings(max_examples=200)
 @given(data=st.data())
 def test_random_datagrams_break_nothing(data: Any) -> None:
-    """Noise, and good datagrams with some bytes changed or cut off: each is either forwarded
-    or dropped, exactly once, and the good one behind arrives."""
+    """Random bytes, and valid datagrams that are changed or truncated: each is forwarded or dropped
+    exactly once, and the valid one after them arrives."""
     with Rig() as rig:
         peer = rig.add_peer()
         inner = [GOOD, GOOD6, bytes(ip(4) / tcp(bytes(50))), bytes(ip(6) / tcp(bytes(50)))]
@@ -163,7 +163,7 @@ def test_random_datagrams_break_nothing(data: Any) -> None:
                 datagram[at] = data.draw(st.integers(0, 255))
             datagrams.append(bytes(datagram[: data.draw(st.integers(0, len(datagram)))]))
         datagrams += data.draw(st.lists(st.binary(max_size=100), max_size=4))
-        # A protocol of its own, so that it is joined to nothing.
+        # Its protocol is different, so that it is not joined to others.
         last = bytes(IP(src="10.0.1.1", dst=OURS[4], proto=253) / Raw(b"real"))
         send_all(peer, [*datagrams, frame(last)])
         written = rig.inbound()
@@ -176,7 +176,7 @@ def test_random_datagrams_break_nothing(data: Any) -> None:
             assert size == sum(len(packet) for _, packet in written)
 
 
-def test_outbound_multicast_goes_nowhere() -> None:
+def test_outbound_multicast_is_dropped() -> None:
     with Rig() as rig:
         rig.add_peer()
         for destination in ("224.0.0.251", "239.1.1.1", "255.255.255.255", "ff02::fb", "ff0e::1"):

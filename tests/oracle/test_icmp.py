@@ -1,4 +1,4 @@
-"""What the sender of a packet without a way is told: RFC 792, RFC 1122, RFC 1812, RFC 4443."""
+"""ICMP errors about packets without a route: RFC 792, RFC 1122, RFC 1812, RFC 4443."""
 
 import time
 
@@ -36,7 +36,7 @@ def lost(version: int, **fields: str) -> Packet:
 
 
 def answer(packet: Packet | bytes, vnet: Vnet = NO_OFFLOAD, *, with_header: bool = True) -> bytes:
-    """The one message that a packet without a way leads to."""
+    """Returns the one ICMP error about a packet without a route."""
     with Rig(vnet=with_header) as rig:
         rig.add_peer()
         rig.put(packet, vnet)
@@ -51,8 +51,8 @@ def answer(packet: Packet | bytes, vnet: Vnet = NO_OFFLOAD, *, with_header: bool
 @pytest.mark.parametrize("with_header", [True, False])
 @pytest.mark.parametrize("length", [0, 1, 100, 519, 520, 521, 1400, 9000])
 def test_host_unreachable(length: int, with_header: bool) -> None:
-    """It comes from the address that could not be reached: with one of the host's own as
-    source the kernel would drop it as a martian."""
+    """Its source is the address that could not be reached: the kernel drops a packet with one of
+    the host's own addresses as a martian."""
     packet = bytes(lost(4) / udp(bytes(length)))
     message = answer(packet, with_header=with_header)
     parsed = dissect(message)
@@ -77,29 +77,29 @@ def test_address_unreachable(length: int) -> None:
     assert len(message) <= 1280
 
 
-def test_a_super_packet_is_answered_once() -> None:
+def test_a_super_packet_gets_one_error() -> None:
     packet = lost(4) / tcp(bytes(60000))
     message = answer(packet, Vnet(NEEDS_CSUM, TCP4, 40, 1400, 20, TCP_CHECK))
     assert message[28:] == bytes(packet)[:548]
 
 
 @pytest.mark.parametrize("kind", [0, 8, 13, 14])
-def test_queries_are_answered(kind: int) -> None:
+def test_icmp_queries_get_errors(kind: int) -> None:
     assert dissect(answer(lost(4) / ICMP(type=kind)))[ICMP].type == 3
 
 
-def test_icmpv6_queries_are_answered() -> None:
+def test_icmpv6_queries_get_errors() -> None:
     assert ICMPv6DestUnreach in dissect(answer(lost(6) / ICMPv6EchoRequest()))
 
 
-def test_the_first_fragment_is_answered() -> None:
+def test_the_first_fragment_gets_an_error() -> None:
     packet = IP(src=OURS[4], dst=NOWHERE[4], flags="MF") / udp(bytes(64))
     assert dissect(answer(packet))[ICMP].type == 3
 
 
 @pytest.mark.parametrize("inner", [udp(bytes(64)), tcp(bytes(64)), ICMPv6EchoRequest()])
-def test_the_first_fragment_of_ipv6_is_answered(inner: Packet) -> None:
-    """Nobody else would have its sender make smaller ones."""
+def test_the_first_fragment_of_ipv6_gets_an_error(inner: Packet) -> None:
+    """Its sender would not learn the MTU otherwise."""
     packet = lost(6) / IPv6ExtHdrFragment(m=1) / inner
     assert ICMPv6DestUnreach in dissect(answer(packet))
 
@@ -133,7 +133,7 @@ SILENT: list[tuple[str, Packet]] = [
 
 
 @pytest.mark.parametrize("packet", [pytest.param(packet, id=name) for name, packet in SILENT])
-def test_what_must_not_be_answered(packet: Packet) -> None:
+def test_packets_that_must_not_get_errors(packet: Packet) -> None:
     """RFC 1122, 3.2.2; RFC 4443, 2.4 (e)."""
     with Rig() as rig:
         rig.add_peer()
@@ -144,15 +144,15 @@ def test_what_must_not_be_answered(packet: Packet) -> None:
 
 
 @pytest.mark.parametrize("destination", ["224.0.0.251", "255.255.255.255", "ff02::1"])
-def test_multicast_is_never_answered(destination: str) -> None:
+def test_multicast_never_gets_errors(destination: str) -> None:
     with Rig() as rig:
         rig.add_peer()
         rig.outbound(lost(6 if ":" in destination else 4, dst=destination) / udp(b"x"))
         assert rig.take() == []
 
 
-def test_messages_are_limited() -> None:
-    """A burst of 50, then 100 a second; all drops count."""
+def test_errors_are_rate_limited() -> None:
+    """A burst of 50, then 100 per second; all drops are counted."""
     with Rig() as rig:
         rig.add_peer()
         packet = bytes(lost(4) / udp(b"x"))
@@ -169,7 +169,7 @@ def test_messages_are_limited() -> None:
         assert len(rig.take()) == 1
 
 
-def test_silent_packets_take_no_share_of_the_limit() -> None:
+def test_packets_without_errors_do_not_count_towards_the_limit() -> None:
     with Rig() as rig:
         rig.add_peer()
         for _ in range(3 * BURST):

@@ -113,7 +113,7 @@ QUESTIONS = {
 
 
 @pytest.mark.parametrize("case", QUESTIONS)
-def test_a_peer_that_asks_is_answered(tun: Rig, case: str) -> None:
+def test_requests_of_peers_are_answered(tun: Rig, case: str) -> None:
     question, answer = QUESTIONS[case]
     peer = tun.peers[0]
     peer.send(wrapped(question))
@@ -121,12 +121,12 @@ def test_a_peer_that_asks_is_answered(tun: Rig, case: str) -> None:
     assert peer.take() == [wrapped(answer)]
     assert (tun.drops(-1), tun.drops(0)) == ({}, {})
     assert (tun.work()["neighbours_heard"], tun.work()["neighbour_answers"]) == (1, 1)
-    # Nobody's packets: the other side counts neither as such.
+    # Not counted as packets: the peer counts neither as such.
     assert tun.counters(0)[:4] == (0, 0, 0, 0)
 
 
-def letter(frame: Packet, *, size: int | None = None) -> tuple[int, bytes, int, bytes, bytes]:
-    """What is kept of a frame from the first peer."""
+def message_of(frame: Packet, *, size: int | None = None) -> tuple[int, bytes, int, bytes, bytes]:
+    """The queued message for a frame from the first peer."""
     raw = bytes(frame)
     kind = int.from_bytes(raw[12:14], "big")
     return (0, packed("127.0.7.2"), kind, raw[6:12], raw[14:][:size])
@@ -143,21 +143,21 @@ SIGHTINGS = {
 
 
 @pytest.mark.parametrize("case", SIGHTINGS)
-def test_who_has_which_mac_is_kept_for_python(tun: Rig, case: str) -> None:
+def test_messages_that_tell_a_mac_are_queued(tun: Rig, case: str) -> None:
     frame = SIGHTINGS[case]
     tun.peers[0].send(wrapped(frame) + bytes(18))
     assert tun.forwarder.move()
-    assert tun.forwarder.take_control_messages() == [letter(frame)]
+    assert tun.forwarder.take_control_messages() == [message_of(frame)]
 
 
 @pytest.mark.parametrize("case", ["arp probe", "dad"])
-def test_who_has_no_address_yet_is_not(tun: Rig, case: str) -> None:
+def test_messages_without_a_sender_address_are_not_queued(tun: Rig, case: str) -> None:
     tun.peers[0].send(wrapped(QUESTIONS[case][0]))
     assert not tun.forwarder.move()
 
 
-def test_copies_leave_room_for_control_frames(tun: Rig) -> None:
-    control = Ether(dst=US, src=THEM, type=0x88B5) / b"a letter"
+def test_copies_leave_space_for_control_frames(tun: Rig) -> None:
+    control = Ether(dst=US, src=THEM, type=0x88B5) / b"control"
     for _ in range(200):
         tun.peers[0].send(wrapped(SIGHTINGS["arp reply"]))
         tun.inbound()
@@ -168,9 +168,9 @@ def test_copies_leave_room_for_control_frames(tun: Rig) -> None:
     assert tun.drops(0) == {}
 
 
-def test_a_flood_from_one_leaves_room_for_the_others(tun: Rig) -> None:
+def test_a_flood_from_one_peer_leaves_space_for_others(tun: Rig) -> None:
     other = tun.add_peer(address="127.0.7.9")
-    control = wrapped(Ether(dst=US, src=THEM, type=0x88B5) / b"a letter")
+    control = wrapped(Ether(dst=US, src=THEM, type=0x88B5) / b"control")
     for _ in range(300):
         tun.peers[0].send(control)
         tun.inbound()
@@ -190,7 +190,7 @@ NOT_ANSWERED = {
 
 
 @pytest.mark.parametrize("case", NOT_ANSWERED)
-def test_what_is_not_asked_of_us(tun: Rig, case: str) -> None:
+def test_requests_for_other_targets_are_not_answered(tun: Rig, case: str) -> None:
     tun.peers[0].send(wrapped(NOT_ANSWERED[case]))
     assert tun.inbound() == []
     assert tun.peers[0].take(0) == []
@@ -277,7 +277,7 @@ REFUSED: dict[str, tuple[Packet | bytes, str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_not_right_is_dropped(tun: Rig, case: str) -> None:
+def test_invalid_messages_are_dropped(tun: Rig, case: str) -> None:
     frame, reason = REFUSED[case]
     tun.add_peer(address="127.0.7.9")
     tun.peers[0].send(wrapped(frame))
@@ -288,7 +288,7 @@ def test_what_is_not_right_is_dropped(tun: Rig, case: str) -> None:
 
 
 def test_routed_icmp_is_a_packet(tun: Rig) -> None:
-    """Type 135 through a router is no question, type 128 with hop limit 255 is no NDP."""
+    """Type 135 with a smaller hop limit, and type 128 with hop limit 255, are not NDP."""
     for inner in (
         IPv6(src=THEIRS[6], dst=OURS[6], hlim=254) / ICMPv6ND_NS(tgt=OURS[6]),
         IPv6(src=THEIRS[6], dst=OURS[6], hlim=255, nh=58) / bytes.fromhex("8000fe7f00000000"),
@@ -297,7 +297,7 @@ def test_routed_icmp_is_a_packet(tun: Rig) -> None:
         assert tun.inbound() == [(NO_OFFLOAD, bytes(inner))]
 
 
-def test_of_several_at_one_address_the_asker_is_answered() -> None:
+def test_the_reply_goes_to_the_right_peer_at_one_address() -> None:
     with Rig() as rig:
         rig.forwarder.set_neighbours([(packed(OURS[4]), OUR_MAC)])
         macs = [f"02:00:00:00:0e:{n:02x}" for n in range(3)]
@@ -348,7 +348,7 @@ LOCAL = {
 
 @pytest.mark.parametrize("flood", [True, False])
 @pytest.mark.parametrize("case", LOCAL)
-def test_what_we_know_is_answered_here(case: str, flood: bool) -> None:
+def test_known_targets_are_answered_here(case: str, flood: bool) -> None:
     question, answer = LOCAL[case]
     with Rig(fdb=Fdb(limit=100, share=100, ageing=300), flood=flood) as rig:
         peer = rig.add_peer()
@@ -376,7 +376,7 @@ FLOODED: dict[str, tuple[Packet | bytes, int]] = {
 
 
 @pytest.mark.parametrize("case", FLOODED)
-def test_the_rest_is_flooded(tap: Rig, case: str) -> None:
+def test_other_requests_are_flooded(tap: Rig, case: str) -> None:
     frame, floods = FLOODED[case]
     tap.outbound(frame)
     assert tap.writes() == []
@@ -385,16 +385,16 @@ def test_the_rest_is_flooded(tap: Rig, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", SIGHTINGS)
-def test_what_peers_say_passes_and_is_kept(tap: Rig, case: str) -> None:
+def test_messages_of_peers_pass_and_are_queued(tap: Rig, case: str) -> None:
     frame = SIGHTINGS[case]
     tap.peers[0].send(wrapped(frame))
     assert tap.inbound() == [(NO_OFFLOAD, bytes(frame))]
-    assert tap.forwarder.take_control_messages() == [letter(frame)]
+    assert tap.forwarder.take_control_messages() == [message_of(frame)]
     assert tap.peers[0].take(0) == []
 
 
 @pytest.mark.parametrize("case", ["arp", "dad"])
-def test_questions_of_peers_are_the_kernels_to_answer(tap: Rig, case: str) -> None:
+def test_requests_of_peers_go_to_the_kernel(tap: Rig, case: str) -> None:
     tap.forwarder.set_neighbours([(packed(OURS[version]), OUR_MAC) for version in (4, 6)])
     tap.peers[0].send(wrapped(QUESTIONS[case][0]))
     assert tap.inbound() == [(NO_OFFLOAD, bytes(QUESTIONS[case][0]))]
@@ -432,11 +432,11 @@ ANOTHERS: dict[str, Packet | bytes] = {
         }.items()
     },
 }
-"""What Linux reads as it reads the first."""
+"""Messages that Linux parses like the first one."""
 
 
 @pytest.mark.parametrize("case", ANOTHERS)
-def test_an_address_of_anothers_does_not_pass(tap: Rig, case: str) -> None:
+def test_messages_about_another_peers_address_are_dropped(tap: Rig, case: str) -> None:
     tap.add_peer(address="127.0.7.9")
     tap.peers[0].send(wrapped(ANOTHERS[case]))
     assert tap.inbound() == []
@@ -444,13 +444,13 @@ def test_an_address_of_anothers_does_not_pass(tap: Rig, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", [case for case, (_, why) in REFUSED.items() if "bad" in why])
-def test_messages_that_contradict_themselves_do_not_pass(tap: Rig, case: str) -> None:
+def test_invalid_messages_are_dropped_in_tap_mode(tap: Rig, case: str) -> None:
     tap.peers[0].send(wrapped(REFUSED[case][0]))
     assert tap.inbound() == []
     assert tap.drops(0) == {"bad_neighbour": 1}
 
 
-def test_of_tags_without_a_vlan_the_last_stays(tap: Rig) -> None:
+def test_only_the_last_priority_tag_stays(tap: Rig) -> None:
     question = QUESTIONS["arp"][0]
     for tags, rest in (("88a8e0008100e000", "8100e000"), ("81000000" * 3 + "88a80003", "88a80003")):
         tap.peers[0].send(wrapped(behind(tags, question)))

@@ -1,4 +1,4 @@
-"""Peers, routes and counters: who gets a packet, who may send one, and that sums never go back."""
+"""Peers, routes and counters: which peer gets a packet, and that sums never decrease."""
 
 import ipaddress
 import random
@@ -18,7 +18,7 @@ Route = tuple[bytes, int, int]
 
 
 def lpm_twin(routes: dict[Prefix, int], address: str) -> int:
-    """The owner of the longest prefix that holds the address, by looking at all of them."""
+    """The value of the longest prefix that contains the address, by linear search."""
     parsed = ipaddress.ip_address(address)
     holding = [prefix for prefix in routes if prefix.version == parsed.version and parsed in prefix]
     return routes[max(holding, key=lambda prefix: prefix.prefixlen)] if holding else -1
@@ -32,7 +32,7 @@ def as_list(routes: dict[Prefix, int]) -> list[Route]:
 
 @pytest.fixture(scope="module")
 def forwarder() -> Forwarder:
-    """One that only looks up: no descriptor is ever used."""
+    """A forwarder for look-ups only: no descriptor is used."""
     forwarder = Forwarder(
         device=-1,
         output=-1,
@@ -49,7 +49,7 @@ def forwarder() -> Forwarder:
 
 
 def prefixes(version: int, *, clustered: bool) -> st.SearchStrategy[Prefix]:
-    """Random prefixes; clustered ones differ in few bits, so that they nest and touch."""
+    """Random prefixes; clustered ones differ in few bits, so that many are nested or adjacent."""
     bits = 32 if version == 4 else 128
     bases = [0, 0x0A000000 << (bits - 32), (1 << bits) - 1]
     address = st.integers(0, (1 << bits) - 1)
@@ -78,10 +78,10 @@ TABLES = st.dictionaries(
 
 @settings(max_examples=300)
 @given(routes=TABLES, seed=st.integers(0, 2**32))
-def test_lookup_is_that_of_the_naive_twin(
+def test_lookup_agrees_with_a_linear_search(
     forwarder: Forwarder, routes: dict[Prefix, int], seed: int
 ) -> None:
-    """At both ends of every prefix, just outside of them, and anywhere."""
+    """For both ends of every prefix, the addresses just outside, and random ones."""
     forwarder.set_routes(as_list(routes))
     chance = random.Random(seed)
     addresses = {str(ipaddress.ip_address(chance.getrandbits(32))) for _ in range(5)}
@@ -96,9 +96,9 @@ def test_lookup_is_that_of_the_naive_twin(
         assert forwarder.lookup(packed(address)) == lpm_twin(routes, address), address
 
 
-def test_many_routes_are_no_slower_than_twice_few(forwarder: Forwarder) -> None:
-    """10,000 prefixes against 10, as a program sees it: the best of many rounds, the call
-    included. And all of them are found."""
+def test_many_routes_take_at_most_twice_the_time_of_few(forwarder: Forwarder) -> None:
+    """Compares 10,000 prefixes with 10, with the cost of the call: the best of many rounds. All of
+    them must be found."""
     chance = random.Random(1)
     networks = {chance.getrandbits(24) << 8 for _ in range(10000)}
     routes = [(network.to_bytes(4, "big"), 24, network % 300) for network in networks]
@@ -156,7 +156,7 @@ def of(address: str, *, sport: int = 1000) -> bytes:
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_each_packet_goes_to_the_owner_of_its_destination(family: int) -> None:
+def test_packets_go_to_the_peer_with_the_longest_prefix(family: int) -> None:
     with Rig(family=family) as rig:
         a, b, c = (rig.add_peer() for _ in range(3))
         rig.forwarder.set_routes([*rig.routes, (packed("10.0.1.128"), 25, 2)])
@@ -166,7 +166,7 @@ def test_each_packet_goes_to_the_owner_of_its_destination(family: int) -> None:
         assert c.packets(1) == [to("10.0.1.129")]
 
 
-def test_a_peer_that_is_replaced_keeps_its_counters() -> None:
+def test_replacing_a_peer_keeps_its_counters() -> None:
     with Rig() as rig:
         a, b = rig.add_peer(), rig.add_peer()
         rig.outbound(to("10.0.1.1"))
@@ -176,14 +176,14 @@ def test_a_peer_that_is_replaced_keeps_its_counters() -> None:
         rig.outbound(to("10.0.1.1"))
         assert (len(a.take(1)), len(b.take(1))) == (1, 1)
         assert rig.counters(0).outbound_packets == 2
-        # Its old address is nobody's now, its new one is.
+        # Its old address belongs to no peer now, its new one does.
         a.send(of("10.0.1.1"))
         b.send(of("10.0.1.1"))
         assert len(rig.inbound()) == 1
         assert rig.drops(-1) == {"unknown_source": 1}
 
 
-def test_a_peer_without_an_address_waits_for_it() -> None:
+def test_packets_to_a_peer_without_an_address_are_dropped() -> None:
     with Rig() as rig:
         a = rig.add_peer()
         rig.forwarder.set_peer(0, None, 8472, a.mac)
@@ -205,7 +205,7 @@ def test_a_family_without_sockets_cannot_send() -> None:
         assert rig.drops(0) == {"unresolved": 1}
 
 
-def test_a_peer_goes_after_its_routes() -> None:
+def test_a_peer_is_removed_after_its_routes() -> None:
     with Rig() as rig:
         a = rig.add_peer()
         with pytest.raises(ValueError, match="peer 0 still has routes"):
@@ -220,7 +220,7 @@ def test_a_peer_goes_after_its_routes() -> None:
         assert rig.drops(-1) == {"unknown_source": 1}
 
 
-def test_counters_of_a_removed_peer_are_kept_apart() -> None:
+def test_counters_of_removed_peers_are_kept() -> None:
     with Rig() as rig:
         a = rig.add_peer()
         rig.outbound(to("10.0.1.1"), to("10.0.1.1"), to("10.9.9.9"))
@@ -247,8 +247,8 @@ def test_counters_of_a_removed_peer_are_kept_apart() -> None:
         max_size=40,
     )
 )
-def test_sums_never_go_back(steps: list[tuple[str, int]]) -> None:
-    """Whatever comes and goes: each packet stays counted, exactly once."""
+def test_sums_never_decrease(steps: list[tuple[str, int]]) -> None:
+    """Peers are added and removed: each packet stays counted exactly once."""
     with Rig() as rig:
         peers = [rig.add_peer() for _ in range(4)]
         present = set(range(4))
@@ -282,8 +282,8 @@ def test_sums_never_go_back(steps: list[tuple[str, int]]) -> None:
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_peers_behind_one_address(family: int) -> None:
-    """NAT, or several nodes on one host: told apart by port on the way out, and by the inner
-    source on the way in, from whatever port it comes."""
+    """NAT, or several nodes on one host: outbound the port tells them apart, inbound the inner
+    source, whatever the outer port is."""
     with Rig(family=family) as rig:
         address = "127.0.7.9" if family == 4 else "::1"
         a, b = rig.add_peer(address=address), rig.add_peer(address=address)
@@ -303,7 +303,7 @@ def test_peers_behind_one_address(family: int) -> None:
 
 
 def test_a_peer_sends_from_any_port() -> None:
-    """A kernel vxlan device chooses one for each flow."""
+    """A kernel vxlan device chooses a source port for each flow."""
     with Rig() as rig:
         a = rig.add_peer()
         for sport in range(5):
@@ -313,7 +313,7 @@ def test_a_peer_sends_from_any_port() -> None:
 
 
 def test_many_peers() -> None:
-    """More than the first table has room for, some of them gone again."""
+    """More than the first table has space for; some are removed again."""
     with Rig() as rig:
         forwarder, count = rig.forwarder, 1000
         addresses = [f"127.9.{n // 250}.{1 + n % 250}" for n in range(count)]

@@ -1,4 +1,4 @@
-"""Super-packets from the device against what scapy makes of them, segment by segment."""
+"""The segments of super-packets, compared with those that scapy makes."""
 
 from typing import Any
 
@@ -48,7 +48,7 @@ def payload(length: int) -> bytes:
 
 
 def super_packet(kind: str, length: int, *, size: int, **fields: Any) -> tuple[Packet, Vnet]:
-    """A packet of `length` payload bytes as the kernel would leave it to a NIC."""
+    """A packet of `length` payload bytes as the kernel passes it to a NIC."""
     version, gso_type = KINDS[kind]
     data = payload(length)[:length]
     above = {name: fields.pop(name) for name in ("id", "ecn", "flags") if name in fields}
@@ -63,7 +63,7 @@ def super_packet(kind: str, length: int, *, size: int, **fields: Any) -> tuple[P
 
 
 def split(packet: Packet | bytes, vnet: Vnet, *, segments: int, family: int = 4) -> list[bytes]:
-    """What leaves of a super-packet; asserts that nothing is dropped and all is counted."""
+    """The packets sent for a super-packet; asserts that none is dropped and all are counted."""
     with Rig(family=family) as rig:
         peer = rig.add_peer()
         rig.put(packet, vnet)
@@ -92,7 +92,7 @@ def test_sizes(kind: str, family: int, length: int, size: int) -> None:
 
 @pytest.mark.parametrize("kind", ["TSO4", "TSO6"])
 def test_every_combination_of_flags(kind: str) -> None:
-    """FIN and PSH on the last alone, CWR on the first alone, the rest on all."""
+    """FIN and PSH only on the last, CWR only on the first, the rest on all."""
     with Rig() as rig:
         peer = rig.add_peer()
         for bits in range(256):
@@ -128,8 +128,8 @@ def test_any_super_packet(  # noqa: PLR0917 - hypothesis names them
     gso_ecn: int,
     header_length: int,
 ) -> None:
-    """hdr_len is not to be trusted and the ECN bit of the type says nothing new: any value
-    of either makes no difference. IPv4 ids and TCP sequence numbers wrap."""
+    """hdr_len and the ECN bit of the type are ignored: their values make no difference. IPv4 ids
+    and TCP sequence numbers wrap."""
     length = min(60000, max(1, segments * size - short % size))
     fields: dict[str, Any] = {"id": identity, "ecn": ecn}
     if kind.startswith("TSO"):
@@ -143,7 +143,7 @@ def test_any_super_packet(  # noqa: PLR0917 - hypothesis names them
 
 
 @pytest.mark.parametrize("flags", ["", "DF", "DF+evil"])
-def test_ids_count_up_whatever_df_says(flags: str) -> None:
+def test_ids_increment_with_and_without_df(flags: str) -> None:
     packet, vnet = super_packet("USO4", 25, size=10, id=65535, flags=flags)
     sent = split(packet, vnet, segments=3)
     assert sent == split_twin(packet, 10)
@@ -184,7 +184,7 @@ def test_ipv4_options_are_copied(kind: str, option: Packet | None) -> None:
     assert split(packet, vnet, segments=len(expected)) == expected
 
 
-def test_bytes_behind_the_ip_length_stay_here() -> None:
+def test_bytes_after_the_ip_length_are_not_sent() -> None:
     packet, vnet = super_packet("TSO4", 250, size=100)
     expected = split_twin(packet, 100)
     assert split(bytes(packet) + b"tail", vnet, segments=3) == expected
@@ -196,7 +196,7 @@ def test_bytes_behind_the_ip_length_stay_here() -> None:
 
 
 def seeded(packet: Packet) -> tuple[bytes, Vnet]:
-    """A packet whose one checksum the kernel left to the device, the pseudo-header in it."""
+    """A packet whose checksum field holds the sum of the pseudo-header."""
     version = packet.version
     transport = packet.payload
     start = len(packet) - len(transport)
@@ -211,7 +211,7 @@ def seeded(packet: Packet) -> tuple[bytes, Vnet]:
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("transport", [tcp, udp])
 @pytest.mark.parametrize("length", [0, 1, 2, 63, 64, 127, 128, 129, 255, 1399, 1400, 60001])
-def test_checksum_that_was_left_is_finished(version: int, transport: Any, length: int) -> None:
+def test_an_unfinished_checksum_is_finished(version: int, transport: Any, length: int) -> None:
     data = payload(length)[:length]
     whole = bytes(ip(version, src=OURS[version], dst=THEIRS[version]) / transport(data))
     left, vnet = seeded(ip(version, src=OURS[version], dst=THEIRS[version]) / transport(data))
@@ -220,7 +220,7 @@ def test_checksum_that_was_left_is_finished(version: int, transport: Any, length
 
 
 def sums_to_zero(version: int) -> Packet:
-    """A UDP packet whose checksum comes out as zero: its two payload bytes make it so."""
+    """A UDP packet with two payload bytes that make its checksum zero."""
     bare = ip(version, src=OURS[version], dst=THEIRS[version]) / udp(bytes(2), chksum=0)
     seed = pseudo_sum(bare.src, bare.dst, protocol=17, length=10)
     sum_without = ones_sum(seed.to_bytes(2, "big") + bytes(bare.payload))
@@ -241,8 +241,8 @@ def test_udp_checksum_zero_is_sent_as_ffff(version: int, gso: bool) -> None:
     assert sent[:-10] == left[:-10]
 
 
-def test_udp_checksum_zero_behind_an_extension_header() -> None:
-    """The zero has no other meaning there (RFC 8200, 8.1)."""
+def test_udp_checksum_zero_after_an_extension_header() -> None:
+    """Zero has the same meaning there (RFC 8200, 8.1)."""
     packet = sums_to_zero(6)
     left, vnet = seeded(packet.copy())
     hop = bytes(IPv6ExtHdrHopByHop(nh=17, options=[PadN(optdata=bytes(4))]))
@@ -328,7 +328,7 @@ def test_a_packet_that_contradicts_its_header_is_dropped(packet: Packet, vnet: V
         bytes(10) + b"\x60\0\0\0\0\x01" + bytes(34),
     ],
 )
-def test_what_is_no_whole_packet_is_dropped(message: bytes) -> None:
+def test_truncated_packets_are_dropped(message: bytes) -> None:
     with Rig() as rig:
         rig.add_peer()
         rig.program.send(message)
@@ -383,11 +383,11 @@ SHAPES = st.tuples(
 @given(
     shapes=st.lists(st.one_of(st.none(), SHAPES), min_size=2, max_size=12), together=st.booleans()
 )
-def test_each_super_packet_is_read_in_the_shape_of_the_last(
+def test_super_packets_are_read_with_the_layout_of_the_last(
     shapes: list[tuple[str, int, list[tuple[str, Any]], int] | None], together: bool
 ) -> None:
-    """The device reads segments to where they are sent from, guessing by the packet before; a
-    wrong guess, or a packet that is none, must make no difference."""
+    """The device reads segments to where they are sent from, with the layout of the last packet. A
+    different packet, or one that is no super-packet, must make no difference."""
     with Rig() as rig:
         peer = rig.add_peer()
         expected = []

@@ -1,4 +1,4 @@
-"""What the packet path says that it would do with a packet is what it then does with it."""
+"""A trace reports what the packet path then does with a packet."""
 
 import os
 
@@ -18,7 +18,7 @@ NOWHERE = (-1, False, REASONS.index("no_route"), -1, b"")
 
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("inner", [4, 6])
-def test_peer_port_and_headers_are_those_that_are_sent(inner: int, family: int) -> None:
+def test_peer_port_and_headers_match_what_is_sent(inner: int, family: int) -> None:
     with Rig(family=family, sockets=8) as rig:
         peers = [rig.add_peer(mac=bytes([2, 0, 0, 0, 1, number])) for number in range(3)]
         prefix = "10.0." if inner == 4 else "fd00:"
@@ -43,7 +43,7 @@ def test_peer_port_and_headers_are_those_that_are_sent(inner: int, family: int) 
         same()
 
 
-def test_nothing_is_counted_sent_or_told() -> None:
+def test_nothing_is_counted_or_sent() -> None:
     with Rig() as rig:
         peer = rig.add_peer()
         rig.forwarder.set_mtu(0, 600)
@@ -57,7 +57,7 @@ def test_nothing_is_counted_sent_or_told() -> None:
         assert rig.drops(0) == rig.drops(-1) == {}
         assert rig.counters(0).last_drop is rig.counters(-1).last_drop is None
         assert rig.take() == []
-        # Who was counted before still is, and the way of packets is as it was.
+        # Earlier counts stay, and the next packet takes the same path.
         rig.outbound(small, large)
         assert rig.drops(0) == {"too_big": 1}
         rig.forwarder.trace(bytes(small))
@@ -96,7 +96,7 @@ def test_frames(tag: bytes) -> None:
         assert other.take(0) == []
 
 
-def test_frames_for_nobody_without_flooding() -> None:
+def test_frames_for_unknown_macs_without_flooding() -> None:
     with Rig(fdb=Fdb(limit=1, share=1, ageing=300), flood=False) as rig:
         rig.add_peer()
         packet = frame(ip(4) / udp(), to=PEER_MAC)[8:]

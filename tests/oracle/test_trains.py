@@ -1,4 +1,4 @@
-"""Which datagrams leave together, in which order and from which port."""
+"""Which datagrams are sent together, in which order and from which port."""
 
 from typing import Any
 
@@ -46,7 +46,7 @@ def test_equal_sizes_and_a_shorter_last(payloads: list[int], expected: list[list
     ("segments", "expected"),
     [(127, [127, 127, 46]), (63, [63, 63, 63, 63, 48]), (2, [2] * 150), (1, [1] * 300)],
 )
-def test_most_datagrams_of_a_train(segments: int, expected: list[int]) -> None:
+def test_the_number_of_datagrams_is_limited(segments: int, expected: list[int]) -> None:
     with Rig(segments=segments) as rig:
         peer = rig.add_peer()
         vnet = Vnet(1, USO, 0, 10, 20, 6)
@@ -56,7 +56,7 @@ def test_most_datagrams_of_a_train(segments: int, expected: list[int]) -> None:
 
 
 @pytest.mark.parametrize("size", [1000, 1422, 8900, 12950, 12951, 32450, 32451, 40000])
-def test_most_bytes_of_a_train(size: int) -> None:
+def test_the_number_of_bytes_is_limited(size: int) -> None:
     with Rig() as rig:
         peer = rig.add_peer()
         rig.outbound(*(outgoing(bytes(size)) for _ in range(100)))
@@ -66,7 +66,7 @@ def test_most_bytes_of_a_train(size: int) -> None:
         assert max(lengths) == min(most, 64)
 
 
-def test_no_train_for_different_peers_but_one_call() -> None:
+def test_trains_to_several_peers_are_sent_in_one_call() -> None:
     with Rig() as rig:
         a, b = rig.add_peer(), rig.add_peer()
         rig.outbound(*(outgoing(b"x", to=f"10.0.{1 + i % 2}.1") for i in range(20)))
@@ -84,7 +84,7 @@ def test_a_receiver_without_gro_gets_the_datagrams() -> None:
         assert peer.take(50) == [frame(p, to=peer.mac, source=OUR_MAC) for p in packets]
 
 
-def test_a_flow_keeps_one_port_and_flows_spread() -> None:
+def test_a_flow_keeps_its_port_and_flows_are_spread() -> None:
     with Rig(sockets=8) as rig:
         peer = rig.add_peer()
         ports = set()
@@ -119,7 +119,7 @@ def test_fragments_of_one_datagram_keep_one_port() -> None:
     segments=st.sampled_from([1, 2, 63, 127]),
 )
 def test_order_within_a_flow_is_kept(packets: list[tuple[int, int, int]], segments: int) -> None:
-    """Whatever flows to whatever peers are mixed in one batch."""
+    """One batch mixes flows to several peers."""
     with Rig(segments=segments, sockets=3) as rig:
         peers = [rig.add_peer() for _ in range(4)]
         sent: dict[tuple[int, int], list[bytes]] = {}

@@ -30,7 +30,7 @@ _VNET = Struct("=BBHHHH")
 
 
 class Vnet(NamedTuple):
-    """virtio_net_hdr; all zero says nothing of the packet behind it."""
+    """virtio_net_hdr; all zeros for a packet without offloads."""
 
     flags: int = 0
     gso_type: int = 0
@@ -53,8 +53,7 @@ NO_OFFLOAD = Vnet()
 
 
 def ip(version: int, *, src: str | None = None, dst: str | None = None, **fields: Any) -> Packet:
-    """From the peer's overlay to ours, unless told otherwise. `ecn`, `ttl` mean the same for
-    both versions."""
+    """By default from the peer's subnet to this node's. `ecn` and `ttl` are for both versions."""
     src, dst = src or THEIRS[version], dst or OURS[version]
     ecn, ttl = fields.pop("ecn", 0), fields.pop("ttl", 64)
     if version == 4:
@@ -90,7 +89,7 @@ def frame(
     ethertype: int | None = None,
     **fields: Any,
 ) -> bytes:
-    """The UDP payload that carries `packet`."""
+    """The UDP payload that contains `packet`."""
     inner = bytes(packet)
     ethertype = ethertype or {4: 0x0800, 6: 0x86DD}[inner[0] >> 4]
     ether = Ether(dst=to.hex(":"), src=source.hex(":"), type=ethertype)
@@ -125,14 +124,13 @@ def ones_sum(data: bytes) -> int:
 
 
 def pseudo_sum(source: str, destination: str, *, protocol: int, length: int) -> int:
-    """What the kernel seeds a checksum field with that it leaves to the device."""
+    """The value of a checksum field that the kernel leaves to the device."""
     ends = ipaddress.ip_address(source).packed + ipaddress.ip_address(destination).packed
     return ones_sum(ends + length.to_bytes(4, "big") + protocol.to_bytes(4, "big"))
 
 
 def verifies(packet: bytes) -> bool:
-    """Whether scapy, asked to make the checksums anew, makes those that are there. What an ICMP
-    message quotes is left alone."""
+    """Whether the checksums are correct by scapy. Packets quoted in ICMP are not checked."""
     parsed = dissect(packet)
     layer: Packet | None = parsed
     while layer:
@@ -146,8 +144,8 @@ def verifies(packet: bytes) -> bool:
 
 
 def split_twin(packet: Packet, size: int) -> list[bytes]:
-    """The packets that a NIC would send for this one: RFC 9293, and Linux's
-    segmentation-offloads.rst for what happens to ids and flags."""
+    """The packets that a NIC sends for this one: RFC 9293, and Linux's segmentation-offloads.rst
+    for ids and flags."""
     kind = TCP if TCP in packet else UDP
     payload = bytes(packet[kind].payload)
     offsets = range(0, len(payload), size)
@@ -176,21 +174,20 @@ def split_twin(packet: Packet, size: int) -> list[bytes]:
 
 
 def unsplit(vnet: Vnet, packet: bytes) -> list[bytes]:
-    """The packets that one write to the device stands for."""
+    """The packets that one write to the device contains."""
     return split_twin(dissect(packet), vnet.gso_size) if vnet.gso_type else [packet]
 
 
 def same_but_id(packet: bytes) -> bytes:
-    """The packet without what a receiver may not look at: the id of an IPv4 packet with DF
-    set (RFC 6864)."""
+    """The packet without an id that has no meaning: that of IPv4 with DF (RFC 6864)."""
     if packet[0] >> 4 == 4 and packet[6] & 0x40:
         return packet[:4] + packet[6:10] + packet[12:]
     return packet
 
 
 def joins(first: bytes, so_far: list[bytes], packet: bytes) -> bool:
-    """Whether `packet` may be joined to the run `so_far` that began with `first`: the rules of
-    Linux's GRO (net/ipv4/tcp_offload.c, udp_offload.c), one a line."""
+    """Whether `packet` can be joined to the run `so_far` that began with `first`, by the rules of
+    Linux's GRO (net/ipv4/tcp_offload.c, udp_offload.c), one on each line."""
     a, b = dissect(first), dissect(packet)
     kind = TCP if TCP in a else UDP
     last = dissect(so_far[-1])
@@ -223,8 +220,8 @@ def joins(first: bytes, so_far: list[bytes], packet: bytes) -> bool:
 
 
 def coalesce_twin(packets: list[bytes]) -> list[list[bytes]]:
-    """The runs of one flow's packets, in the order in which the runs began. A pure ACK goes
-    alone and ends nothing; what cannot join ends the run."""
+    """The runs of one flow's packets, in the order of their first packets. A pure ACK stays alone
+    and ends no run; a packet that cannot join ends it."""
     runs: list[list[bytes]] = []
     open_run: list[bytes] | None = None
     for packet in packets:
