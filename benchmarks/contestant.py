@@ -1,9 +1,9 @@
 """
-A contestant: one way from one host to another over the link between them.
+A contestant: one overlay, or the bare link, between two hosts.
 
-All stand side by side on one link, each with addresses of its own, so that rounds can take
-turns; who is not measured has nothing to do. Each is one file in ``contestants/``: a function
-that brings it up on two hosts, beside the Debian packages that it needs.
+All of them run at the same time on one link, each with its own addresses, so that rounds can
+measure them in turns; the others are idle meanwhile. Each is one file in ``contestants/``: a
+function that starts it on two hosts, and the Debian packages that it needs.
 """
 
 import json
@@ -17,11 +17,11 @@ from tunnel.testing import bench
 from tunnel.testing.lab import Host, LabError
 
 OVERHEAD = 70
-"""What everybody's MTU is less than the link's: the most that one of them needs, so that all
-send equal segments."""
+"""Bytes by which every contestant's MTU is less than the link's: the most that any of them needs,
+so that all send segments of one size."""
 
-_PATIENCE = 15.0
-"""Seconds until the two hosts must reach each other; some first learn who is there."""
+_START_TIMEOUT = 30.0
+"""Seconds until the two hosts must reach each other; some contestants discover peers first."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class End:
     def wait_for(self, device: str) -> None:
         self.host.run(
             ["sh", "-c", f"until ip link show {device} >/dev/null 2>&1; do sleep 0.05; done"],
-            timeout=_PATIENCE,
+            timeout=_START_TIMEOUT,
         )
 
     def set_up(self, device: str, *, mtu: int) -> None:
-        """Address and MTU for a device that its daemon makes, but leaves as it is."""
+        """Configures a device that its daemon creates without address and MTU."""
         self.wait_for(device)
-        # Without a link-local address nothing is sent yet: vtun does not survive a packet for a
+        # Without a link-local address nothing is sent yet: vtun ends when it writes a packet to a
         # device that is down.
         self.host.run(f"ip link set {device} mtu {mtu} addrgenmode none")
         self.host.run(f"ip address add {self.address} peer {self.peer_address} dev {device}")
@@ -53,12 +53,12 @@ class End:
 @dataclass(frozen=True)
 class Site:
     """
-    Where a contestant stands.
+    The two hosts, and what one contestant has there.
 
     Attributes:
-        number: Its own; it has 10.<number>.0.1 and 10.<number>.0.2.
-        mtu: That of its devices.
-        directory: For its files; gone at the end.
+        number: Selects its addresses, 10.<number>.0.1 and 10.<number>.0.2.
+        mtu: Of its devices.
+        directory: For its files; removed at the end.
     """
 
     a: Host
@@ -83,7 +83,7 @@ class Site:
         )
 
     def file(self, name: str, text: str, *, mode: int = 0o600) -> Path:
-        """A file of the contestant's own."""
+        """Writes a file into the contestant's directory."""
         path = self.directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -94,62 +94,69 @@ class Site:
 @dataclass(frozen=True)
 class Running:
     """
+    A contestant that was started.
+
     Attributes:
         target: The second host's address.
-        daemons: The user-space processes that move the packets, of both hosts.
-        said: What it said about itself when it was ready.
+        daemons: The user-space processes that move packets, on both hosts.
+        ready_line: What it printed when it was ready.
     """
 
     target: str
     daemons: Sequence[subprocess.Popen[str]] = ()
-    said: str = ""
+    ready_line: str = ""
 
 
 @dataclass(frozen=True)
 class Contestant:
     """
+    A contestant that can be started.
+
     Attributes:
-        start: Brings it up; what does not work yet then must soon.
-        packages: Debian packages that have it.
-        remark: What to know before comparing: what it encrypts with, what it cannot do.
-        most_mtu: The largest packet that it takes.
+        start: Starts it; it may become ready later.
+        packages: Debian packages that contain it.
+        remark: What to know for a comparison: its cipher, its limits.
+        max_mtu: The largest packet that it accepts.
     """
 
     name: str
     start: Callable[[Site], Running]
     packages: Sequence[str] = ()
     remark: str = ""
-    most_mtu: int = field(default=65535)
+    max_mtu: int = field(default=65535)
 
     def bring_up(self, site: Site) -> tuple[bench.MeasuredPath, str]:
         """
-        The way through it, and what it said of itself.
+        Returns the path through it, and what it printed when it was ready.
 
         Raises:
-            LabError: It did not come up; with what its daemons said.
+            LabError: It did not start; with the output of its daemons.
         """
         running = self.start(site)
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _START_TIMEOUT
         while True:
             try:
                 site.a.ping(running.target)
                 break
             except LabError as error:
                 if any(daemon.poll() for daemon in running.daemons) or time.monotonic() > deadline:
-                    said = f"{self.name}: {error} / {_last_words(running)}"
-                    raise LabError(" ".join(said.split())) from error
-        self._check_way(site, running.target)
+                    text = f"{self.name}: {error} / {_stop(running)}"
+                    raise LabError(" ".join(text.split())) from error
+        self._check_route(site, running.target)
         processes = [daemon.pid for daemon in running.daemons]
-        return bench.MeasuredPath(self.name, running.target, site.a.popen, processes), running.said
+        return bench.MeasuredPath(
+            self.name, running.target, site.a.popen, processes
+        ), running.ready_line
 
-    def _check_way(self, site: Site, target: str) -> None:
-        """Its packets take its own device, unless they are meant to take the bare link."""
+    def _check_route(self, site: Site, target: str) -> None:
+        """Raises LabError if packets to `target` take the bare link, unless that is measured."""
         route = json.loads(site.a.run(f"ip -json route get {target}").stdout)[0]
         if route["dev"] == "eth0" and target != site.b.ipv4:
-            raise LabError(f"{self.name}: packets to {target} go around it")
+            raise LabError(f"{self.name}: packets to {target} bypass it")
 
 
-def _last_words(running: Running) -> str:
+def _stop(running: Running) -> str:
+    """Stops the daemons, and returns their output."""
     for daemon in running.daemons:
         daemon.terminate()
     return " / ".join("".join(daemon.communicate()) for daemon in running.daemons)

@@ -1,4 +1,4 @@
-"""When, where, on what and of what numbers are."""
+"""The passport of a result: date, commit, machine, kernel and command."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ from tunnel._native import checksum_backend
 
 
 def make_passport(module: str, **more: object) -> dict[str, Any]:
-    """For numbers that ``python -m module`` has just measured."""
+    """Returns the passport of what ``python -m module`` has just measured."""
     models = [
         line.partition(": ")[2]
         for line in Path("/proc/cpuinfo").read_text().splitlines()
@@ -21,7 +21,7 @@ def make_passport(module: str, **more: object) -> dict[str, Any]:
     ]
     return {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "commit": _say("git describe --always --dirty"),
+        "commit": _output("git describe --always --dirty"),
         "machine": f"{os.cpu_count()} x {models[0] if models else platform.machine()}",
         "kernel": platform.release(),
         "checksum": checksum_backend(),
@@ -32,10 +32,10 @@ def make_passport(module: str, **more: object) -> dict[str, Any]:
 
 
 def iperf3_version() -> str:
-    return _say("iperf3 --version").partition("\n")[0]
+    return _output("iperf3 --version").partition("\n")[0]
 
 
-def _say(command: str) -> str:
+def _output(command: str) -> str:
     return subprocess.run(
         shlex.split(command), capture_output=True, text=True, check=False
     ).stdout.strip()

@@ -1,5 +1,5 @@
 """
-This overlay beside plain veth, the kernel's vxlan and openvpn, and what we ask of it.
+This overlay compared with a bare veth, the kernel's vxlan and openvpn, and its goals.
 
     make bench-quick
     python -m benchmarks.quick --only kernel,tunnel --measure tcp1,ping --rounds 2
@@ -33,19 +33,19 @@ GOALS: Sequence[tuple[str, str, float]] = (
     ("tcp1", "none", 2.5),
     ("tcp1", "openvpn", 8.0),
 )
-"""The least ratio between ours and another that we aim at; TCP: of the two directions' mean."""
+"""Measure, contestant, and the least ratio of ours to it; for TCP, of both directions' mean."""
 
 PING_GOAL = 1.5
-"""The most that a ping takes, of one through socat."""
+"""The largest ratio of our ping to socat's."""
 
 CPU_GOAL = 1.3
-"""The most CPU seconds per transferred GB, both daemons together."""
+"""The most CPU seconds per transferred GB, of both daemons together."""
 
 
-class Words(click.ParamType[Sequence[str]]):
-    """Some of a list of words, separated by commas."""
+class Names(click.ParamType[Sequence[str]]):
+    """Some of the known names, separated by commas."""
 
-    name = "words"
+    name = "names"
 
     def __init__(self, known: Sequence[str]) -> None:
         self.known = known
@@ -53,21 +53,23 @@ class Words(click.ParamType[Sequence[str]]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> Sequence[str]:
-        words = str(value).split(",")
-        for word in words:
-            if word not in self.known:
-                self.fail(f"{word!r} is none of {', '.join(self.known)}", param, ctx)
-        return words
+        names = str(value).split(",")
+        for name in names:
+            if name not in self.known:
+                self.fail(f"{name!r} is not one of {', '.join(self.known)}", param, ctx)
+        return names
 
 
 @click.command()
 @click.option("--rounds", "count", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--seconds", type=click.IntRange(1), default=2, show_default=True, help="Per run.")
-@click.option("--only", type=Words(list(CONTESTANTS)), default=",".join(QUICK))
-@click.option("--measure", type=Words(list(rounds.MEASURES)), default=",".join(QUICK_MEASURES))
+@click.option("--only", type=Names(list(CONTESTANTS)), default=",".join(QUICK))
+@click.option("--measure", type=Names(list(rounds.MEASURES)), default=",".join(QUICK_MEASURES))
 @click.option("--mtu", type=click.IntRange(1280, 65535), default=1500, show_default=True)
 @click.option("--veth-offloads/--no-veth-offloads", default=True, show_default=True)
-@click.option("--json", "file", type=click.Path(path_type=Path), help="Write the result there.")
+@click.option(
+    "--json", "file", type=click.Path(path_type=Path), help="Write the result to this file."
+)
 def main(
     *,
     count: int,
@@ -78,31 +80,31 @@ def main(
     veth_offloads: bool,
     file: Path | None,
 ) -> None:
-    """Measure contestants in turns on one veth pair; medians, spread and ratios."""
+    """Measure contestants in turns on one veth pair, and print medians, spread and ratios."""
     try:
         need_privilege([sys.executable, "-m", "benchmarks.quick", *sys.argv[1:]])
         contestants = {name: CONTESTANTS[name] for name in only}
-        with rounds.field(contestants, mtu=mtu, veth_offloads=veth_offloads) as field:
-            if field.absent:
-                raise click.ClickException("; ".join(field.absent.values()))
-            results = rounds.run(field, measure, rounds=count, seconds=seconds)
+        with rounds.lineup(contestants, mtu=mtu, veth_offloads=veth_offloads) as lineup:
+            if lineup.absent:
+                raise click.ClickException("; ".join(lineup.absent.values()))
+            results = rounds.run(lineup, measure, rounds=count, seconds=seconds)
     except TunnelError as error:
         raise click.ClickException(str(error)) from error
-    passport = make_passport("benchmarks.quick", iperf3=iperf3_version(), said=field.said)
+    passport = make_passport("benchmarks.quick", iperf3=iperf3_version(), said=lineup.ready_lines)
     rounds.print_table(results)
     console = Console(highlight=False, soft_wrap=True)
-    for line in [*goals(results), *(f"{word}: {value}" for word, value in passport.items())]:
+    for line in [*goals(results), *(f"{key}: {value}" for key, value in passport.items())]:
         console.print(line, markup=False)
     if file:
         link = {"mtu": mtu, "offloads": veth_offloads}
         result = {"passport": passport, "link": link, "samples": results}
         file.write_text(json.dumps(result, indent=1) + "\n")
-    if field.absent:
-        raise click.ClickException("; ".join(field.absent.values()))
+    if lineup.absent:
+        raise click.ClickException("; ".join(lineup.absent.values()))
 
 
 def goals(results: Results) -> list[str]:
-    """What was asked for beside what was reached, for all that was measured."""
+    """Returns a line for each goal that was measured: result, goal, and whether it is met."""
     lines = []
     for key, base, goal in GOALS:
         ratios = [
@@ -114,9 +116,9 @@ def goals(results: Results) -> list[str]:
         if ratios:
             mean = statistics.mean(ratios)
             verdict = "reached" if mean >= goal else "MISSED"
-            ways = f" (there {ratios[0]:.2f}, back {ratios[1]:.2f})" if len(ratios) == 2 else ""
+            both = f" (forth {ratios[0]:.2f}, back {ratios[1]:.2f})" if len(ratios) == 2 else ""
             unit = bench.UNITS[key].partition(",")[0]
-            lines.append(f"{unit}: {mean:.2f}{ways} of {base}, goal {goal}: {verdict}")
+            lines.append(f"{unit}: {mean:.2f}{both} of {base}, goal {goal}: {verdict}")
     ours, theirs = median(results, "tunnel", "ping"), median(results, "socat", "ping")
     if ours and theirs:
         verdict = "reached" if ours / theirs <= PING_GOAL else "MISSED"

@@ -1,5 +1,5 @@
 """
-From results to papers: the README's table, and docs/benchmarks.md with its plots.
+Makes the README's table, and docs/benchmarks.md with its plots, from the results.
 
     python -m benchmarks.report
 """
@@ -24,19 +24,19 @@ ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
 COLUMNS = ("tcp1", "tcp1_back", "tcp4", "tcp4_back", "udp64", "rr_p50", "rr_p99", "ping", "cpu1")
-"""Those of the README; docs/benchmarks.md has all."""
+"""Columns of the README; docs/benchmarks.md has all."""
 
 PLOTS = ("tcp1", "tcp4", "udp64", "rr_p50")
 
 BAR, ROW, LEFT = 420, 22, 180
 WIDE, HIGH, EDGE, KEY = 420, 240, 56, 180
-"""Pixels of a plot: of bars, and of lines with their key."""
+"""Pixels: of a plot with bars, and of a plot with lines and their key."""
 
 COLOURS = ("#2a6fbb", "#d1642a", "#3c9a5f", "#8a5fb0")
 
 
 def print_rows(results: Results) -> None:
-    """Contestants in rows, for there are many: median, and ratio to the kernel's vxlan."""
+    """Prints one row for each contestant: medians, and ratios to the kernel's vxlan."""
     keys = [key for key in COLUMNS if any(key in samples for samples in results.values())]
     table = Table("")
     for key in keys:
@@ -68,7 +68,7 @@ def markdown(results: Results, keys: Sequence[str]) -> str:
 
 
 def grid(lines: Sequence[Sequence[str]]) -> str:
-    """A table as Markdown; the first line is its head."""
+    """Returns a table in Markdown; the first line is its head."""
     head, *rest = lines
     ruler = ["---", *("--:" for _ in head[1:])]
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, ruler, *rest))
@@ -81,7 +81,7 @@ def passport_line(result: Mapping[str, Any]) -> str:
 
 
 def bars(results: Results, key: str) -> str:
-    """Medians as bars with least and most as a line, as SVG."""
+    """Returns an SVG of medians as bars, with minimum and maximum as a line."""
     shown = [name for name in results if key in results[name]]
     scale = BAR / max(max(results[name][key]) for name in shown)
     height = ROW * (len(shown) + 1)
@@ -101,7 +101,8 @@ def bars(results: Results, key: str) -> str:
 
 
 def lines(title: str, table: Rows, columns: Sequence[int]) -> str:
-    """Columns over the table's first one: medians joined, least and most as a line; as SVG."""
+    """Returns an SVG of columns over the first one: medians joined by lines, minimum and maximum as
+    vertical ones."""
     head, *points = table
     top = max(max(measured(row[column])) for row in points for column in columns) or 1
     base, xs = 24 + HIGH, [EDGE + (i + 0.5) * WIDE / len(points) for i in range(len(points))]
@@ -136,7 +137,7 @@ def lines(title: str, table: Rows, columns: Sequence[int]) -> str:
 
 
 def measured(cell: Cell) -> Sequence[float]:
-    """The numbers of a cell that has them."""
+    """Returns the numbers of a cell. Raises TypeError for a text."""
     if isinstance(cell, str | int):
         raise TypeError(f"{cell!r} was not measured, and cannot be plotted")
     return cell
@@ -153,7 +154,7 @@ def svg(title: str, parts: Sequence[str], *, width: int, height: int) -> str:
 
 
 def newest(root: Path, kind: str) -> dict[str, Any]:
-    """Results of a kind by their name without the date, each the last of its name."""
+    """Returns the newest results of a kind, by their names without the date."""
     files = sorted((root / "benchmarks" / "results").glob(f"*-{kind}-*.json"))
     last = {file.stem[11:]: file for file in files}
     return {name: json.loads(file.read_text()) for name, file in last.items()}
@@ -162,13 +163,13 @@ def newest(root: Path, kind: str) -> dict[str, Any]:
 @click.command()
 @click.option("--root", type=click.Path(path_type=Path), default=ROOT, help="The project.")
 def main(*, root: Path) -> None:
-    """Make README's table, and docs/benchmarks.md with its plots, of what results there are."""
+    """Make the README's table, and docs/benchmarks.md with its plots, from the newest results."""
     pictures = root / "docs" / "benchmarks"
     pictures.mkdir(parents=True, exist_ok=True)
     for old in pictures.glob("*.svg"):
         old.unlink()
     sections = []
-    # The README has the newest run of everybody, or of the few, on an ordinary link.
+    # The README shows the newest full run, or else quick run, on a link of MTU 1500.
     quick, paths = newest(root, "quick"), newest(root, "paths")
     for name, kept in {**quick, **paths}.items():
         result = {"link": {"mtu": 1500, "offloads": True}, **kept}
@@ -209,7 +210,7 @@ def section(name: str, result: Mapping[str, Any], *, pictures: Path) -> str:
 
 
 def tables(name: str, result: Mapping[str, Any], *, pictures: Path) -> str:
-    """What ``scaling`` and ``micro`` keep: a title, and rows of two or more cells."""
+    """Returns the sections of what ``scaling`` and ``micro`` wrote: a title, and a table."""
     parts = []
     for title, table in result["tables"].items():
         parts += [f"## {title}", ""]
@@ -225,7 +226,7 @@ def tables(name: str, result: Mapping[str, Any], *, pictures: Path) -> str:
 
 
 def by_unit(head: Sequence[str]) -> dict[str, list[int]]:
-    """The unit that ends a column's title -> columns that have it."""
+    """Returns the columns of each unit, which is the end of a column's title."""
     found: dict[str, list[int]] = {}
     for column, title in enumerate(head[1:], start=1):
         found.setdefault(title.rpartition(", ")[2], []).append(column)
@@ -233,7 +234,7 @@ def by_unit(head: Sequence[str]) -> dict[str, list[int]]:
 
 
 def fill_readme(readme: Path, table: str) -> None:
-    """Between the README's markers; a README without them stays as it is."""
+    """Replaces what is between the README's markers; without markers it changes nothing."""
     between = re.compile(f"(?<={BEGIN}\n).*?(?={END})", flags=re.DOTALL)
     readme.write_text(between.sub(lambda _: f"{table}\n", readme.read_text()))
 

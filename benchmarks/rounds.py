@@ -1,7 +1,7 @@
 """
-Rounds: contestants take turns on one link, so that what disturbs this machine disturbs all alike.
+Rounds: contestants are measured in turns on one link, so that other load affects all alike.
 
-Both hosts and the load share its cores: only the ratios carry over to another machine.
+Both hosts and the load share the cores of this machine: only ratios apply to another machine.
 """
 
 import statistics
@@ -24,7 +24,7 @@ from tunnel.testing import bench
 from tunnel.testing.lab import Host, Lab, LabError
 
 Samples = dict[str, list[float]]
-"""What was measured (a key of ``bench.UNITS``) -> one number a round."""
+"""A key of ``bench.UNITS`` -> one number per round."""
 
 Results = dict[str, Samples]
 """Contestant -> samples."""
@@ -33,23 +33,30 @@ BASELINE = "kernel"
 
 
 @dataclass(frozen=True)
-class Field:
-    """The contestants that came up, what they said of themselves, and who did not, or broke
-    since, and why."""
+class Lineup:
+    """
+    The contestants on one link.
+
+    Attributes:
+        near: The host that sends.
+        paths: Those that started.
+        ready_lines: What they printed when they were ready.
+        absent: Why others did not start, or have failed since.
+    """
 
     near: Host
     paths: dict[str, bench.MeasuredPath]
-    said: dict[str, str]
+    ready_lines: dict[str, str]
     absent: dict[str, str]
 
 
 @contextmanager
-def field(
+def lineup(
     contestants: Mapping[str, Contestant], *, mtu: int = 1500, veth_offloads: bool = True
-) -> Iterator[Field]:
-    """Two hosts, a server on the second, and all contestants side by side."""
+) -> Iterator[Lineup]:
+    """Links two hosts, and starts a server on the second and all contestants between them."""
     paths: dict[str, bench.MeasuredPath] = {}
-    said: dict[str, str] = {}
+    ready_lines: dict[str, str] = {}
     absent: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as directory, Lab() as lab:
         a, b = lab.host("a"), lab.host("b")
@@ -58,35 +65,35 @@ def field(
         for number, (name, contestant) in enumerate(contestants.items(), start=1):
             own = Path(directory) / name
             own.mkdir()
-            site = Site(a, b, number, min(mtu - OVERHEAD, contestant.most_mtu), own)
+            site = Site(a, b, number, min(mtu - OVERHEAD, contestant.max_mtu), own)
             try:
-                paths[name], words = contestant.bring_up(site)
+                paths[name], ready_line = contestant.bring_up(site)
             except LabError as error:
                 absent[name] = str(error)
                 continue
-            if words:
-                said[name] = words
-        yield Field(a, paths, said, absent)
+            if ready_line:
+                ready_lines[name] = ready_line
+        yield Lineup(a, paths, ready_lines, absent)
 
 
 def serve(host: Host) -> None:
-    """``tunnel bench --server`` on a host, ready."""
+    """Starts ``tunnel bench --server`` on a host, and returns when it is ready."""
     server = host.popen([sys.executable, "-m", "tunnel", "bench", "--server"])
     assert server.stdout is not None
     if not server.stdout.readline():
         raise LabError(f"tunnel bench --server failed: {server.communicate()[1].strip()}")
 
 
-def ping(field: Field, name: str, *, seconds: int) -> dict[str, float]:
-    """Of echo requests, 200 a second."""
-    trips = field.near.ping(field.paths[name].target, count=200 * seconds, interval=0.005)
-    return {"ping": statistics.median(trips) * 1000}
+def ping(lineup: Lineup, name: str, *, seconds: int) -> dict[str, float]:
+    """The median round trip of 200 echo requests per second."""
+    rtts = lineup.near.ping(lineup.paths[name].target, count=200 * seconds, interval=0.005)
+    return {"ping": statistics.median(rtts) * 1000}
 
 
 MEASURES: Mapping[str, Callable[..., dict[str, float]]] = {
     **{
-        name: lambda field, contestant, *, seconds, measure=measure: measure(
-            field.paths[contestant], seconds=seconds
+        name: lambda lineup, contestant, *, seconds, measure=measure: measure(
+            lineup.paths[contestant], seconds=seconds
         )
         for name, measure in bench.MEASURES.items()
     },
@@ -95,46 +102,46 @@ MEASURES: Mapping[str, Callable[..., dict[str, float]]] = {
 
 
 RUNS = {"tcp1": 2, "tcp4": 2, "rates": len(bench.RATES)}
-"""How many runs a measure takes, where it is not one."""
+"""Runs of a measure that takes more than one."""
 
-SELDOM = {"rates"}
-"""In every third round only: many runs, of which none is a goal."""
+RARE = {"rates"}
+"""Measured in every third round only: it takes many runs and has no goal."""
 
 RUN_SECONDS = 0.15
-"""What a run takes beside its seconds: programs that start and end."""
+"""What a run takes besides its own duration, for programs to start and end."""
 
 
 def turns(
     names: Sequence[str], measures: Sequence[str], *, rounds: int
 ) -> Iterator[tuple[str, str]]:
-    """(measure, contestant), one after the other. Every other round goes backwards, so that
-    nobody always follows the same one."""
+    """Yields (measure, contestant) in order. Every second round is reversed, so that no contestant
+    always follows the same one."""
     for i in range(rounds):
         for measure in measures:
-            if i % 3 == 0 or measure not in SELDOM:
+            if i % 3 == 0 or measure not in RARE:
                 yield from ((measure, name) for name in (names if i % 2 == 0 else names[::-1]))
 
 
 def cost(measure: str, *, seconds: int) -> float:
-    """Seconds that a turn takes, about."""
+    """Returns about how many seconds a turn takes."""
     return RUNS.get(measure, 1) * (seconds + RUN_SECONDS)
 
 
 def run(
-    field: Field, measures: Sequence[str], *, rounds: int, seconds: int, title: str = "rounds"
+    lineup: Lineup, measures: Sequence[str], *, rounds: int, seconds: int, title: str = "rounds"
 ) -> Results:
-    """All turns. Who breaks is absent from then on, and keeps what was measured."""
-    results: Results = {name: {} for name in field.paths}
-    plan = list(turns(list(field.paths), measures, rounds=rounds))
+    """Runs all turns. A contestant that fails is absent from then on, and keeps its results."""
+    results: Results = {name: {} for name in lineup.paths}
+    plan = list(turns(list(lineup.paths), measures, rounds=rounds))
     with progress() as bar:
-        whole = sum(cost(measure, seconds=seconds) for measure, _ in plan)
-        task = bar.add_task(title, total=whole)
+        total = sum(cost(measure, seconds=seconds) for measure, _ in plan)
+        task = bar.add_task(title, total=total)
         for measure, name in plan:
-            if name not in field.absent:
+            if name not in lineup.absent:
                 try:
-                    found = MEASURES[measure](field, name, seconds=seconds)
+                    found = MEASURES[measure](lineup, name, seconds=seconds)
                 except TunnelError as error:
-                    field.absent[name] = f"broke: {error}"
+                    lineup.absent[name] = f"failed: {error}"
                 else:
                     for key, value in found.items():
                         results[name].setdefault(key, []).append(value)
@@ -143,7 +150,7 @@ def run(
 
 
 def progress() -> Progress:
-    """A bar with the time left, on stderr, gone at the end."""
+    """Returns a progress bar on stderr with the time left, which disappears at the end."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -154,8 +161,8 @@ def progress() -> Progress:
 
 
 def print_table(results: Results, *, title: str = "") -> None:
-    """Contestants in columns where there are few, in rows where there are many."""
-    table = Table("", title=f"{title}median, ratio to the kernel's vxlan, least - most")
+    """Prints one column for each contestant."""
+    table = Table("", title=f"{title}median, ratio to the kernel's vxlan, minimum - maximum")
     for name in results:
         table.add_column(CONTESTANTS[name].name, justify="right")
     for key, unit in bench.UNITS.items():
@@ -171,7 +178,7 @@ def median(results: Results, name: str, key: str) -> float | None:
 
 
 def ratio(results: Results, name: str, key: str) -> float | None:
-    """Of medians, to the kernel's vxlan; none for a loss, which has no scale."""
+    """Returns the ratio of medians to the kernel's vxlan; None for a loss, which has no scale."""
     middle, base = median(results, name, key), median(results, BASELINE, key)
     return middle / base if middle is not None and base and not key.endswith("_loss") else None
 
@@ -180,7 +187,7 @@ def _cell(results: Results, name: str, key: str) -> str:
     middle = median(results, name, key)
     if middle is None:
         return ""
-    times = ratio(results, name, key)
-    ending = f" x {times:.2f}" if times is not None else ""
+    factor = ratio(results, name, key)
+    suffix = f" x {factor:.2f}" if factor is not None else ""
     values = results[name][key]
-    return f"{short(middle)}{ending}\n{short(min(values))} - {short(max(values))}"
+    return f"{short(middle)}{suffix}\n{short(min(values))} - {short(max(values))}"

@@ -1,5 +1,5 @@
 """
-How the cost grows: with streams, packet sizes, workers, nodes, peers and routes.
+How cost grows with streams, packet sizes, workers, nodes, peers and routes.
 
     python -m benchmarks.scaling [--keep]
 """
@@ -28,7 +28,7 @@ from tunnel._native import Forwarder
 from tunnel.testing import bench
 from tunnel.testing.lab import Host, Lab, LabError, need_privilege
 
-BESIDE = {name: CONTESTANTS[name] for name in ("kernel", "tunnel", "loop")}
+COMPARED = {name: CONTESTANTS[name] for name in ("kernel", "tunnel", "loop")}
 WORKERS = {"1": TUNNEL_LOOP, "2": TUNNEL_WORKERS, "4": contestant("tunnel, 4 workers", workers="4")}
 STREAMS = (1, 2, 4, 8, 16, 32, 64)
 SIZES = (64, 128, 256, 512, 1024, 1400, 1450)
@@ -36,7 +36,7 @@ ROUTES = (10, 100, 1_000, 10_000, 100_000)
 PEERS = (1, 10, 100, 1_000)
 NODES = (2, 3, 5)
 SIZES_MTU = max(SIZES) + 28 + OVERHEAD
-"""Of the link where sizes are varied: the largest, with its headers, needs no fragments."""
+"""MTU of the link for varied sizes: the largest payload with its headers is not fragmented."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Effort:
 
 
 Load = Callable[..., float]
-"""Takes a path and ``seconds``; gives what the far end got."""
+"""Takes a path and ``seconds``, and returns what the far host received."""
 
 
 def stream_load(streams: int) -> Load:
@@ -64,17 +64,17 @@ def packet_load(size: int) -> Load:
 def measure(
     contestants: Mapping[str, Contestant], loads: Mapping[str, Load], *, effort: Effort, mtu: int
 ) -> dict[str, dict[str, list[float]]]:
-    """Contestant -> load -> what each round found. Contestants take turns, loads one after the
+    """Returns contestant -> load -> one number per round. Contestants take turns; loads follow each
     other."""
     found: dict[str, dict[str, list[float]]] = {
         name: {load: [] for load in loads} for name in contestants
     }
-    with rounds.field(contestants, mtu=mtu) as field:
-        if field.absent:
-            raise LabError("; ".join(field.absent.values()))
+    with rounds.lineup(contestants, mtu=mtu) as lineup:
+        if lineup.absent:
+            raise LabError("; ".join(lineup.absent.values()))
         plan = rounds.turns(list(contestants), list(loads), rounds=effort.rounds)
         for load, name in track(list(plan), console=Console(stderr=True), transient=True):
-            value = loads[load](field.paths[name], seconds=effort.seconds)
+            value = loads[load](lineup.paths[name], seconds=effort.seconds)
             found[name][load].append(value)
     return found
 
@@ -82,17 +82,17 @@ def measure(
 def by_load(
     loads: Mapping[str, Load], *, head: str, unit: str, effort: Effort, mtu: int = 1500
 ) -> tables.Rows:
-    """A load in each row, ours beside the kernel's vxlan."""
-    found = measure(BESIDE, loads, effort=effort, mtu=mtu)
-    rows: list[list[tables.Cell]] = [[head, *(f"{one.name}, {unit}" for one in BESIDE.values())]]
-    rows += [[load, *(found[name][load] for name in BESIDE)] for load in loads]
+    """Returns a row for each load: ours and the kernel's vxlan."""
+    found = measure(COMPARED, loads, effort=effort, mtu=mtu)
+    rows: list[list[tables.Cell]] = [[head, *(f"{one.name}, {unit}" for one in COMPARED.values())]]
+    rows += [[load, *(found[name][load] for name in COMPARED)] for load in loads]
     return rows
 
 
 def by_contestant(
     contestants: Mapping[str, Contestant], loads: Mapping[str, Load], *, head: str, effort: Effort
 ) -> tables.Rows:
-    """One of ours in each row."""
+    """Returns a row for each variant of this project."""
     found = measure(contestants, loads, effort=effort, mtu=1500)
     rows: list[list[tables.Cell]] = [[head, *loads]]
     rows += [[name, *row.values()] for name, row in found.items()]
@@ -100,12 +100,12 @@ def by_contestant(
 
 
 def crowd(peers: int, prefixes: int, *, first: int) -> Contestant:
-    """Ours, where the first host has these beside the peer that is measured."""
+    """Returns our contestant whose first host has these peers and prefixes besides the measured."""
     return contestant("tunnel", crowd=(peers, prefixes, first))
 
 
 def by_routes() -> tables.Rows:
-    """The table's own cost: replacing all routes, and one look-up through the binding."""
+    """The cost of the route table: replacing all routes, and one look-up through the binding."""
     rows: list[list[tables.Cell]] = [["routes", "replace all, ms", "look-up, ns"]]
     return [*rows, *(_with_routes(count) for count in ROUTES)]
 
@@ -113,7 +113,7 @@ def by_routes() -> tables.Rows:
 def _with_routes(count: int) -> list[tables.Cell]:
     first = int(IPv4Address("10.0.0.0"))
     routes = [((first + (i << 7)).to_bytes(4, "big"), 25, 0) for i in range(count)]
-    some = [network for network, _, _ in routes[:: max(1, count // 997)]]
+    sample = [network for network, _, _ in routes[:: max(1, count // 997)]]
     with open("/dev/null", "r+b", buffering=0) as device:
         forwarder = Forwarder(
             device=device.fileno(),
@@ -128,13 +128,13 @@ def _with_routes(count: int) -> list[tables.Cell]:
         forwarder.set_peer(0, bytes([192, 0, 2, 2]), 8472, bytes.fromhex("02005e005302"))
         start = time.perf_counter()
         forwarder.set_routes(routes)
-        took = time.perf_counter() - start
-        each = nanoseconds(lambda: [forwarder.lookup(one) for one in some], items=len(some))
-    return [count, [took * 1e3], [each]]
+        duration = time.perf_counter() - start
+        each = nanoseconds(lambda: [forwarder.lookup(one) for one in sample], items=len(sample))
+    return [count, [duration * 1e3], [each]]
 
 
 async def _open(count: int) -> tuple[float, float]:
-    """Seconds to open a tunnel without a device, and to put one peer more."""
+    """Returns the seconds to open a tunnel without a device, and to add one more peer."""
     peers = [
         Peer(str(IPv4Address("127.1.0.1") + i), [f"10.{i // 256}.{i % 256}.0/24"])
         for i in range(count)
@@ -155,7 +155,7 @@ def by_peers() -> tables.Rows:
 
 
 def by_nodes(*, effort: Effort) -> tables.Rows:
-    """All send to the next one at once, one TCP stream each."""
+    """Every node sends one TCP stream to the next one, all at the same time."""
     rows: list[list[tables.Cell]] = [["nodes", "sum, Gbit/s", "least, Gbit/s"]]
     for count in NODES:
         with Lab() as lab:
@@ -191,7 +191,7 @@ def _join(host: Host, number: int, hosts: list[Host]) -> None:
 
 
 def measure_all(effort: Effort) -> Iterator[tuple[str, tables.Rows]]:
-    """Title and rows, one table after the other."""
+    """Yields title and rows of each table."""
     streams = {str(count): stream_load(count) for count in STREAMS}
     yield (
         "TCP by streams",
@@ -226,10 +226,10 @@ def measure_all(effort: Effort) -> Iterator[tuple[str, tables.Rows]]:
 @click.command()
 @click.option("--rounds", "count", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--seconds", type=click.IntRange(1), default=2, show_default=True, help="Per run.")
-@click.option("--keep", is_flag=True, help="Keep the result in benchmarks/results/.")
+@click.option("--keep", is_flag=True, help="Write the result to benchmarks/results/.")
 @click.option("--directory", type=click.Path(path_type=Path), default=tables.RESULTS)
 def main(*, count: int, seconds: int, keep: bool, directory: Path) -> None:
-    """Measure how the cost grows."""
+    """Measure how cost grows."""
     result: dict[str, tables.Rows] = {}
     try:
         need_privilege([sys.executable, "-m", "benchmarks.scaling", *sys.argv[1:]])

@@ -1,4 +1,4 @@
-"""Tables of results that are not rounds: shown, and kept with their passport."""
+"""Tables of results that are not rounds: printed, and written with their passport."""
 
 import json
 import statistics
@@ -14,14 +14,14 @@ from benchmarks.passport import make_passport
 RESULTS = Path(__file__).parent / "results"
 
 Cell = str | int | Sequence[float]
-"""A word, or what was measured, once for each time it was."""
+"""A text, or one number for each measurement."""
 
 Rows = Sequence[Sequence[Cell]]
 """The first row is the head."""
 
 
 def text(cell: Cell) -> str:
-    """For people: the median, and the spread where there is one."""
+    """Returns the median, and the spread if there are several numbers."""
     if isinstance(cell, str | int):
         return str(cell)
     middle = short(statistics.median(cell))
@@ -41,7 +41,7 @@ def show(tables: Mapping[str, Rows]) -> None:
 
 
 def keep(tables: Mapping[str, Rows], *, module: str, directory: Path) -> None:
-    """Beside those of other days."""
+    """Writes the tables to a file of today."""
     directory.mkdir(parents=True, exist_ok=True)
     name = f"{time.strftime('%Y-%m-%d')}-tables-{module.rpartition('.')[2]}.json"
     result = {"passport": make_passport(module), "tables": tables}

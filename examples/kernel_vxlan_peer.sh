@@ -1,14 +1,14 @@
 #!/bin/sh
-# The kernel's vxlan device on one host, set up as flannel does it; ours on the other. As root:
+# A kernel vxlan device on one host, configured as flannel does, and a node on the other. As root:
 #
 #     on 192.0.2.1    kernel_vxlan_peer.sh tunnel 192.0.2.1 192.0.2.2
 #     on 192.0.2.2    kernel_vxlan_peer.sh kernel 192.0.2.2 192.0.2.1 eth0
 #
-# Then, on either: ping 10.244.1.0, or ping 10.244.2.0.
+# Then on either: ping 10.244.1.0, or ping 10.244.2.0.
 set -eu
 
-# The kernel takes frames for its own MAC only, and its FDB tells its peers apart by theirs. So
-# both are chosen here; "ip link show flannel.1" shows that of a device which is there already.
+# The kernel accepts frames for its own MAC only, and its FDB finds peers by their MACs. So both
+# are set here; "ip link show flannel.1" shows the MAC of an existing device.
 tunnel_mac=02:00:5e:00:53:01
 kernel_mac=02:00:5e:00:53:02
 
@@ -22,7 +22,7 @@ kernel)
         id 1 local "$2" dev "$4" dstport 8472 nolearning
     ip address add 10.244.2.0/32 dev flannel.1
     ip link set flannel.1 up
-    # Who is the next hop, where is it, and what lives behind it.
+    # The MAC of the next hop, its underlay address, and the subnet behind it.
     ip neigh replace 10.244.1.0 lladdr $tunnel_mac dev flannel.1 nud permanent
     bridge fdb replace $tunnel_mac dev flannel.1 dst "$3" self permanent
     ip route replace 10.244.1.0/24 via 10.244.1.0 dev flannel.1 onlink

@@ -4,7 +4,7 @@
 #     on 192.0.2.1    two_hosts.sh first 192.0.2.2
 #     on 192.0.2.2    two_hosts.sh second 192.0.2.1
 #
-# Then, on the first: ping 10.244.2.0, or ping fd00:244:2::. Ctrl-C removes all it made.
+# Then on the first: ping 10.244.2.0, or ping fd00:244:2::. Ctrl-C removes everything.
 set -eu
 
 case ${1-} in

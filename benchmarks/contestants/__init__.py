@@ -1,4 +1,4 @@
-"""All that can be measured, by the word for it on the command line."""
+"""All contestants, by their names on the command line."""
 
 from collections.abc import Mapping
 

@@ -5,7 +5,7 @@ from benchmarks.contestant import Contestant, Running, Site
 
 def start(site: Site) -> Running:
     supernode = site.a.popen("supernode -l 7654")
-    # An edge that registers before it listens tries again after a long time only.
+    # An edge that registers before the supernode listens retries after a long time only.
     site.a.run(["sh", "-c", "until ss -Hlun sport = :7654 | grep -q .; do sleep 0.05; done"])
     edges = [
         end.host.popen(
@@ -17,4 +17,4 @@ def start(site: Site) -> Running:
     return Running(site.far, [*edges, supernode])
 
 
-N2N = Contestant("n2n", start, ["n2n"], "encrypts: Twofish; Ethernet inside", most_mtu=1430)
+N2N = Contestant("n2n", start, ["n2n"], "encrypts: Twofish; Ethernet inside", max_mtu=1430)

@@ -1,4 +1,4 @@
-"""nebula with one certificate authority, and no lighthouse: each knows where the other is."""
+"""nebula with one certificate authority and no lighthouse: each has the other's address."""
 
 import json
 
@@ -21,7 +21,7 @@ def start(site: Site) -> Running:
 
 
 def _config(site: Site, end: End) -> dict[str, object]:
-    """JSON is YAML, too."""
+    """Returns the configuration, which is written as JSON: that is YAML as well."""
     anything = [{"port": "any", "proto": "any", "host": "any"}]
     return {
         "pki": {
@@ -39,4 +39,4 @@ def _config(site: Site, end: End) -> dict[str, object]:
     }
 
 
-NEBULA = Contestant("nebula", start, ["nebula"], "encrypts: AES-256-GCM", most_mtu=8900)
+NEBULA = Contestant("nebula", start, ["nebula"], "encrypts: AES-256-GCM", max_mtu=8900)

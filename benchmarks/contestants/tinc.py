@@ -28,7 +28,7 @@ def _write_keys(site: Site, end: End) -> None:
         f"Name = {here}\nConnectTo = {other}\nInterface = tinc\nMode = router\n"
         f"AddressFamily = ipv4\nBindToAddress = {end.host.ipv4}\n",
     )
-    # Path MTU discovery would send all by TCP until it knows.
+    # Path MTU discovery would send everything over TCP until it has a result.
     site.file(
         f"{here}/hosts/{here}",
         f"Address = {end.host.ipv4}\nSubnet = {end.address}/32\nCipher = none\nDigest = none\n"
@@ -45,4 +45,4 @@ def _write_keys(site: Site, end: End) -> None:
     )
 
 
-TINC = Contestant("tinc", start, ["tinc"], "no cipher, no digest", most_mtu=1500)
+TINC = Contestant("tinc", start, ["tinc"], "no cipher, no digest", max_mtu=1500)

@@ -9,8 +9,8 @@ from benchmarks.contestant import Contestant, Running, Site
 from tunnel.testing.lab import LabError
 
 Crowd = tuple[int, int, int]
-"""Peers that a node has beside the one that is measured, prefixes of all of them together, and
-the place of the first prefix: those of one host must differ."""
+"""Number of peers besides the measured one, number of prefixes of all these together, and the
+index of the first prefix: contestants on one host must have different prefixes."""
 
 
 def start(
@@ -21,9 +21,9 @@ def start(
     workers: str = "auto",
     crowd: Crowd = (0, 0, 0),
 ) -> Running:
-    daemons, said, port = [], "", 8472 + site.number
+    daemons, ready_line, port = [], "", 8472 + site.number
     for end in site.ends:
-        # The crowd is the first host's: it is what sends.
+        # The first host, which sends, has the additional peers.
         others = _others(end.peer.ipv4, *crowd) if end.letter == "a" else ""
         config = site.file(
             f"{end.letter}.toml",
@@ -36,25 +36,25 @@ def start(
             f"--subnet {end.address}/32 --config {config}"
         )
         assert daemon.stdout is not None
-        said = daemon.stdout.readline().strip()
-        if not said:
+        ready_line = daemon.stdout.readline().strip()
+        if not ready_line:
             raise LabError(f"tunnel up failed: {daemon.communicate()[1].strip()}")
         daemons.append(daemon)
-    return Running(site.far, daemons, said)
+    return Running(site.far, daemons, ready_line)
 
 
 def _others(address: str, peers: int, prefixes: int, first: int) -> str:
-    """Peers on ports of `address` where nobody listens, as TOML."""
+    """Returns, as TOML, peers on ports of `address` on which nothing listens."""
     text = []
     for peer in range(peers):
         own = range(first + peer, first + prefixes, peers)
-        listed = ",\n".join(f'"{IPv4Address("10.128.0.0") + 32 * place}/27"' for place in own)
+        listed = ",\n".join(f'"{IPv4Address("10.128.0.0") + 32 * index}/27"' for index in own)
         text.append(f'[[peer]]\nendpoint = "{address}:{20_000 + peer}"\nprefix = [\n{listed}]\n')
     return "".join(text)
 
 
 def contestant(name: str, **options: Any) -> Contestant:
-    """Ours, with options of :func:`start`."""
+    """Returns a contestant of this project, with options of :func:`start`."""
     return Contestant(name, partial(start, **options))
 
 

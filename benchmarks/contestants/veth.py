@@ -1,4 +1,4 @@
-"""The bare link: what there is to carry for the others."""
+"""The bare link: the upper limit for the others."""
 
 from benchmarks.contestant import Contestant, Running, Site
 

@@ -7,8 +7,8 @@ from benchmarks.contestant import Contestant, End, Running, Site
 
 def start(site: Site) -> Running:
     near, far = site.ends
-    # Its server leaves a child with each client, which ends when the client does: hosts end in
-    # reverse order, so the client is at the far end.
+    # The server forks a child for each client, which ends with the client. Hosts are closed in
+    # reverse order, so the client runs on the far host.
     server = _quiet(near, f"vtund -n -s -f {_config(site, near)}")
     near.host.run(["sh", "-c", "until ss -Hltn sport = :5000 | grep -q .; do sleep 0.05; done"])
     client = _quiet(far, f"vtund -n -f {_config(site, far)} bench {near.host.ipv4}")
@@ -18,7 +18,7 @@ def start(site: Site) -> Running:
 
 
 def _quiet(end: End, command: str) -> subprocess.Popen[str]:
-    """Without our pipes: the server's child would hold them when the server is gone."""
+    """Starts a command without pipes: the server's child would keep them open."""
     return end.host.popen(["sh", "-c", f"exec {command} >/dev/null 2>&1"])
 
 
@@ -30,4 +30,4 @@ def _config(site: Site, end: End) -> str:
     return str(site.file(f"{end.letter}.conf", text))
 
 
-VTUN = Contestant("vtun", start, ["vtun"], "no encryption", most_mtu=1500)
+VTUN = Contestant("vtun", start, ["vtun"], "no encryption", max_mtu=1500)

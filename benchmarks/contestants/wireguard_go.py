@@ -1,4 +1,4 @@
-"""wireguard-go, as Debian has it: the version before it learned offloads."""
+"""wireguard-go of Debian: a version without offloads."""
 
 import os
 
@@ -6,7 +6,7 @@ from benchmarks.contestant import Contestant, Running, Site
 
 
 def start(site: Site) -> Running:
-    # Its control sockets lie in one directory for the whole machine.
+    # Its control sockets are in one directory for the whole machine.
     names = {end.letter: f"wg{os.getpid() % 10**8}{end.letter}" for end in site.ends}
     daemons = [
         end.host.popen(f"env LOG_LEVEL=error wireguard-go -f {names[end.letter]}")

@@ -1,4 +1,4 @@
-"""The developers' benchmarks, where nothing is measured: who takes which turn, and the papers."""
+"""The benchmarks without measuring: the order of turns, and the pages made from results."""
 
 import json
 import tomllib
@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from benchmarks import report, rounds, tables
 from benchmarks.contestants.tunnel import _others
-from benchmarks.full import _taking
+from benchmarks.full import _accepting
 
 RESULTS: rounds.Results = {
     "kernel": {"tcp1": [8.0, 10.0, 12.0], "udp2000_loss": [1.0]},
@@ -58,12 +58,12 @@ def test_columns_of_one_unit_share_a_plot() -> None:
     }
 
 
-def test_a_large_link_is_for_those_who_take_its_packets() -> None:
-    assert list(_taking(["tunnel", "tinc"], mtu=1500)) == ["tunnel", "tinc"]
-    assert list(_taking(["tunnel", "tinc"], mtu=9000)) == ["tunnel"]
+def test_a_large_link_is_for_contestants_that_accept_its_packets() -> None:
+    assert list(_accepting(["tunnel", "tinc"], mtu=1500)) == ["tunnel", "tinc"]
+    assert list(_accepting(["tunnel", "tinc"], mtu=9000)) == ["tunnel"]
 
 
-def test_a_crowd_has_all_its_prefixes_once() -> None:
+def test_additional_peers_have_each_prefix_once() -> None:
     peers = tomllib.loads(_others("192.0.2.2", 3, 10, 100))["peer"]
     prefixes = [prefix for peer in peers for prefix in peer["prefix"]]
     assert len(peers) == 3
@@ -71,7 +71,7 @@ def test_a_crowd_has_all_its_prefixes_once() -> None:
     assert not set(prefixes) & set(_others("192.0.2.2", 1, 50, 110).split('"'))
 
 
-def test_papers_are_made_of_what_results_there_are(tmp_path: Path) -> None:
+def test_pages_are_made_from_the_newest_results(tmp_path: Path) -> None:
     results = tmp_path / "benchmarks" / "results"
     results.mkdir(parents=True)
     readme = tmp_path / "README.md"

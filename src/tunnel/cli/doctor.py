@@ -59,21 +59,22 @@ def doctor(
     """
     options = MergedOptions.from_click(config, flags)
     read, given = options.read(), options.flags
-    wanted = read.node if isinstance(read, ClusterConfig) else read
-    named = bool(config or given)
-    told = bool(config or given.keys() - {"name"})
-    path = control or _running(wanted.name if named else None)
-    status, findings = asyncio.run(_examine(path, wanted if told or not path else None))
+    node_config = read.node if isinstance(read, ClusterConfig) else read
+    is_named = bool(config or given)
+    is_configured = bool(config or given.keys() - {"name"})
+    path = control or _find_running(node_config.name if is_named else None)
+    use_config = is_configured or not path
+    status, findings = asyncio.run(_examine(path, node_config if use_config else None))
     if as_json:
-        output.print_json(_words(status, findings))
+        output.print_json(_as_json(status, findings))
     else:
         _print(findings)
     context.exit(any(one.level is Level.FAILED for one in findings))
 
 
-def _running(name: str | None) -> Path | None:
-    """The control socket of a node that runs; without a name of the only one. Raises TunnelError
-    where there are several."""
+def _find_running(name: str | None) -> Path | None:
+    """Returns the control socket of the running node of this name, or without a name of the only
+    one; None if there is none. Raises TunnelError if there are several."""
     served = {one: path for one, path in nodes().items() if is_served(path)}
     if name is None and len(served) > 1:
         return find()
@@ -81,7 +82,7 @@ def _running(name: str | None) -> Path | None:
 
 
 async def _examine(path: Path | None, config: Config | None) -> tuple[Status | None, list[Finding]]:
-    """Of this host as we see it, who may have another view of it than the node."""
+    """Examines this host as this process sees it, which may differ from what the node sees."""
     if path is None:
         return None, await examine(config)
     async with Client(path) as client:
@@ -93,7 +94,7 @@ async def _examine(path: Path | None, config: Config | None) -> tuple[Status | N
     return status, await examine(config, status=status, trains=trains)
 
 
-def _words(status: Status | None, findings: Sequence[Finding]) -> dict[str, object]:
+def _as_json(status: Status | None, findings: Sequence[Finding]) -> dict[str, object]:
     return {
         "node": status.name if status else None,
         "healthy": not any(one.level is Level.FAILED for one in findings),
@@ -108,5 +109,5 @@ def _print(findings: Sequence[Finding]) -> None:
     for one in findings:
         level = click.style(f"{one.level.value:7}", fg=_COLOURS[one.level])
         click.echo(f"{level}  {one.check:12}  {one.text}")
-        if one.advice:  # on a line of its own, so that a command is easily copied
+        if one.advice:  # on its own line, so that a command is easy to copy
             click.echo(f"{'':23}{one.advice}")
