@@ -1,9 +1,9 @@
 """
-Three nodes that are told nothing but where their etcd is, and who reaches whom then.
+Three nodes that know only the address of an etcd find each other.
 
     make demo-cluster
 
-Exit code 1 if one does not reach another.
+The exit code is 1 if a node does not reach another.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PATIENCE = 20.0  # seconds
 
 @dataclass(frozen=True)
 class Node:
-    """A host on which ``tunnel up`` runs; it said `ready` when it was."""
+    """A host that runs ``tunnel up``; `ready` is the line it printed when it was ready."""
 
     host: Host
     ready: str
@@ -56,7 +56,7 @@ def main() -> int:
 
 @contextmanager
 def cluster() -> Iterator[tuple[Host, str, list[Node]]]:
-    """The etcd's host and URL, and the nodes. Raises LabError if something cannot be had here."""
+    """Yields the host and URL of etcd, and the nodes. Raises LabError if something is missing."""
     with ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory())
         lab = stack.enter_context(Lab())
@@ -105,7 +105,7 @@ def _start(host: Host, words: list[str]) -> Node:
 
 
 def _trips(nodes: list[Node]) -> tuple[Table, list[str]]:
-    """Round trips in milliseconds, and who does not reach whom."""
+    """Returns the round trips in milliseconds, and the failures."""
     table = Table(
         "ping from", *(f"to {node.host.name}" for node in nodes), box=None, pad_edge=False
     )
@@ -116,14 +116,14 @@ def _trips(nodes: list[Node]) -> tuple[Table, list[str]]:
             try:
                 cells.append(f"{_trip(node, other):.2f} ms")
             except LabError as error:
-                cells.append("[bold]no way[/]")
+                cells.append("[bold]no answer[/]")
                 failures.append(str(error).splitlines()[-1])
         table.add_row(f"{node.host.name} ({node.address})", *cells)
     return table, failures
 
 
 def _trip(node: Node, other: Node) -> float:
-    """The first packets may come before the last node has learned of the first."""
+    """Pings until the nodes have found each other."""
     deadline = time.monotonic() + PATIENCE
     while True:
         try:

@@ -4,7 +4,8 @@ Pods of two nodes talk to each other and to the world, through real CNI plugins.
     make demo-pods
     python -m examples.pods tap    # the same with TAP devices
 
-At the end the nodes tell the way of one packet, step by step. Exit code 1 if a way does not work.
+At the end each node explains the path of one packet, step by step. The exit code is 1 if a
+connection fails.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from examples.pods.cluster import Cluster, PathTrace, cluster
+from examples.pods.cluster import Cluster, Connection, cluster
 from tunnel.errors import TunnelError
 from tunnel.testing.lab import LabError, need_privilege
 
@@ -26,7 +27,7 @@ def main(mode: str = "tun") -> int:
         need_privilege([sys.executable, "-m", "examples.pods", mode])
         with cluster(mode=mode) as made:
             console.print(_nodes(made), "")
-            table, failures = _walks(made)
+            table, failures = _connections(made)
             console.print(table)
             for command, said in made.explained():
                 console.print("", escape(command), escape(said.rstrip()), sep="\n", soft_wrap=True)
@@ -38,7 +39,7 @@ def main(mode: str = "tun") -> int:
 
 
 def _nodes(made: Cluster) -> Table:
-    """What subnet.env of each node says, and what the plugins have made of it."""
+    """Returns the content of each subnet.env, and the addresses that the plugins assigned."""
     table = Table("", "node a", "node b", box=None, pad_edge=False)
     nodes = (made.a, made.b)
     for name in made.a.runtime.subnet_env:
@@ -50,25 +51,29 @@ def _nodes(made: Cluster) -> Table:
     return table
 
 
-def _walks(made: Cluster) -> tuple[Table, list[str]]:
-    """Each way with what came of it, and what was wrong."""
+def _connections(made: Cluster) -> tuple[Table, list[str]]:
+    """Returns each connection with its result, and the failures."""
     table = Table("TCP from", "at", "is seen as", box=None, pad_edge=False)
     failures = []
-    for walk in made.walks():
-        seen, failure = _go(walk)
-        place = f"[{walk.address}]" if ":" in walk.address else walk.address
-        table.add_row(walk.what, escape(f"{place}:{walk.port}"), seen)
+    for connection in made.connections():
+        seen, failure = _try(connection)
+        place = f"[{connection.address}]" if ":" in connection.address else connection.address
+        table.add_row(connection.what, escape(f"{place}:{connection.port}"), seen)
         failures += [failure] if failure else []
     return table, failures
 
 
-def _go(walk: PathTrace) -> tuple[str, str]:
-    """As whom he is seen, and what is wrong with that."""
+def _try(connection: Connection) -> tuple[str, str]:
+    """Returns the source address that the server sees, and the failure, if any."""
     try:
-        seen = walk.go()
+        seen = connection.go()
     except LabError as error:
-        return "[bold]nobody: no way[/]", f"{walk.what}: {str(error).splitlines()[-1]}"
-    wrong = f"{walk.what}: is seen as {seen}, not {walk.seen_as}" if seen != walk.seen_as else ""
+        return "[bold]no connection[/]", f"{connection.what}: {str(error).splitlines()[-1]}"
+    wrong = (
+        f"{connection.what}: is seen as {seen}, not {connection.seen_as}"
+        if seen != connection.seen_as
+        else ""
+    )
     return seen, wrong
 
 

@@ -1,5 +1,5 @@
 """
-Two nodes with two pods on each, and a host outside that knows nothing of pods.
+Two nodes with two pods each, and an outside host without a route to pods.
 
          pod a1  pod a2                pod b1  pod b2
             \\     /                      \\     /
@@ -8,7 +8,7 @@ Two nodes with two pods on each, and a host outside that knows nothing of pods.
                                   |
                                outside
 
-All of them are network namespaces of this machine, gone when the ``with`` block ends.
+All are network namespaces of this machine, removed when the ``with`` block ends.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from tunnel.testing.lab import Host, Lab, LabError
 NETWORKS = ("10.244.0.0/16", "fd00:244::/32")
 SUBNET_FILE = "/run/tunnel/subnet.env"
 WEB, MAPPED = 80, 8080
-"""The port at which everybody says who he sees, and that of node a which leads to pod a1's."""
+"""The port at which every host reports its client's address, and the port of node a that is mapped
+to pod a1."""
 
-_SAYS_WHO = """
+_SERVER = """
 import socket, sys
 port = int(sys.argv[1])
 server = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
@@ -37,7 +38,7 @@ while True:
     with connection:
         connection.sendall(peer[0].removeprefix("::ffff:").encode())
 """
-_ASKS = """
+_CLIENT = """
 import socket, sys
 with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=5) as connection:
     print(connection.makefile().read())
@@ -46,7 +47,7 @@ with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=5) as con
 
 @dataclass(frozen=True)
 class Node:
-    """A host on which ``tunnel up`` runs; it said `ready` when it was."""
+    """A host that runs ``tunnel up``; `ready` is the line it printed when it was ready."""
 
     host: Host
     ready: str
@@ -64,8 +65,8 @@ class Node:
 
 
 @dataclass(frozen=True)
-class PathTrace:
-    """A TCP connection, and as whom the one who takes it should see the one who makes it."""
+class Connection:
+    """A TCP connection, and the source address that its server should see."""
 
     what: str
     source: Host
@@ -74,8 +75,8 @@ class PathTrace:
     port: int = WEB
 
     def go(self) -> str:
-        """As whom he was seen. Raises LabError if there is no way."""
-        command = [sys.executable, "-c", _ASKS, self.address, str(self.port)]
+        """Returns the source address that the server saw. Raises LabError without a connection."""
+        command = [sys.executable, "-c", _CLIENT, self.address, str(self.port)]
         return self.source.run(command).stdout.strip()
 
 
@@ -85,8 +86,8 @@ class Cluster:
     b: Node
     outside: Host
 
-    def walks(self) -> Iterator[PathTrace]:
-        """Every way that there has to be, of both families."""
+    def connections(self) -> Iterator[Connection]:
+        """Yields every connection that must work, for both address families."""
         (a1, a2), (b1, _) = self.a.pods, self.b.pods
         a, b, outside = self.a.host, self.b.host, self.outside
         for pod, other, far, node, peer, out in (
@@ -95,17 +96,17 @@ class Cluster:
         ):
             six = ":" in pod
             here, there = (a.ipv6, b.ipv6) if six else (a.ipv4, b.ipv4)
-            yield PathTrace("pod a1 to pod a2, same node", a1.host, other, pod)
-            yield PathTrace("pod a1 to pod b1, other node", a1.host, far, pod)
-            yield PathTrace("pod a1 to node b, overlay", a1.host, peer, pod)
-            yield PathTrace("pod a1 to node b, underlay", a1.host, there, here)
-            yield PathTrace("node a to pod b1", a, far, node)
-            yield PathTrace("pod a1 to outside", a1.host, out, here)
-            yield PathTrace("outside to pod a1, by node a", outside, here, out, MAPPED)
+            yield Connection("pod a1 to pod a2, same node", a1.host, other, pod)
+            yield Connection("pod a1 to pod b1, other node", a1.host, far, pod)
+            yield Connection("pod a1 to node b, overlay", a1.host, peer, pod)
+            yield Connection("pod a1 to node b, underlay", a1.host, there, here)
+            yield Connection("node a to pod b1", a, far, node)
+            yield Connection("pod a1 to outside", a1.host, out, here)
+            yield Connection("outside to pod a1, by node a", outside, here, out, MAPPED)
 
     def explained(self) -> Iterator[tuple[str, str]]:
-        """A packet from pod a1 to pod b1: the steps that it takes on each node, as they tell them.
-        Raises LabError if it does not arrive."""
+        """Yields for each node the command that explains a packet from pod a1 to pod b1, and its
+        output. Raises LabError if the packet does not arrive."""
         a1, b1 = self.a.pods[0].ipv4, self.b.pods[0].ipv4
         words = ["explain", b1, "--from", a1, "--protocol", "tcp", "--dport", str(WEB)]
         for node in (self.a, self.b):
@@ -115,7 +116,7 @@ class Cluster:
 
 @contextmanager
 def cluster(*, mode: str = "tun") -> Iterator[Cluster]:
-    """Raises LabError if something cannot be had here, or does not start."""
+    """Raises LabError if something is missing here or does not start."""
     with Lab() as lab:
         a, b, outside = (lab.host(name) for name in ("node a", "node b", "outside"))
         lab.switch(a, b, outside)
@@ -126,7 +127,7 @@ def cluster(*, mode: str = "tun") -> Iterator[Cluster]:
         )
         nodes = (made.a, made.b)
         for host in (a, b, outside, *(pod.host for node in nodes for pod in node.pods)):
-            _first_line(host, [sys.executable, "-c", _SAYS_WHO, str(WEB)])
+            _first_line(host, [sys.executable, "-c", _SERVER, str(WEB)])
         yield made
         for node in nodes:
             for pod in node.pods:
@@ -153,7 +154,7 @@ def _subnets(number: int) -> tuple[str, str]:
 
 
 def _first_line(host: Host, command: list[str]) -> str:
-    """What it says when it is ready. It runs on, as long as the host does."""
+    """Starts a command that runs as long as the host, and returns its first line."""
     process = host.popen(command)
     assert process.stdout is not None
     line = process.stdout.readline().strip()

@@ -1,4 +1,4 @@
-"""What happens to a tunnel, for those who listen."""
+"""Events of a tunnel, and their subscribers."""
 
 from __future__ import annotations
 
@@ -13,38 +13,42 @@ from tunnel.types import Endpoint, Mac, Prefix
 
 @dataclass(frozen=True)
 class PeerAdded:
+    """A peer was added."""
+
     endpoint: Endpoint
 
 
 @dataclass(frozen=True)
 class PeerRemoved:
+    """A peer was removed."""
+
     endpoint: Endpoint
 
 
 @dataclass(frozen=True)
 class PeerChanged:
-    """It owns other prefixes than before, or another MAC was configured for it."""
+    """The prefixes or the configured MAC of a peer changed."""
 
     endpoint: Endpoint
 
 
 @dataclass(frozen=True)
 class PeerUp:
-    """It answered, for the first time or again."""
+    """A peer answered, for the first time or after it was silent."""
 
     endpoint: Endpoint
 
 
 @dataclass(frozen=True)
 class PeerSilent:
-    """It answered before, and does not now."""
+    """A peer that answered before does not answer any more."""
 
     endpoint: Endpoint
 
 
 @dataclass(frozen=True)
 class PathChanged:
-    """`mtu` is the largest inner packet that reaches the peer, in bytes."""
+    """`mtu` is the largest inner packet that reaches the peer, in bytes; None if unknown."""
 
     endpoint: Endpoint
     mtu: int | None
@@ -52,7 +56,7 @@ class PathChanged:
 
 @dataclass(frozen=True)
 class MacChanged:
-    """A peer's VTEP has another MAC than before: it was restarted, or replaced."""
+    """The VTEP of a peer has another MAC: it was restarted or replaced."""
 
     endpoint: Endpoint
     mac: Mac
@@ -61,14 +65,14 @@ class MacChanged:
 
 @dataclass(frozen=True)
 class OffloadLost:
-    """Turned off at run time, for it did not work."""
+    """An offload failed at run time and was turned off."""
 
     offload: str
 
 
 @dataclass(frozen=True)
 class SubnetsChanged:
-    """This node has got these; `before` is what it had, empty the first time."""
+    """The store granted `subnets` to this node; `before` is empty the first time."""
 
     subnets: tuple[Prefix, ...]
     before: tuple[Prefix, ...]
@@ -76,7 +80,7 @@ class SubnetsChanged:
 
 @dataclass(frozen=True)
 class SubnetsLost:
-    """Somebody took our key away, or has it now. Packets go on while others are acquired."""
+    """The key of this node was deleted or taken. Packets flow while it acquires others."""
 
     subnets: tuple[Prefix, ...]
     why: str
@@ -84,7 +88,7 @@ class SubnetsLost:
 
 @dataclass(frozen=True)
 class StoreLost:
-    """The store does not answer any more; who was a peer stays one."""
+    """The store does not answer any more. The peers remain."""
 
     address: str
     why: str
@@ -99,7 +103,7 @@ class StoreFound:
 
 @dataclass(frozen=True)
 class EventsLost:
-    """Who listens did not keep up, and missed so many before the next one."""
+    """The subscriber was too slow: `count` events before the next one were discarded."""
 
     count: int
 
@@ -122,11 +126,11 @@ Event = (
 
 
 MOST = 1024
-"""Events kept for one listener."""
+"""The most events queued for one subscriber."""
 
 
 class Listener:
-    """Every event from when it was made, in order; ends when the tunnel is closed."""
+    """Yields every event since it was created, in order; ends when the tunnel is closed."""
 
     def __init__(self) -> None:
         self._waiting: deque[Event] = deque()
@@ -138,7 +142,7 @@ class Listener:
         return self
 
     async def __anext__(self) -> Event:
-        """Cancelled, no event is lost."""
+        """Waits for the next event. If cancelled, no event is lost."""
         while not self._waiting:
             if self._closed:
                 raise StopAsyncIteration
@@ -150,7 +154,7 @@ class Listener:
         return self._waiting.popleft()
 
     def put(self, event: Event) -> None:
-        """The oldest go where there are too many, and that is told."""
+        """Queues an event. A full queue loses its oldest, which an EventsLost reports."""
         if len(self._waiting) == MOST:
             self._waiting.popleft()
             self._lost += 1
@@ -158,13 +162,13 @@ class Listener:
         self._changed.set()
 
     def close(self) -> None:
-        """It ends behind what is waiting."""
+        """Ends the iteration after the queued events."""
         self._closed = True
         self._changed.set()
 
 
 class Events:
-    """Tells everybody who listens. Who has stopped need not say so."""
+    """Distributes events to all subscribers. An unreferenced subscriber is dropped."""
 
     def __init__(self) -> None:
         self._listeners: WeakSet[Listener] = WeakSet()
@@ -182,7 +186,7 @@ class Events:
             listener.put(event)
 
     def close(self) -> None:
-        """Listeners end when they have seen what there is."""
+        """Ends every subscription after its queued events."""
         self._closed = True
         for listener in self._listeners:
             listener.close()

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import pytest
 
 from examples.pods import __main__ as demo
-from examples.pods.cluster import Cluster, PathTrace, cluster
+from examples.pods.cluster import Cluster, Connection, cluster
 from tunnel.testing.lab import Host, LabError
 
 
@@ -19,9 +19,11 @@ def made() -> Iterator[Cluster]:
 
 
 def test_every_way_works(made: Cluster) -> None:
-    walks = list(made.walks())
-    assert len(walks) == 14
-    assert {walk: walk.go() for walk in walks} == {walk: walk.seen_as for walk in walks}
+    connections = list(made.connections())
+    assert len(connections) == 14
+    assert {connection: connection.go() for connection in connections} == {
+        connection: connection.seen_as for connection in connections
+    }
 
 
 def test_pods_have_what_subnet_env_says(made: Cluster) -> None:
@@ -52,7 +54,9 @@ def test_the_demo_shows_every_way(
     assert demo.main() == 0
     out, errors = capsys.readouterr()
     assert errors == ""
-    assert all(walk.address in out and walk.seen_as in out for walk in made.walks())
+    assert all(
+        connection.address in out and connection.seen_as in out for connection in made.connections()
+    )
     assert "| VXLAN      |  8  flags 08, vni 1\n" in out
     assert out.endswith("\nthe packet arrives\n")
 
@@ -60,13 +64,13 @@ def test_the_demo_shows_every_way(
 def test_the_demo_says_what_does_not_work(
     made: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def go(walk: PathTrace) -> str:
-        if walk.what == "node a to pod b1":
+    def go(connection: Connection) -> str:
+        if connection.what == "node a to pod b1":
             raise LabError("node a: python: TimeoutError: timed out")
-        return "192.0.2.9" if walk.what == "pod a1 to outside" else walk.seen_as
+        return "192.0.2.9" if connection.what == "pod a1 to outside" else connection.seen_as
 
     monkeypatch.setattr(demo, "cluster", lambda *, mode: nullcontext(made))
-    monkeypatch.setattr(PathTrace, "go", go)
+    monkeypatch.setattr(Connection, "go", go)
     assert demo.main() == 1
     out, errors = capsys.readouterr()
     assert "nobody: no way" in out

@@ -1,4 +1,4 @@
-"""Who listens hears everything, in order, from when he began."""
+"""A subscriber receives every event since it subscribed, in order."""
 
 import asyncio
 import gc
@@ -9,12 +9,12 @@ from tunnel.types import Endpoint
 ONES = [PeerAdded(Endpoint("192.0.2.1", port)) for port in range(1, MOST + 11)]
 
 
-async def heard(events: Events, count: int) -> list[Event]:
+async def take(events: Events, count: int) -> list[Event]:
     listener = events.subscribe()
     return [await anext(listener) for _ in range(count)]
 
 
-async def test_from_when_he_began_and_not_from_when_he_first_waited() -> None:
+async def test_events_count_from_the_subscription_not_from_the_first_wait() -> None:
     events = Events()
     events.emit(ONES[0])
     listener = events.subscribe()
@@ -23,9 +23,9 @@ async def test_from_when_he_began_and_not_from_when_he_first_waited() -> None:
     assert [await anext(listener), await anext(listener)] == ONES[1:3]
 
 
-async def test_two_listeners_hear_the_same() -> None:
+async def test_two_subscribers_receive_the_same() -> None:
     events = Events()
-    listening = [asyncio.create_task(heard(events, 3)) for _ in range(2)]
+    listening = [asyncio.create_task(take(events, 3)) for _ in range(2)]
     await asyncio.sleep(0)
     for one in ONES[:3]:
         events.emit(one)
@@ -33,7 +33,7 @@ async def test_two_listeners_hear_the_same() -> None:
     assert await asyncio.gather(*listening) == [ONES[:3]] * 2
 
 
-async def test_the_end_comes_behind_what_happened() -> None:
+async def test_the_end_comes_after_queued_events() -> None:
     events = Events()
     listener = events.subscribe()
     events.emit(ONES[0])
@@ -43,7 +43,7 @@ async def test_the_end_comes_behind_what_happened() -> None:
     assert [one async for one in events.subscribe()] == []
 
 
-async def test_closing_ends_who_waits() -> None:
+async def test_closing_ends_a_waiting_subscriber() -> None:
     events = Events()
     listener = events.subscribe()
     waiting = asyncio.create_task(anext(listener, None))
@@ -53,17 +53,17 @@ async def test_closing_ends_who_waits() -> None:
         assert await waiting is None
 
 
-async def test_who_does_not_keep_up_is_told_how_many_he_missed() -> None:
+async def test_a_slow_subscriber_learns_how_many_events_it_lost() -> None:
     events = Events()
     listener = events.subscribe()
     for one in ONES:
         events.emit(one)
     events.close()
-    told = [one async for one in listener]
-    assert told == [EventsLost(10), *ONES[10:]]
+    received = [one async for one in listener]
+    assert received == [EventsLost(10), *ONES[10:]]
 
 
-async def test_cancelled_nothing_is_lost() -> None:
+async def test_a_cancelled_wait_loses_no_event() -> None:
     events = Events()
     listener = events.subscribe()
     waiting = asyncio.create_task(anext(listener, None))
@@ -76,7 +76,7 @@ async def test_cancelled_nothing_is_lost() -> None:
     assert [one async for one in listener] == ONES[:2]
 
 
-async def test_who_has_stopped_need_not_say_so() -> None:
+async def test_a_subscriber_that_is_gone_is_dropped() -> None:
     events = Events()
     async for _ in _first_of(events):
         break
