@@ -10,8 +10,8 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -135,31 +135,33 @@ async def _run_until_signal(run: _Run) -> None:
 
 
 async def _run_node(run: _Run, *, stop: Callable[[], None]) -> None:
-    """Opens a node and what serves it, and waits until the node closes."""
+    """Opens a node, its control socket and its metrics, and waits until the node closes."""
     async with AsyncExitStack() as stack:
-        # As the user that started it: a node gives its privileges up while it opens.
+        # With the privileges of the user that started it.
         notify = stack.enter_context(notifications())
         with run.options.locate_faults():
             node, tunnel = run.create()
         reload = partial(_reload, run.options, node) if run.options.path else None
-        servers = [run.metrics(tunnel)] if run.metrics else []
+        metrics = run.metrics(tunnel) if run.metrics else None
+        control_error: TunnelError | None = None
         if run.control != "none":
             service = Service(tunnel, path=run.control, reload=reload, down=stop)
             stack.callback(service.remove)
-            if (refused := _listen(service, run)) is None:
+            control_error = _listen(service, run)
+            if control_error is None:
                 await stack.enter_async_context(service)  # it answers while the node opens
-            else:
-                servers.append(_warning(refused))
 
         with run.options.locate_faults():
             await stack.enter_async_context(node)
 
-        # Confined, and as another user.
+        # With CAP_NET_ADMIN only, perhaps as another user.
+        if control_error is not None:
+            log.warning("%s", control_error)
         if run.options.path is not None and reload is not None:
             _warn_if_unreadable(run.options.path)
             _reload_on_sighup(tunnel, reload)
-        for server in servers:
-            await stack.enter_async_context(server)
+        if metrics is not None:
+            await stack.enter_async_context(metrics)
         await _report_until_closed(tunnel, notify=notify)
 
 
@@ -174,13 +176,6 @@ def _listen(service: Service, run: _Run) -> TunnelError | None:
         return error
     service.hand_over(run.user)
     return None
-
-
-@asynccontextmanager
-async def _warning(error: TunnelError) -> AsyncIterator[None]:
-    """Logs an error when entered: not before the node is open, for its own failure says more."""
-    log.warning("%s", error)
-    yield
 
 
 async def _report_until_closed(tunnel: Tunnel, *, notify: Callable[[str], None]) -> None:

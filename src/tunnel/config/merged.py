@@ -57,7 +57,7 @@ class MergedOptions:
 
     @contextmanager
     def locate_faults(self) -> Iterator[None]:
-        """Adds file and line to a ConfigError of the block whose option stands in the file."""
+        """Adds the line to a ConfigError raised in the block, if its option is in the file."""
         try:
             yield
         except ConfigError as error:

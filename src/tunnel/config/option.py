@@ -22,7 +22,7 @@ class Option:
         help: What it does, as ``--help`` and the reference page say it.
         parse: Makes an exact value of a loose one, each time where it is `repeatable`.
         group: The section of the reference page.
-        metavar: What stands for the value in the help; empty where the flag takes none.
+        metavar: The placeholder of the value in the help; empty where the flag takes none.
         default: The exact value where the option is not given.
         default_help: The default, as the help says it.
         tap_default: The exact value in TAP mode, of an option that is invalid in TUN mode.

@@ -2,7 +2,7 @@
 The rules between options: which values are valid together.
 
 Each function yields a ConfigError for each fault, with the key of the option to change. Values
-that may be repeated come as dicts by their index.
+of repeatable options are dicts by their index.
 """
 
 from __future__ import annotations
