@@ -1,10 +1,10 @@
 """
-The C core's operations by themselves, and the codec beside struct and scapy, in nanoseconds.
+Times of the C core's operations, and of the codec compared with struct and scapy, in nanoseconds.
 
     python -m benchmarks.micro [--keep]
 
-``tests/native/test_budgets.py`` counts the same operations in instructions, which noise does not
-reach.
+``tests/native/test_budgets.py`` counts the instructions of the same operations, which do not depend
+on the load of the machine.
 """
 
 import json
@@ -26,7 +26,7 @@ from tunnel.vxlan import ANY_VTEP_MAC, FRAME, OVERHEAD
 
 FRAMES, SIZE = 64, 1400
 GOALS = {"encode_batch, beyond the copy": 100, "decode_batch": 30}
-"""The most nanoseconds a frame."""
+"""Most nanoseconds for each frame."""
 
 ROOT = Path(__file__).parent.parent
 CORE = ROOT / "src" / "tunnel" / "native"
@@ -37,15 +37,16 @@ _HEADER = struct.Struct("!II6s6sH")
 
 def build(directory: Path) -> Path:
     """
-    The program that calls each of the core's operations, optimised as users have it.
+    Builds the program that calls the core's operations, optimised like the installed core, and
+    returns its path.
 
     Raises:
-        BenchError: No gcc, or it did not like what it read.
+        BenchError: gcc is missing or fails.
     """
     program = directory / "operations"
     binding = {CORE / "module.c", *CORE.glob("py_*.c")}
     sources = [OPERATIONS, *sorted({*CORE.glob("*.c")} - binding)]
-    # Operations of the same code stay two, to be told apart by name.
+    # Keep operations with equal code apart, so that each has a name of its own.
     flags = ["-std=gnu11", "-O3", "-fno-ipa-icf", "-g", "-D_GNU_SOURCE", f"-I{CORE}"]
     words = ["gcc", *flags, "-o", str(program), *map(str, sources)]
     try:
@@ -85,7 +86,7 @@ def decode_by_struct(frame: bytes) -> tuple[int, bytes]:
 
 
 def nanoseconds(call: Callable[[], object], *, items: int = 1) -> float:
-    """A call's least time of seven, for each item: what disturbs only ever adds."""
+    """The minimum of seven times of a call, for each item: disturbances only add."""
     timer = timeit.Timer(call)
     count, _ = timer.autorange()
     return min(timer.repeat(7, max(1, count // 4))) / max(1, count // 4) / items * 1e9
@@ -128,7 +129,7 @@ def codec() -> dict[str, float]:
 @click.option("--keep", is_flag=True, help="Keep the result in benchmarks/results/.")
 @click.option("--directory", type=click.Path(path_type=Path), default=tables.RESULTS)
 def main(*, keep: bool, directory: Path) -> None:
-    """Time the core's operations, and the codec with 64 frames of 1,400 bytes."""
+    """Measure the core's operations, and the codec with 64 frames of 1,400 bytes."""
     measured = codec()
     rows: tables.Rows = [
         ["", "ns a frame", "goal"],

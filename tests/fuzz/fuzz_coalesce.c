@@ -76,18 +76,18 @@ static unsigned owner_of(const struct packets *packets, const struct iovec *piec
 }
 
 /* Whether packets are equal but for IPv4 ids that have no meaning. */
-static void check_same(const struct ip_packet *came, uint8_t *segment, size_t length)
+static void check_same(const struct ip_packet *original, uint8_t *segment, size_t length)
 {
-    RULE(came->length == length);
-    if (came->version == 4 && came->data[6] & 0x40) {
-        memcpy(segment + 4, came->data + 4, 2);
-        memcpy(segment + 10, came->data + 10, 2);
+    RULE(original->length == length);
+    if (original->version == 4 && original->data[6] & 0x40) {
+        memcpy(segment + 4, original->data + 4, 2);
+        memcpy(segment + 10, original->data + 10, 2);
     }
     /* One's complement has two zeros; a sender may use either. */
-    size_t field = came->header + (came->protocol == IP_TCP ? 16u : 6u);
-    RULE(words_verify(came->data, length));
-    memcpy(segment + field, came->data + field, 2);
-    RULE(memcmp(came->data, segment, length) == 0);
+    size_t field = original->header + (original->protocol == IP_TCP ? 16u : 6u);
+    RULE(words_verify(original->data, length));
+    memcpy(segment + field, original->data + field, 2);
+    RULE(memcmp(original->data, segment, length) == 0);
 }
 
 static void check_joined(const struct packets *packets, const struct run *run)

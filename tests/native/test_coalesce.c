@@ -68,23 +68,23 @@ static void check_run(const struct input *input, const struct run *run, unsigned
     CHECK_EQ(packet.length, length);
     CHECK_EQ(run->peer, 3);
     if (run->segments == 1) {
-        const struct ip_packet *came = &input->packets[(*next)++];
+        const struct ip_packet *original = &input->packets[(*next)++];
         CHECK_EQ(offload.flags | offload.gso_type, 0);
-        CHECK_EQ(came->length, length);
-        CHECK(memcmp(came->data, bytes, length) == 0);
+        CHECK_EQ(original->length, length);
+        CHECK(memcmp(original->data, bytes, length) == 0);
         return;
     }
     struct split split;
     CHECK_EQ(offload.header_length, run->header);
     CHECK(split_open(&split, &packet, &offload));
     for (unsigned i = 0; i < run->segments; i++) {
-        const struct ip_packet *came = &input->packets[(*next)++];
+        const struct ip_packet *original = &input->packets[(*next)++];
         uint8_t *header = malloc(split.header), *payload;
         CHECK(header && !split_done(&split));
         size_t part = split_next(&split, header, &payload);
-        CHECK_EQ(came->length, split.header + part);
-        CHECK(memcmp(came->data, header, split.header) == 0);
-        CHECK(memcmp(came->data + split.header, payload, part) == 0);
+        CHECK_EQ(original->length, split.header + part);
+        CHECK(memcmp(original->data, header, split.header) == 0);
+        CHECK(memcmp(original->data + split.header, payload, part) == 0);
         free(header);
     }
     CHECK(split_done(&split));

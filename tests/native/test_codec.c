@@ -75,7 +75,7 @@ TEST(the_faulty_packet_is_reported)
     } rows[] = {
         {"the last has no room", CODEC_ROOM, 4, 0, 1, false},
         {"the second has no room", CODEC_ROOM, 1, 0, 1250, false},
-        {"sizes say too much", CODEC_SIZES, 4, 1, 0, false},
+        {"sizes exceed the buffer", CODEC_SIZES, 4, 1, 0, false},
         {"the third is no IP", CODEC_NOT_IP, 2, 0, 0, true},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {

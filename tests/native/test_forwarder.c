@@ -535,11 +535,11 @@ TEST(no_route_sends_an_icmp_error)
     for (int i = 0; i < 60; i++)
         write_device(world, &offload, bytes, length);
     CHECK_EQ(forwarder_outbound(&world->forwarder), 60);
-    unsigned told = 0;
-    for (; read(world->device, got, sizeof got) > 0; told++)
+    unsigned reported = 0;
+    for (; read(world->device, got, sizeof got) > 0; reported++)
         CHECK(got[OFFLOAD_HEADER + 9] == IP_ICMP && got[OFFLOAD_HEADER + 20] == 3);
-    CHECK(told >= 50 && told < 60);
-    CHECK_EQ(world->forwarder.work.icmp_sent, told);
+    CHECK(reported >= 50 && reported < 60);
+    CHECK_EQ(world->forwarder.work.icmp_sent, reported);
     CHECK_EQ(dropped(world, PEER_NONE, DROP_no_route), 60);
     world_free(world);
 }
@@ -789,7 +789,7 @@ TEST(inbound_drops_are_counted)
         {"another MAC", 13, 99, DROP_other_mac},
         {"ARP", 21, 6, DROP_ethertype},
         {"bad lengths", 24, 99, DROP_bad_inner},
-        {"nobody's source", 22 + 12, 11, DROP_spoofed},
+        {"unrouted source", 22 + 12, 11, DROP_spoofed},
         {"another peer's source", 22 + 14, 3, DROP_spoofed},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
@@ -1075,7 +1075,7 @@ TEST(packets_pass_between_control_frames)
 /* ---- path MTU ---- */
 
 /* The MTU in the ICMP error for a packet that is too big for the path, 0 if there is no error. */
-static uint32_t told(const struct world *world, const struct words *words)
+static uint32_t reported(const struct world *world, const struct words *words)
 {
     static uint8_t packet[65536], original[WORDS_MAX];
     struct offload offload;
@@ -1102,7 +1102,7 @@ TEST(too_big_packets_get_an_icmp_error)
         const char *name;
         uint16_t mtu;
         struct words words;
-        uint32_t told; /* 0 if the packet is sent */
+        uint32_t reported; /* 0 if the packet is sent */
     } rows[] = {
         {"unknown", 0, {.payload = 1400}, 0},
         {"IPv4 fits", 1340, {.payload = 1300}, 0},
@@ -1113,7 +1113,7 @@ TEST(too_big_packets_get_an_icmp_error)
         {"IPv6 fits", 1360, {.version = 6, .payload = 1300}, 0},
         {"IPv6 too long", 1359, {.version = 6, .payload = 1300}, 1359},
         {"IPv6 that has to go", 1130, {.version = 6, .payload = 1220}, 0},
-        {"IPv6 told no less than that", 1130, {.version = 6, .payload = 1221}, 1280},
+        {"IPv6 never reports less", 1130, {.version = 6, .payload = 1221}, 1280},
         {"IPv6 UDP", 1130, {.version = 6, .protocol = IP_UDP, .payload = 1300}, 1280},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
@@ -1123,11 +1123,11 @@ TEST(too_big_packets_get_an_icmp_error)
         world->forwarder.peers.at[0].mtu = rows[i].mtu;
         size_t length = write_words(world, &rows[i].words);
         CHECK_EQ(forwarder_outbound(&world->forwarder), 1);
-        CHECK_EQ(told(world, &rows[i].words), rows[i].told);
-        CHECK_EQ(receive_frame(world, got), rows[i].told ? 0 : length);
-        CHECK_EQ(dropped(world, 0, DROP_too_big), rows[i].told != 0);
-        CHECK_EQ(dropped_in_all(world), rows[i].told != 0);
-        CHECK_EQ(world->forwarder.work.icmp_sent, rows[i].told != 0);
+        CHECK_EQ(reported(world, &rows[i].words), rows[i].reported);
+        CHECK_EQ(receive_frame(world, got), rows[i].reported ? 0 : length);
+        CHECK_EQ(dropped(world, 0, DROP_too_big), rows[i].reported != 0);
+        CHECK_EQ(dropped_in_all(world), rows[i].reported != 0);
+        CHECK_EQ(world->forwarder.work.icmp_sent, rows[i].reported != 0);
         world_free(world);
     }
 }
@@ -1146,7 +1146,7 @@ TEST(too_big_super_packets_get_one_icmp_error)
                 world->forwarder.peers.at[0].mtu = (uint16_t)(segment - !fits);
                 write_super(world, &words);
                 CHECK_EQ(forwarder_outbound(&world->forwarder), 1);
-                CHECK_EQ(told(world, &words), goes ? 0 : segment - 1);
+                CHECK_EQ(reported(world, &words), goes ? 0 : segment - 1);
                 CHECK_EQ(dropped(world, 0, DROP_too_big), goes ? 0 : 31);
                 CHECK_EQ(dropped_in_all(world), goes ? 0 : 31);
                 CHECK_EQ(world->forwarder.work.super_packets_read, goes);
@@ -1173,7 +1173,7 @@ TEST(long_ipv6_segments_get_an_icmp_error)
     world->forwarder.peers.at[0].mtu = 1300;
     write_device(world, &offload, bytes, words_put(bytes, &words));
     CHECK_EQ(forwarder_outbound(&world->forwarder), 1);
-    CHECK_EQ(told(world, &words), 1300);
+    CHECK_EQ(reported(world, &words), 1300);
     CHECK_EQ(dropped(world, 0, DROP_too_big), 10);
     world_free(world);
 }

@@ -1,6 +1,6 @@
 """
-What happens at run time when the world says no: an offload that a kernel refuses is turned off
-and nothing is lost or sent twice; whatever else is refused is counted under its name.
+Errors of the kernel at run time: an offload that the kernel refuses is turned off, and no packet is
+lost or sent twice; every other error is counted under its own drop reason.
 """
 
 import errno

@@ -1,5 +1,5 @@
 """
-TAP mode: Ethernet frames from the device to peers and back, against scapy and the naive twins.
+TAP mode: Ethernet frames from the device to peers and back, compared with scapy and simple models.
 """
 
 from __future__ import annotations
@@ -307,7 +307,7 @@ def test_removing_a_peer_removes_its_entries(rig: Rig, fdb: Fdb) -> None:
     assert [entry[:3] for entry in fdb.entries()] == [(mac(ELSEWHERE), 5, 1)]
 
 
-# ---- who may send what ----
+# ---- allowed sources ----
 
 
 def test_an_address_of_another_peer_is_spoofed(rig: Rig, fdb: Fdb) -> None:
@@ -386,16 +386,16 @@ def test_icmp_errors_are_sent_in_a_frame(
     rig.outbound(*frames)
     assert peer.take() == [wrapped(frames[0])]
     assert wide.take(2 * flooded) == list(map(wrapped, frames)) * flooded
-    ((vnet, told),) = rig.writes()
+    ((vnet, error),) = rig.writes()
     prefix = 14 + len(TAGS[tag])
     assert vnet == NO_OFFLOAD
-    assert told[:prefix] == mac(HERE) + mac(THERE) + frames[0][12:prefix]
-    assert verifies(told[prefix:])
-    message = dissect(told[prefix:])
+    assert error[:prefix] == mac(HERE) + mac(THERE) + frames[0][12:prefix]
+    assert verifies(error[prefix:])
+    message = dissect(error[prefix:])
     assert (message.src, message.dst) == (THEIRS[version], OURS[version])
     found = message[ICMP].nexthopmtu if version == 4 else message[ICMPv6PacketTooBig].mtu
     assert found == fits
-    assert told.endswith(bytes(large)[: 548 if version == 4 else 1232])
+    assert error.endswith(bytes(large)[: 548 if version == 4 else 1232])
     assert rig.drops(0) == {"too_big": 1}
 
 

@@ -1,6 +1,6 @@
 """
-Whatever a known peer or a stranger sends: one drop each, under its right name, and real
-traffic goes on.
+Bad datagrams from a peer or an unknown sender: one drop each, under the right reason, and valid
+traffic passes.
 """
 
 from typing import Any
@@ -28,7 +28,7 @@ def lying(packet: bytes, *, at: int, value: int, size: int = 2) -> bytes:
 
 def lldp() -> bytes:
     ether = Ether(dst="01:80:c2:00:00:0e", src=PEER_MAC.hex(":"), type=0x88CC)
-    return bytes(VXLAN(flags=8, vni=1) / ether / Raw(b"whoever it is"))
+    return bytes(VXLAN(flags=8, vni=1) / ether / Raw(b"any frame"))
 
 
 HOSTILE: list[tuple[str, str, bytes]] = [
@@ -63,7 +63,7 @@ HOSTILE: list[tuple[str, str, bytes]] = [
     ("LLDP", "ethertype", lldp()),
     ("VLAN", "ethertype", frame(GOOD, ethertype=0x8100)),
     ("EtherType 0", "ethertype", frame(GOOD)[:20] + b"\0\0" + GOOD),
-    ("nobody's source", "spoofed", frame(ip(4, src="192.0.2.1") / udp(b"x"))),
+    ("unrouted source", "spoofed", frame(ip(4, src="192.0.2.1") / udp(b"x"))),
     ("our own source", "spoofed", frame(ip(4, src=OURS[4]) / udp(b"x"))),
     ("another peer's source", "spoofed", frame(ip(4, src="10.0.2.1") / udp(b"x"))),
     ("another peer's IPv6 source", "spoofed", frame(ip(6, src="fd00:2::1") / udp(b"x"))),
@@ -126,23 +126,23 @@ def test_the_largest_datagram() -> None:
 def test_unknown_senders_are_dropped(family: int) -> None:
     """Nothing that they send is parsed."""
     with Rig(family=family) as rig:
-        stranger = rig.add_peer()
+        unknown = rig.add_peer()
         rig.forwarder.set_routes([])
         rig.forwarder.remove_peer(0)
         datagrams = [datagram for _, _, datagram in HOSTILE]
-        send_all(stranger, [frame(GOOD), *datagrams])
+        send_all(unknown, [frame(GOOD), *datagrams])
         assert rig.inbound() == []
         assert rig.drops(-1) == {"unknown_source": 1 + len(datagrams)}
 
 
 def test_an_unknown_sender_besides_a_peer() -> None:
     with Rig() as rig:
-        peer, stranger = rig.add_peer(), rig.add_peer()
+        peer, unknown = rig.add_peer(), rig.add_peer()
         rig.forwarder.set_routes([route for route in rig.routes if route[2] == 0])
         rig.forwarder.remove_peer(1)
-        send_all(stranger, [frame(GOOD)] * 2)
+        send_all(unknown, [frame(GOOD)] * 2)
         peer.send(frame(GOOD))
-        stranger.send(frame(GOOD) * 3, size=len(frame(GOOD)))
+        unknown.send(frame(GOOD) * 3, size=len(frame(GOOD)))
         assert len(rig.inbound()) == 1
         assert rig.drops(-1) == {"unknown_source": 5}
 

@@ -121,7 +121,7 @@ SILENT: list[tuple[str, Packet]] = [
     ("ICMPv6 too big", lost(6) / ICMPv6PacketTooBig() / Raw(bytes(48))),
     ("a later fragment of IPv6", lost(6) / IPv6ExtHdrFragment(offset=1, nh=17) / Raw(bytes(64))),
     ("a fragment of ICMPv6 too big", lost(6) / IPv6ExtHdrFragment(m=1) / ICMPv6PacketTooBig()),
-    ("a fragment of who knows what", lost(6) / IPv6ExtHdrFragment(m=1, nh=60) / Raw(bytes(64))),
+    ("a fragment of unknown content", lost(6) / IPv6ExtHdrFragment(m=1, nh=60) / Raw(bytes(64))),
     (
         "half a fragment header",
         lost(6).__class__(src=OURS[6], dst=NOWHERE[6], nh=44) / Raw(b"\x11"),

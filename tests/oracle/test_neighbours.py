@@ -1,6 +1,6 @@
 """
-ARP and NDP, in both modes: what is answered, and with what scapy would; what is kept for Python;
-what must be left alone.
+ARP and NDP, in both modes: which requests are answered, with replies like those of scapy; which
+messages are queued for Python; which are ignored.
 """
 
 from __future__ import annotations
@@ -182,10 +182,10 @@ def test_a_flood_from_one_peer_leaves_space_for_others(tun: Rig) -> None:
 
 
 NOT_ANSWERED = {
-    "nobody we know": request(target="10.0.0.77", source=THEIRS[4], mac=THEM),
+    "unknown target": request(target="10.0.0.77", source=THEIRS[4], mac=THEM),
     "gratuitous": request(target=OURS[4], source=OURS[4], mac=THEM),
     "a reply": reply(target=OURS[4], mac=THEM, to=US, asker=THEIRS[4]),
-    "ns for nobody": solicitation(target="fd00::77", source=THEIRS[6], mac=THEM),
+    "ns for an unknown target": solicitation(target="fd00::77", source=THEIRS[6], mac=THEM),
 }
 
 
@@ -238,7 +238,7 @@ REFUSED: dict[str, tuple[Packet | bytes, str]] = {
         / ICMPv6ND_NS(tgt=OURS[6]),
         "group_mac",
     ),
-    "dad that says who": (
+    "dad with a source MAC": (
         Ether(dst=SOLICITED_MAC, src=THEM)
         / IPv6(src="::", dst=SOLICITED, hlim=255)
         / ICMPv6ND_NS(tgt=OURS[6])
@@ -361,7 +361,7 @@ def test_known_targets_are_answered_here(case: str, flood: bool) -> None:
 
 
 FLOODED: dict[str, tuple[Packet | bytes, int]] = {
-    "nobody we know": (request(target="10.0.1.77", source=OURS[4], mac=US), 1),
+    "unknown target": (request(target="10.0.1.77", source=OURS[4], mac=US), 1),
     "gratuitous": (request(target=THEIRS[4], source=THEIRS[4], mac=US), 0),
     "whose address it is": (request(target=THEIRS[4], source="0.0.0.0", mac=THEM), 1),
     "in a VLAN": (
@@ -370,7 +370,7 @@ FLOODED: dict[str, tuple[Packet | bytes, int]] = {
         / ARP(op=1, hwsrc=US, psrc=OURS[4], pdst=THEIRS[4]),
         0,
     ),
-    "ns for nobody": (solicitation(target="fd00:1::77", source=OURS[6], mac=US), 1),
+    "ns for an unknown target": (solicitation(target="fd00:1::77", source=OURS[6], mac=US), 1),
     "not arp": (broken(LOCAL["arp"][0], 15, 15), 0),
 }
 

@@ -1,6 +1,6 @@
 """
-What packets must look like, said a second time: built by scapy, or by naive twins of what the
-C core does. Nothing here calls the C core, and everything prefers the obvious to the fast.
+What packets must look like: built by scapy, or by simple models of the C core. Nothing here calls
+the C core, and clarity matters more than speed.
 """
 
 from __future__ import annotations

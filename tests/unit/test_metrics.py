@@ -269,10 +269,10 @@ async def test_counters_never_jump_or_go_back_as_peers_go() -> None:
         await tunnel.remove_peer(endpoint)
         after = samples((await get(place, "/metrics"))[1])
         counters = {key for key in before if key[0].startswith(("tunnel_packets", "tunnel_drops"))}
-        gone = {key for key in counters if ("peer", str(endpoint)) in key[1]}
-        assert gone
-        assert not gone & set(after)
-        assert all(after[key] == before[key] for key in counters - gone)
+        removed = {key for key in counters if ("peer", str(endpoint)) in key[1]}
+        assert removed
+        assert not removed & set(after)
+        assert all(after[key] == before[key] for key in counters - removed)
         assert tunnel.stats.outbound.packets == 1
 
 

@@ -1,4 +1,4 @@
-"""The codec as Python programs see it: beside struct, beside scapy, and with every wrong input."""
+"""The codec, compared with struct and scapy, and with invalid input."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def frames_in(out: bytearray, *, count: int) -> list[tuple[int, int, int, int, b
 
 
 @given(packets, vnis, macs, macs)
-def test_one_frame_beside_struct(
+def test_one_frame_compared_with_struct(
     packet: bytes, vni: int, source: bytes, destination: bytes
 ) -> None:
     datagram = vxlan.encode(packet, vni=vni, source=source, destination=destination)
@@ -60,7 +60,7 @@ def test_one_frame_beside_struct(
 
 
 @pytest.mark.parametrize(("packet", "ethertype"), [(PACKET4, 0x0800), (PACKET6, 0x86DD)])
-def test_scapy_reads_what_we_write(packet: bytes, ethertype: int) -> None:
+def test_scapy_decodes_our_frames(packet: bytes, ethertype: int) -> None:
     datagram = vxlan.encode(packet, vni=0xABCDEF, source=SOURCE, destination=DESTINATION)
     outer = VXLAN(datagram)
     assert (int(outer.flags), outer.vni) == (8, 0xABCDEF)
@@ -71,7 +71,7 @@ def test_scapy_reads_what_we_write(packet: bytes, ethertype: int) -> None:
 
 
 @pytest.mark.parametrize("packet", [PACKET4, PACKET6])
-def test_we_read_what_scapy_writes(packet: bytes) -> None:
+def test_frames_of_scapy_are_decoded(packet: bytes) -> None:
     ether = Ether(src=SOURCE.hex(":"), dst=DESTINATION.hex(":"))
     inner = IP(packet) if packet is PACKET4 else IPv6(packet)
     frame = vxlan.decode(bytes(VXLAN(vni=42, flags=8) / ether / inner))
@@ -85,13 +85,13 @@ def test_defaults() -> None:
 
 
 def test_any_payload_decodes() -> None:
-    """ARP, nothing at all, and reserved bits are the caller's to see."""
+    """The payload is not checked: ARP, none at all, and reserved bits are fine."""
     headers = HEADERS.pack(0xFF, 7 << 8 | 0xFF, DESTINATION, SOURCE, 0x0806)
     assert vxlan.decode(headers) == (7, SOURCE, DESTINATION, 0x0806, b"")
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, lambda data: array("B", data)])
-def test_any_buffer_will_do(kind: Callable[[bytes], Buffer]) -> None:
+def test_any_buffer_is_accepted(kind: Callable[[bytes], Buffer]) -> None:
     datagram = vxlan.encode(kind(PACKET6))
     assert datagram == vxlan.encode(PACKET6)
     assert vxlan.decode(kind(datagram)).payload == PACKET6
@@ -102,7 +102,7 @@ def test_any_buffer_will_do(kind: Callable[[bytes], Buffer]) -> None:
     [b"", b"\x45" * 19, b"\x60" * 39, b"\x55" * 60, b"\x00" * 60, b"\x45" + bytes(65485)],
     ids=["empty", "short 4", "short 6", "version 5", "version 0", "too long"],
 )
-def test_what_is_no_packet(packet: bytes) -> None:
+def test_invalid_packets(packet: bytes) -> None:
     with pytest.raises(vxlan.CodecError) as caught:
         vxlan.encode(packet)
     assert caught.value.index == 0
@@ -113,18 +113,18 @@ def test_the_longest_packet() -> None:
 
 
 @pytest.mark.parametrize("size", range(vxlan.OVERHEAD))
-def test_what_is_cut_off(size: int) -> None:
+def test_truncated_datagrams(size: int) -> None:
     with pytest.raises(vxlan.CodecError, match="22 bytes"):
         vxlan.decode(vxlan.encode(PACKET4)[:size])
 
 
-def test_what_is_not_vxlan() -> None:
+def test_the_i_flag_is_required() -> None:
     with pytest.raises(vxlan.CodecError, match="I flag"):
         vxlan.decode(b"\xf7" + vxlan.encode(PACKET4)[1:])
 
 
 @given(st.binary(max_size=100))
-def test_random_bytes_decode_or_raise_the_one_error(datagram: bytes) -> None:
+def test_random_bytes_decode_or_raise_codec_error(datagram: bytes) -> None:
     try:
         frame = vxlan.decode(datagram)
     except vxlan.CodecError:
@@ -160,7 +160,7 @@ def encode_all(items: list[bytes], *, vni: int = 1) -> tuple[bytearray, array[in
 
 
 @given(st.lists(packets, max_size=8), vnis)
-def test_batches_are_their_frames(items: list[bytes], vni: int) -> None:
+def test_batches_equal_single_frames(items: list[bytes], vni: int) -> None:
     datagrams, sizes = encode_all(items, vni=vni)
     assert datagrams == b"".join(vxlan.encode(item, vni=vni) for item in items)
 
@@ -174,7 +174,7 @@ def test_batches_are_their_frames(items: list[bytes], vni: int) -> None:
         assert ethertype == (0x0800 if item[0] >> 4 == 4 else 0x86DD)
 
 
-def test_more_room_than_needed_is_left_alone() -> None:
+def test_spare_space_in_out_is_unchanged() -> None:
     out = bytearray(b"\xee" * 1000)
     size = vxlan.encode_batch(PACKET4, array("I", [len(PACKET4)]), out)
     assert bytes(out[:size]) == vxlan.encode(PACKET4)
@@ -182,7 +182,7 @@ def test_more_room_than_needed_is_left_alone() -> None:
 
 
 def test_views_into_larger_buffers() -> None:
-    """Callers keep one buffer for all and hand out windows of it, read-only ones to read from."""
+    """Callers may pass windows of one large buffer, read-only for input."""
     arena = bytearray(4096)
     arena[100 : 100 + len(PACKET4)] = PACKET4
     view = memoryview(arena)
@@ -202,7 +202,7 @@ def test_views_into_larger_buffers() -> None:
         ([PACKET4, PACKET4], -(len(PACKET4) + 22), 1, "too small"),
     ],
 )
-def test_encode_names_the_packet_at_fault(
+def test_encode_reports_the_faulty_packet(
     items: list[bytes], spare: int, index: int, match: str
 ) -> None:
     out = bytearray(sum(map(len, items)) + len(items) * vxlan.OVERHEAD + spare)
@@ -225,7 +225,7 @@ def test_encode_names_the_packet_at_fault(
     ],
     ids=["flag", "short", "outside", "far outside", "room", "no room"],
 )
-def test_decode_names_the_datagram_at_fault(
+def test_decode_reports_the_faulty_datagram(
     spoil: Callable[[bytearray, array[int], bytearray], None], index: int, match: str
 ) -> None:
     datagrams, sizes = encode_all([PACKET4, PACKET6, PACKET4])
@@ -243,7 +243,7 @@ def test_out_must_be_writable() -> None:
         vxlan.decode_batch(vxlan.encode(PACKET4), array("I", [60]), bytes(100))
 
 
-def test_nothing_is_nothing() -> None:
+def test_empty_batches() -> None:
     assert vxlan.encode_batch(b"", b"", bytearray()) == 0
     assert vxlan.decode_batch(b"", b"", bytearray()) == 0
 
@@ -252,7 +252,7 @@ def test_nothing_is_nothing() -> None:
 
 
 def best_of(work: Callable[[], object]) -> float:
-    """CPU seconds of the least disturbed of many rounds."""
+    """CPU seconds of the fastest of many rounds."""
     best = float("inf")
     for _ in range(30):
         start = time.thread_time_ns()
@@ -262,9 +262,9 @@ def best_of(work: Callable[[], object]) -> float:
     return best
 
 
-def test_batches_are_worth_it() -> None:
-    """64 frames of 1,400 bytes. Times are the benchmark's; here each is a multiple of what this
-    machine's Python needs, so that a frame never comes to cost a Python object."""
+def test_batches_are_fast() -> None:
+    """64 frames of 1,400 bytes, as a multiple of plain Python's time on this machine, so that a
+    frame never costs a Python object. The benchmark measures times."""
     packet = b"\x45" + bytes(1399)
     datagrams, sizes = encode_all([packet] * 64)
     plain, packet_sizes = packet * 64, array("I", [1400] * 64)

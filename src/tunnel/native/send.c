@@ -11,7 +11,7 @@ enum { LINK_MAX = ETHERNET_HEADER + 2 * VLAN_TAG };
 /* ---- ICMP errors ---- */
 
 /* Writes the Ethernet header of a reply, if the packet has one. Returns false if no reply is
- * allowed: the packet sent to a group, or came from no single host (RFC 1122 3.2.2). */
+ * allowed: the packet was sent to a group, or its source is not a single host (RFC 1122 3.2.2). */
 static bool put_reply_link(uint8_t *out, const struct ip_packet *packet)
 {
     if (!packet->link)
