@@ -1,11 +1,11 @@
 """
-A container runtime's part in the network of its pods: it runs CNI plugins, as the specification
-says (https://www.cni.dev/docs/spec/, version 1.0.0).
+What a container runtime does for the network of its pods: it runs CNI plugins
+(https://www.cni.dev/docs/spec/, version 1.0.0).
 
     subnet.env  ->  configuration  ->  bridge, portmap  ->  addresses of the pod
 
-The configuration is the one that the flannel CNI plugin would make: a bridge with the first address
-of the node's subnet, and host-local to give the others to pods.
+The configuration is the one that the flannel CNI plugin makes: a bridge with the first address of
+the node's subnet, and host-local to assign the others to pods.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Runtime:
         self._plugins = [_bridge(self.subnet_env), _portmap()]
 
     def add(self, host: Host, *, ports: tuple[tuple[int, int], ...] = ()) -> Pod:
-        """Connects the namespace of `host`; each of `ports` is one of the node and the pod's."""
+        """Connects the namespace of `host`; `ports` are pairs of the node's and the pod's."""
         result: dict[str, Any] = {}
         for plugin in self._plugins:
             result = self._call("ADD", plugin, host, ports=ports, result=result)
@@ -49,7 +49,7 @@ class Runtime:
         return Pod(host, ipv4, ipv6, ports)
 
     def remove(self, pod: Pod) -> None:
-        """In the opposite order, so that nothing is taken away from under something else."""
+        """Runs the plugins in the opposite order, as the specification demands."""
         for plugin in reversed(self._plugins):
             self._call("DEL", plugin, pod.host, ports=pod.ports, result={})
 
@@ -62,8 +62,8 @@ class Runtime:
         ports: tuple[tuple[int, int], ...],
         result: dict[str, Any],
     ) -> dict[str, Any]:
-        """A plugin reads its configuration, with what the one before it has done, and says what
-        there is now."""
+        """Runs a plugin on its configuration and the result of the plugin before it, and returns
+        its result."""
         config = {"cniVersion": VERSION, "name": "pods", **plugin}
         if plugin.get("capabilities"):
             mappings = [
@@ -96,11 +96,11 @@ def _bridge(env: dict[str, str]) -> dict[str, Any]:
         "isDefaultGateway": True,
         "hairpinMode": True,
         "mtu": int(env["FLANNEL_MTU"]),
-        # Who masquerades already need not do so again.
+        # The node masquerades already.
         "ipMasq": env["FLANNEL_IPMASQ"] != "true",
         "ipam": {
             "type": "host-local",
-            # A lab host has a directory of its own there, which is gone with it.
+            # In the lab host's own /run/tunnel, which is removed with it.
             "dataDir": "/run/tunnel/cni",
             "ranges": [[{"subnet": str(subnet)}] for subnet in subnets],
             "routes": [{"dst": env[f"{family}_NETWORK"]} for family in families],

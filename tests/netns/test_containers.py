@@ -196,7 +196,7 @@ def test_without_nft_it_says_so_before_anything_is_made(place: Place) -> None:
     nft = place.host.run(["sh", "-c", "command -v nft"]).stdout.strip()
     place.host.run(["mount", "--bind", "/dev/null", nft])
     said = refused(place, "--ip-masq")
-    assert said.startswith("tunnel: cannot find nft, which --ip-masq takes (install the package ")
+    assert said.startswith("tunnel: cannot find nft, which --ip-masq needs (install the package ")
 
 
 def test_what_nft_refuses_is_told(place: Place) -> None:

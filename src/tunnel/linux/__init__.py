@@ -1,12 +1,16 @@
 """
 The operating system: devices, sockets, netlink, nftables and privileges, one noun a file.
 
-    tun, socketpair       the device of a node, and its stand-in without one
-    udp, underlay         the sockets to the peers
-    netlink, route_batch  the kernel's addresses, routes and neighbours
-    nft, packet_socket    firewall rules; captured packets
-    epoll                 waits for packets, in the loop or in a thread
-    capabilities, interface, hostinfo  what this process may do; what this host is like
+    tun, socketpair              the device of a node, and its stand-in without one
+    udp, underlay, resolver      the sockets to the peers, the paths to them, their names
+    netlink, device_watch        reads and changes links, addresses, neighbours and routes; changes
+                                 that others make; below them netlink_socket and rtnetlink
+    nft                          firewall rules
+    packet_socket, bpf           captured packets; filter programs
+    epoll                        waits for packets, in the loop or in a thread
+    privileges, preload, users, capabilities  what a node gives up when its device is open
+    files, inotify, systemd      atomic files, notices of them, notifications to systemd
+    interface, hostinfo          the interface to other nodes; what this host is like
 
 Imports config, errors and types. Raises DeviceError and UnderlayError from the OSError.
 """

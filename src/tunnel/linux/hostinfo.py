@@ -1,4 +1,4 @@
-"""What this host says about itself: /proc, and the tools that know more. Nothing is changed."""
+"""Facts about this host, read from /proc and from tools; nothing is changed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TIMEX_BYTES = 256  # struct timex has 208 at most
 _NFT_SECONDS = 10.0
 _PATH = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"  # Debian's for users lacks these
 
-_NET = Path("/proc/thread-self/net")  # of our network namespace, whoever mounted /proc
+_NET = Path("/proc/thread-self/net")  # of this thread's network namespace
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class UdpSocket:
 
     Attributes:
         inode: 0 for a socket of the kernel's own.
-        drops: Datagrams that its full buffer lost.
+        drops: Datagrams dropped because its buffer was full.
     """
 
     address: Address
@@ -44,7 +44,7 @@ class UdpSocket:
 
 
 def has_net_admin() -> bool:
-    """Whether this thread has CAP_NET_ADMIN, be it in a user namespace."""
+    """Whether this thread has CAP_NET_ADMIN, in whichever user namespace."""
     for line in Path("/proc/thread-self/status").read_text().splitlines():
         if line.startswith("CapEff:"):
             return bool(int(line.split()[1], 16) >> _CAP_NET_ADMIN & 1)
@@ -52,7 +52,7 @@ def has_net_admin() -> bool:
 
 
 def tun_error() -> int:
-    """Errno of opening /dev/net/tun, 0 where it opens."""
+    """Errno of opening /dev/net/tun, 0 when it opens."""
     try:
         os.close(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
@@ -61,7 +61,7 @@ def tun_error() -> int:
 
 
 def sysctl(name: str) -> int | None:
-    """The number in /proc/sys/net/NAME, None where there is none."""
+    """The number in /proc/sys/net/NAME, None when there is none."""
     try:
         return int(Path("/proc/sys/net", name).read_text())
     except (OSError, ValueError):
@@ -86,13 +86,13 @@ def reverse_path_drops() -> int:
 
 
 def udp_sockets(port: int) -> list[UdpSocket]:
-    """Those bound to `port`, of both families."""
+    """The sockets bound to `port`, of both families."""
     return [one for table in ("udp", "udp6") for one in _read_sockets(table) if one.port == port]
 
 
 def owners(inodes: Collection[int]) -> dict[int, str]:
-    """Pids and names of the processes that hold one of these sockets, as far as this user may
-    see."""
+    """Names by pid of the processes that have one of these sockets open, as far as this user may
+    see them."""
     links = {f"socket:[{inode}]" for inode in inodes}
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
@@ -103,14 +103,14 @@ def owners(inodes: Collection[int]) -> dict[int, str]:
 
 
 def clock_is_synchronised() -> bool | None:
-    """Whether something keeps the clock right, None where the kernel does not tell."""
+    """Whether the clock is synchronised, None when the kernel does not report it."""
     libc = ctypes.CDLL(None, use_errno=True)
     state = int(libc.adjtimex(ctypes.create_string_buffer(_TIMEX_BYTES)))
     return None if state < 0 else state != _TIME_ERROR
 
 
 def read_ruleset() -> tuple[dict[str, Any], str]:
-    """What ``nft -j list ruleset`` prints, and why that is nothing, where it is."""
+    """The output of ``nft -j list ruleset``, and the reason when it is empty."""
     nft = shutil.which("nft", path=_PATH)
     if nft is None:
         return {}, "nft is not installed"
@@ -131,7 +131,7 @@ def read_ruleset() -> tuple[dict[str, Any], str]:
 
 
 def has_legacy_rules() -> bool:
-    """Whether iptables-legacy filters here as well, which nft does not show."""
+    """Whether iptables-legacy, which nft does not show, filters here as well."""
     for name in ("ip_tables_names", "ip6_tables_names"):
         with suppress(OSError):
             if "filter" in (_NET / name).read_text().split():
@@ -151,6 +151,6 @@ def _read_sockets(table: str) -> Iterator[UdpSocket]:
 
 
 def _address(text: str) -> Address:
-    """Words of 32 bits, each as hex in the order of this machine."""
+    """An address in words of 32 bits, each in hex and in the byte order of this machine."""
     words = [int(text[start : start + 8], 16) for start in range(0, len(text), 8)]
     return ipaddress.ip_address(struct.pack(f"={len(words)}I", *words))

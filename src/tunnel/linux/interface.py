@@ -1,4 +1,4 @@
-"""Where a node of a cluster is in the underlay, by flannel's rules."""
+"""The underlay address of a cluster's node, chosen by flannel's rules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tunnel.linux.netlink import Netlink, device_name
 from tunnel.types import Address
 
 Interfaces = Mapping[str, Sequence[Address]]
-"""Their addresses, by name."""
+"""The addresses of each interface, by its name."""
 
 
 async def find_addresses(
@@ -21,12 +21,12 @@ async def find_addresses(
     can_reach: Address | None = None,
 ) -> dict[int, Address]:
     """
-    Our address of each family (4, 6) on the interface that the first of these names: `iface` by
-    name or address, `regex` by what matches one, `can_reach` by the route there; without any the
-    default route does. What matches an address chooses that one.
+    Returns this host's address of each family (4, 6) on one interface: that of the route to
+    `can_reach`, else the first that matches one of `iface`, by name or address, or of `regex`, else
+    that of the default route. A match of an address chooses that address.
 
     Raises:
-        UnderlayError: There is none; with those that there are.
+        UnderlayError: No interface matches. The message lists those that exist.
     """
     interfaces = await netlink.interfaces()
     if can_reach is not None:
@@ -51,7 +51,7 @@ async def find_addresses(
     )
     why = "none matches --iface or --iface-regex" if wanted else "there is no default route"
     raise UnderlayError(
-        f"which interface leads to the other nodes? {why} (give --iface NAME, of: "
+        f"cannot choose the interface to the other nodes: {why} (give --iface NAME, one of: "
         f"{known or 'none'})"
     )
 

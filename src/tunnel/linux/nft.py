@@ -1,4 +1,4 @@
-"""nftables, by the program ``nft``, and the kernel's word that somebody has changed a table."""
+"""nftables: rules through the program ``nft``, and the kernel's notifications of changes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LARGEST_MESSAGE = 65536
 
 class Nft:
     """
-    The program, in the network namespace of the thread that calls.
+    The program ``nft``, run in the network namespace of the calling thread.
 
     Raises:
         DeviceError: It is not installed.
@@ -35,20 +35,20 @@ class Nft:
         path = shutil.which("nft", path=_PATH)
         if path is None:
             raise DeviceError(
-                "cannot find nft, which --ip-masq takes (install the package nftables, or leave "
+                "cannot find nft, which --ip-masq needs (install the package nftables, or leave "
                 "--ip-masq out)"
             )
         self._path = path
 
     async def run(self, commands: list[dict[str, Any]]) -> None:
         """
-        Carries out all of them, or none. Cancelled, it finishes first: what follows may undo it.
+        Applies all commands, or none. Cancelled, it finishes first: the caller may have to undo it.
 
         Raises:
             DeviceError: The kernel or nft refuses.
         """
-        said = json.dumps({"nftables": commands})
-        call = asyncio.ensure_future(asyncio.to_thread(self._call, ["-f", "-"], said))
+        text = json.dumps({"nftables": commands})
+        call = asyncio.ensure_future(asyncio.to_thread(self._call, ["-f", "-"], text))
         try:
             await asyncio.shield(call)
         except asyncio.CancelledError:
@@ -56,30 +56,30 @@ class Nft:
             raise
 
     async def list_table(self, family: str, name: str) -> dict[str, Any]:
-        """What is in a table, handles and all; nothing where it is not there or cannot be read.
-        Cancelled, nothing changes."""
+        """Returns the contents of a table with their handles, empty when it does not exist or
+        cannot be read. Cancelled, nothing changes."""
         with suppress(DeviceError):
-            said = await asyncio.to_thread(self._call, ["list", "table", family, name])
-            words: dict[str, Any] = json.loads(said)
-            return words
+            output = await asyncio.to_thread(self._call, ["list", "table", family, name])
+            listing: dict[str, Any] = json.loads(output)
+            return listing
         return {}
 
-    def _call(self, words: list[str], said: str = "") -> str:
+    def _call(self, arguments: list[str], text: str = "") -> str:
         pipe = subprocess.PIPE
         try:
-            # It has its capability from here on; no thread of ours keeps what it could pass on.
+            # nft keeps the capability; this thread has it to pass on only for the start.
             with ambient_capability(NET_ADMIN):
                 process = subprocess.Popen(
-                    [self._path, "-j", *words],
+                    [self._path, "-j", *arguments],
                     stdin=pipe,
                     stdout=pipe,
                     stderr=pipe,
                     text=True,
-                    process_group=0,  # Ctrl-C is for us: it would stop what takes the rules away
+                    process_group=0,  # Ctrl-C must not end the nft that removes the rules
                 )
             with process:
                 try:
-                    stdout, stderr = process.communicate(said, timeout=_TIMEOUT)
+                    stdout, stderr = process.communicate(text, timeout=_TIMEOUT)
                 except subprocess.TimeoutExpired:
                     process.kill()
                     raise
@@ -94,8 +94,8 @@ class Nft:
 
 class TableWatch:
     """
-    Calls `changed` in the running loop when anything in a table, or the table, comes or goes: by
-    whomever, and by us.
+    Calls `changed` in the running loop when a table, or anything in it, is added or removed, by
+    another program or by this one.
 
     Raises:
         DeviceError: The kernel has no nftables, or CAP_NET_ADMIN is missing.
@@ -103,7 +103,7 @@ class TableWatch:
 
     def __init__(self, table: str, *, changed: Callable[[], None]) -> None:
         self._changed = changed
-        # Every message about a table has its name as a string attribute.
+        # Every message about a table contains its name as a string attribute.
         self._name = table.encode() + b"\0"
         self._loop = asyncio.get_running_loop()
         try:
@@ -112,7 +112,7 @@ class TableWatch:
             raise _failed(f"no netlink socket: {error.strerror}") from error
         try:
             self._socket.setblocking(False)
-            self._socket.bind((0, 0))  # without a port of its own it is passed over
+            self._socket.bind((0, 0))  # the kernel skips a socket without a port
             self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
         except OSError as error:
             self._socket.close()
@@ -128,7 +128,7 @@ class TableWatch:
             changed = self._name in self._socket.recv(_LARGEST_MESSAGE)
         except BlockingIOError:
             return
-        except OSError:  # ENOBUFS: some were lost, which may have been about ours
+        except OSError:  # ENOBUFS: notifications were lost, perhaps of this table
             changed = True
         if changed:
             self._changed()

@@ -1,4 +1,4 @@
-"""Packets as they pass an interface: AF_PACKET sockets, and the filters in front of them."""
+"""Copies of the packets that pass an interface: AF_PACKET sockets."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _TIMESPEC = struct.Struct("@ll")
 @dataclass(frozen=True, slots=True)
 class CaptureInterface:
     """
-    A network interface that packets pass.
+    A network interface to capture on.
 
     Attributes:
-        link: The type of what passes, :data:`tunnel.linux.bpf.ETHERNET`
+        link: The link type, :data:`tunnel.linux.bpf.ETHERNET`
             or ``RAW``.
-        inner: Whether it is a node's device, which packets of the overlay pass.
+        inner: Whether it is a node's device, with packets of the overlay.
     """
 
     name: str
@@ -41,12 +41,12 @@ class CaptureInterface:
 @dataclass(frozen=True, slots=True)
 class Packet:
     """
-    What passed an interface.
+    A captured packet.
 
     Attributes:
-        time: When, in nanoseconds since 1970.
-        outbound: Whether this host sent it; where that is the node's device, to a peer.
-        data: Whole, beginning as the interface's link type says.
+        time: Nanoseconds since 1970.
+        outbound: Whether this host sent it; on a node's device, whether it goes to a peer.
+        data: The whole packet, beginning with the header of the interface's link type.
     """
 
     interface: CaptureInterface
@@ -56,7 +56,7 @@ class Packet:
 
 
 def find_interface(name: str, *, inner: bool = False) -> CaptureInterface:
-    """Raises DeviceError if there is none in this network namespace."""
+    """Returns the interface `name`. Raises DeviceError when this network namespace has none."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:
             ifreq = fcntl.ioctl(sock, _SIOCGIFHWADDR, struct.pack("40s", name.encode()))
@@ -72,23 +72,23 @@ def find_interface(name: str, *, inner: bool = False) -> CaptureInterface:
 
 class PacketSocket:
     """
-    Copies of what passes an interface both ways, as far as a filter lets them pass.
+    Copies of the packets of an interface in both directions, as far as they pass a filter.
 
     Args:
         program: The filter, as :mod:`tunnel.linux.bpf` makes it; empty lets everything pass.
 
     Raises:
-        DeviceError: No CAP_NET_RAW, or the interface has gone.
+        DeviceError: No CAP_NET_RAW, or the interface is gone.
     """
 
     def __init__(self, interface: CaptureInterface, *, program: bytes) -> None:
         self.interface = interface
         self._received = self._dropped = 0
         self._room = bytearray(SNAPLEN)
-        # SOCK_DGRAM leaves link headers away, of which there are many that nobody knows.
+        # SOCK_DGRAM leaves out link headers, of which many kinds are unknown here.
         kind = socket.SOCK_RAW if interface.link == ETHERNET else socket.SOCK_DGRAM
         try:
-            # Protocol 0: nothing comes before it is bound, when the filter is there.
+            # Protocol 0: no packet arrives before bind(), and by then the filter is attached.
             self._socket = socket.socket(socket.AF_PACKET, kind | socket.SOCK_NONBLOCK, 0)
         except OSError as error:
             raise _refused(interface, error) from error
@@ -109,8 +109,8 @@ class PacketSocket:
         self._socket.close()
 
     def counts(self) -> tuple[int, int]:
-        """How many packets passed the filter, and how many of them were lost because they were
-        not read in time."""
+        """Returns how many packets passed the filter, and how many of these were lost because they
+        were not read in time."""
         if self._socket.fileno() >= 0:
             # Reading these sets them back to zero (packet(7)).
             found = self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
@@ -121,10 +121,10 @@ class PacketSocket:
 
     def read(self, most: int) -> list[Packet]:
         """
-        What is there now, up to so many packets.
+        Returns up to `most` packets that have arrived.
 
         Raises:
-            DeviceError: The interface has gone.
+            DeviceError: The interface is gone.
         """
         packets: list[Packet] = []
         for _ in range(most):
@@ -143,7 +143,8 @@ class PacketSocket:
         return packets
 
     def _check_there(self, error: OSError) -> None:
-        """An interface set down says so once, and may come up again."""
+        """Raises DeviceError when the interface is gone. One that is set down reports that once,
+        and may be set up again."""
         try:
             socket.if_nametoindex(self.interface.name)
         except OSError:

@@ -1,4 +1,4 @@
-"""A device without a device: a socket pair that keeps packets apart, for programs."""
+"""A stand-in for the device of a node without one: a socket pair that keeps packet boundaries."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _BUFFER = 4 << 20  # bytes each way; the kernel may grant less
 
 class SocketPair:
     """
-    One end is the forwarder's device, the other belongs to the program.
+    A pair of SOCK_SEQPACKET sockets: one end is the forwarder's device, without offloads, the other
+    is the program's.
 
-    A stream of packets, so that a full buffer makes the writer wait: SOCK_SEQPACKET. Closed,
-    it lets everybody go who waits. To the forwarder it looks like a device without offloads.
+    A full buffer makes the writer wait. Closing ends every call that waits.
     """
 
     offloads: frozenset[str] = frozenset()
@@ -34,7 +34,7 @@ class SocketPair:
 
     @property
     def output(self) -> int:
-        """The forwarder's end."""
+        """Descriptor of the forwarder's end."""
         return self._near.fileno()
 
     @property
@@ -42,18 +42,18 @@ class SocketPair:
         return [self.output]
 
     def overflows(self) -> int:
-        """0: who writes too much waits."""
+        """0: a full buffer makes the writer wait."""
         return 0
 
     async def send(self, packet: bytes) -> None:
         """
-        Hands over one IP packet, waiting while the buffer is full. Cancelled, it was not sent.
+        Sends one IP packet, waiting while the buffer is full. Cancelled, nothing was sent.
 
         Raises:
             DeviceError: Closed, or the packet is empty or longer than 65,535 bytes.
         """
         if not 0 < len(packet) <= _LARGEST_PACKET:
-            raise DeviceError(f"a packet of {len(packet)} bytes cannot be (1 to {_LARGEST_PACKET})")
+            raise DeviceError(f"packet of {len(packet)} bytes refused (1 to {_LARGEST_PACKET})")
         async with self._writing:
             while self._far.fileno() >= 0:
                 try:
@@ -65,7 +65,7 @@ class SocketPair:
         raise DeviceError("the tunnel is closed (send inside its async with block)")
 
     async def receive(self) -> bytes | None:
-        """The next packet, None once closed. Cancelled, no packet is lost."""
+        """Returns the next packet, None once closed. Cancelled, no packet is lost."""
         async with self._reading:
             while self._far.fileno() >= 0:
                 try:

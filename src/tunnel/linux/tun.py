@@ -1,4 +1,4 @@
-"""The TUN or TAP device: opened by pytun, then its descriptor belongs to the C core."""
+"""The TUN or TAP device: pytun opens it, the C core reads and writes its descriptor."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ class Device:
     """
     An open TUN or TAP device, non-blocking, one packet or frame per read and write.
 
-    With several queues, packets are not written to them but to a descriptor whose queue is
-    detached. From an attached one the kernel learns: what comes in by a queue is answered
-    by that queue, so flows would wander between queues, and between our source ports, as the
-    peer's workers and ours answer each other. As it is a flow's hash alone decides, for ever
-    (tun_select_queue() in drivers/net/tun.c).
+    With several queues, packets are written to a descriptor whose queue is detached. From an
+    attached queue the kernel learns: it answers a flow through the queue by which it came. Flows
+    would change queues, and thereby source ports, as this node's workers and the peer's answer each
+    other. With a detached queue only the hash of a flow decides (tun_select_queue() in
+    drivers/net/tun.c).
 
     Attributes:
         name, index: As ``ip link`` shows them.
         offloads: Those of ``tso`` and ``uso`` that the kernel granted.
-        vnet_header: Each packet is preceded by a 10-byte virtio_net_hdr.
-        persistent: It was there before us and stays when closed.
+        vnet_header: Whether a virtio_net_hdr of 10 bytes precedes each packet.
+        persistent: Whether it existed before this node and stays when closed.
     """
 
     def __init__(self, tuns: Sequence[Any], *, wanted: frozenset[str]) -> None:
@@ -65,7 +65,7 @@ class Device:
         self._before = read_drops(self.name)
         self._overflows = 0
         if len(tuns) > 1:
-            # The first of all, so that the number of its queue stays one that exists.
+            # The first descriptor, so that its queue keeps a number that exists.
             request = struct.pack("16sH22x", self.name.encode(), _IFF_DETACH_QUEUE)
             fcntl.ioctl(self.output, _TUNSETQUEUE, request)
 
@@ -76,13 +76,13 @@ class Device:
         return [int(tun.fileno()) for tun in readable]
 
     def overflows(self) -> int:
-        """Packets that the kernel dropped since we opened it because the device's queue was
-        full: a warning that we do not keep up."""
+        """Packets that the kernel dropped since the device was opened because its queue was full: a
+        sign that this node does not keep up."""
         self._overflows = max(self._overflows, read_drops(self.name) - self._before)
         return self._overflows
 
     def is_up(self) -> bool:
-        """Whether it is there and nobody has set it down."""
+        """Whether it exists and is set up."""
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, suppress(OSError):
             name = socket.if_indextoname(self.index).encode()
             ifreq = fcntl.ioctl(sock, _SIOCGIFFLAGS, struct.pack("40s", name))
@@ -90,11 +90,11 @@ class Device:
         return False
 
     def close(self) -> None:
-        """Closes its descriptors; a device that is not persistent vanishes with its
-        addresses and kernel routes."""
+        """Closes its descriptors. A device that is not persistent vanishes, and its addresses and
+        kernel routes with it."""
         self.overflows()
-        # On a persistent device the mask outlives us, and whoever opens it next may not
-        # expect super-packets. Where the device is gone, so is the mask.
+        # On a persistent device the mask stays, and the next program to open it may not expect
+        # super-packets. When the device is gone, so is the mask.
         with suppress(OSError):
             fcntl.ioctl(self.output, _TUNSETOFFLOAD, 0)
         _close(self._tuns)
@@ -104,17 +104,17 @@ def open_device(
     name: str, *, offloads: frozenset[str], queues: int = 1, mode: Literal["tun", "tap"] = "tun"
 ) -> Device:
     """
-    Opens the device `name`, making it unless an idle persistent one is there.
+    Opens the device `name`, and creates it unless a persistent one exists that is not in use.
 
     Args:
         name: At most 15 bytes.
-        offloads: Of ``tso`` and ``uso``, those wanted; without any of them packets
-            have no virtio header.
-        queues: How many may be read from at once.
-        mode: Of IP packets, or of Ethernet frames.
+        offloads: Those of ``tso`` and ``uso`` that are wanted; without any, packets have no virtio
+            header.
+        queues: How many can be read at the same time.
+        mode: ``tun`` for IP packets, ``tap`` for Ethernet frames.
 
     Raises:
-        DeviceError: No /dev/net/tun, no privilege, or the name is taken.
+        DeviceError: No /dev/net/tun, no privilege, or the name is in use.
     """
     wanted = offloads & {"tso", "uso"}
     flags = pytun.IFF_TUN if mode == "tun" else pytun.IFF_TAP
@@ -143,8 +143,8 @@ def _close(tuns: Iterable[Any]) -> None:
 
 
 def _set_offloads(fd: int, *, wanted: frozenset[str]) -> frozenset[str]:
-    """Asks for `wanted`, then for less. Always sets a mask, 0 too: a persistent device
-    still has the one of its last user."""
+    """Requests `wanted`, then less. It always sets a mask, even 0: a persistent device still has
+    that of its last user."""
     if wanted:
         fcntl.ioctl(fd, _TUNSETVNETHDRSZ, struct.pack("i", _VNET_HEADER_SIZE))
     for granted in (wanted, wanted & {"tso"}):
@@ -167,8 +167,8 @@ def _is_persistent(fd: int) -> bool:
 
 
 def read_drops(name: str) -> int:
-    """The device's transmit drops, 0 when it is gone. From /proc, which shows our
-    network namespace; /sys shows that of whoever mounted it."""
+    """The device's transmit drops, 0 when it is gone. /proc/thread-self shows the network namespace
+    of this thread; /sys shows that in which it was mounted."""
     for line in Path("/proc/thread-self/net/dev").read_text().splitlines():
         device, _, counters = line.partition(":")
         if device.strip() == name:
@@ -177,7 +177,7 @@ def read_drops(name: str) -> int:
 
 
 def _reason(name: str, error: OSError, *, queues: int, mode: str) -> str:
-    """One line for each way that opening a device fails."""
+    """The message for each way in which opening a device fails."""
     match error.errno:
         case errno.ENOENT | errno.ENODEV | errno.ENXIO:
             return "cannot open /dev/net/tun: it does not exist (load it with: modprobe tun)"

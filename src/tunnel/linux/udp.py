@@ -1,4 +1,4 @@
-"""UDP sockets of one underlay family, and what this kernel's UDP can do."""
+"""UDP sockets of one underlay family, and the UDP offloads of this kernel."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT, _PMTUDISC_PROBE = 10, 23, 
 _TTL = 64
 
 BUFFER = 8 << 20
-"""Bytes that a socket is to have each way: some 5 ms of 10 Gbit/s, as much as one slow wake-up."""
+"""Bytes of a socket's buffer in each direction: 5 ms of 10 Gbit/s, as long as one slow wake-up."""
 
 
 @dataclass(frozen=True)
 class Abilities:
     """
-    What this kernel's UDP can do for us.
+    The UDP offloads of this kernel.
 
     Attributes:
         segments: Most datagrams in one train, 1 for no trains.
-        gro: The kernel may hand over received trains whole.
-        reasons: One line for each that is wanted and off.
+        gro: Whether the kernel may deliver received trains unsegmented.
+        reasons: One line for each offload that is wanted and off.
     """
 
     segments: int
@@ -42,11 +42,11 @@ class Abilities:
 
 def probe(offloads: frozenset[str], *, release: str | None = None) -> Abilities:
     """
-    Decides on ``trains`` and ``gro``, where `offloads` wants them.
+    Returns which of ``trains`` and ``gro`` to use, of those that `offloads` contains.
 
     Args:
-        release: The kernel's, like ``6.8.0-31-generic``; by default the running one's.
-            What a bad version does shows in no local test, so its number has to decide.
+        release: The kernel's, like ``6.8.0-31-generic``; by default that of the running one. It
+            decides, because no local test shows the faults of a bad version.
     """
     kernel = _version(os.uname().release if release is None else release)
     segments, gro, reasons = 1, False, []
@@ -70,11 +70,11 @@ def open_sockets(
     """
     Opens non-blocking sockets on `local`, a list of them for each worker.
 
-    The first of each list is on `port` and receives: the kernel gives each flow of datagrams
-    to one of them. The others, `count` - 1 in all, have ports of their own and only send.
+    The first of each list is bound to `port` and receives: the kernel assigns each flow of
+    datagrams to one of them. The others, `count` - 1 in all, have ports of their own and only send.
 
     Raises:
-        UnderlayError: The address is not ours, or the port is taken (its cause has
+        UnderlayError: The address is not of this host, or the port is in use (its cause has
             errno EADDRINUSE).
     """
     opened: list[list[socket.socket]] = [[] for _ in range(workers)]
@@ -83,7 +83,7 @@ def open_sockets(
             receiving = _open_socket(local)
             opened[number].append(receiving)
             _prepare_input(receiving, gro=gro)
-            # Not before the first is bound: a port that somebody else has is not to be shared.
+            # Not before the first is bound: another program's port must not be shared.
             if number:
                 receiving.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             receiving.bind((str(local), port))
@@ -103,7 +103,7 @@ def open_sockets(
 
 def open_probe_socket(local: Address) -> socket.socket:
     """
-    A socket whose datagrams no router may fragment, and that no learned path MTU holds back:
+    Opens a socket whose datagrams no router may fragment, and that ignores the kernel's path MTU:
     they arrive whole or not at all. It has a port of its own and only sends.
 
     Raises:
@@ -125,17 +125,17 @@ def open_probe_socket(local: Address) -> socket.socket:
 
 
 def send_train(sock: socket.socket, train: bytes, size: int, to: tuple[str, int]) -> None:
-    """Sends `train` as datagrams of `size` bytes, the last may be shorter, in one call."""
+    """Sends `train` in one call as datagrams of `size` bytes, of which the last may be shorter."""
     segment = (socket.IPPROTO_UDP, _UDP_SEGMENT, struct.pack("H", size))
     sock.sendmsg([train], [segment], 0, to)
 
 
 def granted_buffers() -> tuple[int, int]:
-    """Bytes that a socket of this process gets to send and to receive, :data:`BUFFER` at most."""
+    """Bytes of the send and the receive buffer that this process gets, :data:`BUFFER` at most."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         _set_buffer(sock, force=_SO_SNDBUFFORCE, plain=socket.SO_SNDBUF)
         _set_buffer(sock, force=_SO_RCVBUFFORCE, plain=socket.SO_RCVBUF)
-        # The kernel doubles what it was asked for, to have room for its own bookkeeping.
+        # The kernel doubles the request, for its own bookkeeping.
         send = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2
         return send, sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
 
@@ -146,8 +146,8 @@ def close_sockets(opened: Iterable[Iterable[socket.socket]]) -> None:
 
 
 def _open_socket(local: Address) -> socket.socket:
-    """A socket that sends as a kernel vxlan device does: TTL 64, DF never set, checksums
-    on (UDP_SEGMENT demands them, and IPv6 peers do)."""
+    """A socket that sends as a kernel vxlan device does: TTL 64, never DF, and with checksums,
+    which UDP_SEGMENT and IPv6 require."""
     sock = socket.socket(
         socket.AF_INET if local.version == 4 else socket.AF_INET6,
         socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,

@@ -278,3 +278,14 @@ async def test_closing_lets_everybody_go() -> None:
 async def test_what_cannot_be_a_packet_is_refused(size: int) -> None:
     with closing(SocketPair()) as pair, pytest.raises(DeviceError, match=f"{size} bytes"):
         await pair.send(bytes(size))
+
+
+async def test_without_a_machine_id_the_mac_stays_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tunnel.linux.underlay._machine_id", str)
+    async with Netlink() as netlink:
+        with closing(Underlay(Config(), netlink=netlink)) as underlay:
+            await underlay.choose_local_addresses([])
+            assert underlay.locals[4].is_unspecified
+            assert len({underlay.mac for _ in range(3)}) == 1
