@@ -73,7 +73,7 @@ def test_the_demo_says_what_does_not_work(
     monkeypatch.setattr(Connection, "go", go)
     assert demo.main() == 1
     out, errors = capsys.readouterr()
-    assert "nobody: no way" in out
+    assert "no connection" in out
     lines = errors.splitlines()
     assert len(lines) == 4
     assert "demo-pods: pod a1 to outside: is seen as 192.0.2.9, not 192.0.2.1" in lines
