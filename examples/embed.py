@@ -1,11 +1,11 @@
 """
-A program that brings its own network: it greets whoever calls it through the overlay.
+A program with an overlay of its own: it greets every client that connects through it.
 
     python embed.py 10.244.1.0/24 192.0.2.2=10.244.2.0/24     (as root, on 192.0.2.1)
     nc 10.244.1.0 7007                                        (on 192.0.2.2, where
         "tunnel up --subnet 10.244.2.0/24 --peer 192.0.2.1=10.244.1.0/24" runs)
 
-The device, its address and the kernel routes are gone when the program is.
+The device, its address and the kernel routes are removed when the program ends.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
 async def main(subnet: str, *peers: str) -> None:
     async with Tunnel(subnets=[subnet]) as tunnel:
         print(tunnel.describe(), flush=True)
-        # Peers may come and go at any time; packets of the others are not disturbed.
+        # Peers can be added and removed at any time without interrupting the others.
         for text in peers:
             await tunnel.add_peer(Peer.parse(text))
         address = str(tunnel.config.addresses[0].ip)

@@ -1,12 +1,12 @@
 """
-A program with an overlay inside that people can look into while it runs.
+A program with an overlay, which the command "tunnel" can inspect while it runs.
 
     python embed_control.py 10.244.1.0/24 192.0.2.2=10.244.2.0/24     (as root, on 192.0.2.1)
     tunnel status                                                     (in another terminal there)
     tunnel ping 10.244.2.0
     tunnel down
 
-It answers a question of its own, too: "python embed_control.py greet" asks it.
+It also answers a request of its own, which "python embed_control.py greet" sends.
 """
 
 import asyncio
@@ -29,17 +29,17 @@ async def main(subnet: str, *peers: str) -> None:
         Service(tunnel, down=stop.set, calls={"greet": greet}) as service,
     ):
         print(f"{tunnel.describe()}, control socket {service.path}", flush=True)
-        telling = asyncio.create_task(tell(tunnel))
+        printing = asyncio.create_task(print_events(tunnel))
         await stop.wait()
-        telling.cancel()
+        printing.cancel()
 
 
-async def tell(tunnel: Tunnel) -> None:
+async def print_events(tunnel: Tunnel) -> None:
     async for event in tunnel.events():
         print(event, flush=True)
 
 
-async def ask() -> None:
+async def request() -> None:
     async with Client() as node:
         print(await node.call("greet"))
 
@@ -47,6 +47,6 @@ async def ask() -> None:
 if __name__ == "__main__":
     try:
         with suppress(KeyboardInterrupt):
-            asyncio.run(ask() if sys.argv[1:] == ["greet"] else main(*sys.argv[1:]))
+            asyncio.run(request() if sys.argv[1:] == ["greet"] else main(*sys.argv[1:]))
     except TunnelError as error:
         sys.exit(str(error))

@@ -1,8 +1,8 @@
 """
 An overlay without a device: the program itself sends and receives the packets inside.
 
-Needs no privilege at all. Here both nodes live in one process and meet on loopback; on two
-hosts each would be a program of its own.
+It needs no privileges. Here both nodes run in one process and use loopback; usually each is a
+program on a host of its own.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ LEFT, RIGHT = "fd00:1::1", "fd00:2::1"
 
 
 def packet(source: str, destination: str, *, text: bytes) -> bytes:
-    """IPv6 with a protocol number that is free for experiments, 253 (RFC 3692)."""
+    """Returns an IPv6 packet with protocol 253, which is for experiments (RFC 3692)."""
     header = struct.pack("!IHBB", 6 << 28, len(text), 253, 64)
     return header + IPv6Address(source).packed + IPv6Address(destination).packed + text
 

@@ -1,4 +1,4 @@
-"""What a node counts and knows, as :meth:`tunnel.Tunnel.status` and its like return it."""
+"""The values that :meth:`tunnel.Tunnel.status` and similar methods return."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tunnel.types import Address, Endpoint, Mac, Prefix
 
 
 class PeerState(Enum):
-    """What echoes say of a peer; one that never answered is unknown."""
+    """The state of a peer by its echoes; "unknown" until it has answered one."""
 
     UNKNOWN = "unknown"
     UP = "up"
@@ -19,7 +19,7 @@ class PeerState(Enum):
 
 @dataclass(frozen=True)
 class Traffic:
-    """Inner packets that went through, and their bytes (IP header and all)."""
+    """Inner packets that were forwarded, and their bytes with the IP header."""
 
     packets: int = 0
     bytes: int = 0
@@ -30,7 +30,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class PeerStats:
-    """Counters of one peer. `drops` holds only reasons that occurred."""
+    """The counters of one peer. `drops` holds only reasons that have occurred."""
 
     outbound: Traffic = Traffic()
     inbound: Traffic = Traffic()
@@ -40,15 +40,15 @@ class PeerStats:
 @dataclass(frozen=True)
 class Stats:
     """
-    Counters of one tunnel since it opened; none of them ever goes back.
+    The counters of one tunnel since it opened; a counter never decreases.
 
     Attributes:
-        outbound, inbound: Sums over all peers, removed ones included.
-        drops: Reason -> packets, over everything; only reasons that occurred.
-        peers: Counters by peer.
+        outbound, inbound: Sums over all peers, including removed ones.
+        drops: Dropped packets by reason, of all peers; only reasons that have occurred.
+        peers: The counters of each peer.
         work: How packets were moved (system calls, trains, super-packets), by name.
-        offloads: Those in use now.
-        strays: Drops of packets that belong to no peer that is known, by reason.
+        offloads: The offloads in use now.
+        strays: Dropped packets that belong to no known peer, by reason.
     """
 
     outbound: Traffic
@@ -63,13 +63,13 @@ class Stats:
 @dataclass(frozen=True)
 class Drop:
     """
-    One reason for which packets are not forwarded, since the tunnel opened.
+    One reason for which packets are dropped.
 
     Attributes:
         direction: ``outbound`` or ``inbound``.
-        count: Packets, 0 where it never occurred.
-        meaning: What that means, and what to do.
-        peers: How many were whose; what belongs to no peer that is there is in `count` alone.
+        count: Packets since the tunnel opened; 0 if it never occurred.
+        meaning: What the reason means, and what to do.
+        peers: Packets by peer; those that belong to no present peer are in `count` only.
     """
 
     reason: str
@@ -82,10 +82,10 @@ class Drop:
 @dataclass(frozen=True)
 class Route:
     """
-    An overlay prefix and the peer that owns it.
+    An overlay prefix and its peer.
 
     Attributes:
-        kernel: Whether the kernel routes it into the device, None without one.
+        kernel: Whether the kernel routes the prefix to the device, None without a device.
     """
 
     prefix: Prefix
@@ -96,12 +96,12 @@ class Route:
 @dataclass(frozen=True)
 class FdbEntry:
     """
-    Behind which peer a MAC is.
+    A MAC and the peer behind it.
 
     Attributes:
-        vlan: 1 to 4094, None for frames without a tag.
-        static: Put by somebody, not learned from frames.
-        age: Seconds since a frame from it was last seen; 0 for a static one.
+        vlan: 1 to 4094, None for untagged frames.
+        static: Whether the entry was added, not learned from frames.
+        age: Seconds since the last frame from that MAC; 0 for a static entry.
     """
 
     mac: Mac
@@ -112,8 +112,8 @@ class FdbEntry:
 
 
 class MacSource(Enum):
-    """Who said which MAC a peer's VTEP has: its configuration, its control frames, it when asked
-    by ARP or NDP, or nobody."""
+    """Where the MAC of a peer's VTEP is from: its configuration, its control frames, its answer to
+    ARP or NDP; or it is unknown."""
 
     CONFIGURED = "configured"
     CONTROL = "control"
@@ -124,11 +124,11 @@ class MacSource(Enum):
 @dataclass(frozen=True)
 class Neighbour:
     """
-    A peer's VTEP.
+    The VTEP of a peer.
 
     Attributes:
-        mac: None where nobody has told it.
-        age: Seconds since that was last said; 0 where it is configured.
+        mac: None if it is unknown.
+        age: Seconds since the MAC was last confirmed; 0 if it is configured.
     """
 
     mac: Mac | None
@@ -139,17 +139,17 @@ class Neighbour:
 @dataclass(frozen=True)
 class PeerStatus:
     """
-    What is known of a peer now.
+    The state of one peer.
 
     Attributes:
-        address: Where it is, None as long as its name is not resolved.
-        mac: Its VTEP's, None where any node's is used.
-        state_age: Seconds for which it has been in `state`.
+        address: Its underlay address, None until its name is resolved.
+        mac: The MAC of its VTEP, None while it is sent the MAC that every node accepts.
+        state_age: Seconds in `state`.
         rtt: Smoothed round trip of echoes in seconds, None before the first answer.
-        loss: Share of the last echoes that got no answer, 0 to 1; None before the first.
-        path_mtu: Largest inner packet that reaches it, in bytes, None where it tells nothing.
-        trains: Whether it gets them.
-        last_drop: Reason of the last packet of its that was dropped.
+        loss: Share of the last echoes without an answer, 0 to 1; None before the first echo.
+        path_mtu: Largest inner packet that reaches it, in bytes; None if unknown.
+        trains: Whether datagram trains are sent to it.
+        last_drop: Reason of its last dropped packet.
     """
 
     endpoint: Endpoint
@@ -171,18 +171,18 @@ class PeerStatus:
 @dataclass(frozen=True)
 class StoreStatus:
     """
-    What a node that finds its peers in a store knows of that.
+    The connection of a node to the store in which it finds its peers.
 
     Attributes:
-        address: Which endpoint or directory answered last.
-        connected: Whether it answers now.
-        state_age: Seconds for which it has (or has not) been connected.
-        why: Why it does not, empty where it does.
-        revision: As of which revision the peers are known.
-        key: Under which this node is known, None while it looks for a subnet.
+        address: The endpoint or directory that answered last.
+        connected: Whether the store answers now.
+        state_age: Seconds connected, or not connected.
+        why: Why the store does not answer, empty if it does.
+        revision: The revision of the store that the peers were read at.
+        key: The key of this node's record, None while it acquires a subnet.
         lease_remaining: Seconds until the lease of the key expires; None for a reservation and
             without a key.
-        troubles: What is wrong with the network or with others' records, a line each.
+        troubles: Faults of the network or of other nodes' records, a line each.
     """
 
     address: str
@@ -198,11 +198,11 @@ class StoreStatus:
 @dataclass(frozen=True)
 class TaskHealth:
     """
-    One supervised task.
+    The health of one supervised task.
 
     Attributes:
-        healthy: False from a failure until the restarted task has run for as long as it waited.
-        failures: How often it has failed since the node opened.
+        healthy: False from a failure until the restarted task has run as long as it had waited.
+        failures: How often the task has failed since the node opened.
         why: The last failure in one line, empty if there was none.
     """
 
@@ -215,17 +215,18 @@ class TaskHealth:
 @dataclass(frozen=True)
 class Status:
     """
-    A running tunnel.
+    The state of a tunnel.
 
     Attributes:
-        device: None for one without.
-        endpoints: Where it listens.
+        device: The name of its device, None without one.
+        endpoints: Its local addresses and ports.
+        mtu: Largest inner packet, in bytes.
         uptime: Seconds since the tunnel opened.
-        drops: Reason -> packets, over everything.
-        subnets: What lives behind this node.
+        drops: Dropped packets by reason, of all peers.
+        subnets: The prefixes behind this node.
         mode: ``tun`` or ``tap``.
-        device_up: False where somebody has set the device down: no packet passes.
-        store: Where it finds its peers, None where it was told.
+        device_up: False if somebody has set the device down, so that no packet passes.
+        store: The store in which it finds its peers, None if they are configured.
         tasks: The health of each supervised task.
         phase: ``open``, or what the node does before or after that, as :attr:`tunnel.Tunnel.phase`
             says. Before it is open, there are no endpoints and no peers, and `mtu` is 0 unless it

@@ -1,4 +1,4 @@
-"""``tunnel ping``: round trips to a peer through the data path."""
+"""``tunnel ping``: measures round trips to a peer through the data path."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tunnel.cli.control import node_options
 from tunnel.rpc.client import Client
 from tunnel.rpc.socket_paths import find
 
-_PAUSE = 0.2  # seconds between two
-_HOPELESS = ("unresolved", "no_route")  # nothing was sent, and the next one would not be
+_INTERVAL = 0.2  # seconds
+_NOT_SENT = ("unresolved", "no_route")  # stages at which another echo fails as well
 
 
 @click.command()
@@ -26,14 +26,14 @@ _HOPELESS = ("unresolved", "no_route")  # nothing was sent, and the next one wou
     default=4,
     show_default=True,
     metavar="N",
-    help="How many.",
+    help="Number of echoes.",
 )
 @click.option(
     "--size",
     type=click.IntRange(0, 65_000),
     default=0,
     metavar="BYTES",
-    help="Of an inner packet, which must arrive whole.  [default: the least]",
+    help="Size of the inner packet, which must arrive unfragmented.  [default: the smallest]",
 )
 @node_options
 @click.pass_context
@@ -49,9 +49,8 @@ def ping(  # noqa: PLR0917 - click names them
     """
     Measure round trips to NODE through the data path.
 
-    NODE is a peer's endpoint, its host alone, or an overlay address that it owns. Where there is
-    no answer, says at which stage it failed. Exit code 1 if nothing was answered. Ctrl-C ends it,
-    with a sum of what there was.
+    NODE is a peer's endpoint, its host alone, or an overlay address within its prefixes. Says at
+    which stage an echo failed. Exit code 1 if no echo was answered. Ctrl-C prints the summary.
     """
     answers: list[dict[str, Any]] = []
     pings = _ping(control or find(name), peer, answers, count=count, size=size, quiet=as_json)
@@ -72,16 +71,16 @@ def ping(  # noqa: PLR0917 - click names them
 async def _ping(
     path: Path, peer: str, answers: list[dict[str, Any]], *, count: int, size: int, quiet: bool
 ) -> None:
-    """Puts each answer into `answers`, where it is even if there is no next one."""
-    async with Client(path) as running:
+    """Appends each answer to `answers`, which keeps them if the loop is interrupted."""
+    async with Client(path) as node:
         while len(answers) < count:
             if answers:
-                await asyncio.sleep(_PAUSE)
-            answer = await running.call("ping", peer=peer, size=size)
+                await asyncio.sleep(_INTERVAL)
+            answer = await node.call("ping", peer=peer, size=size)
             answers.append(answer)
             if not quiet:
                 click.echo(f"{answer['peer']}: {answer['why'] or output.round_trip(answer['rtt'])}")
-            if answer["stage"] in _HOPELESS:
+            if answer["stage"] in _NOT_SENT:
                 break
 
 
