@@ -1,4 +1,4 @@
-"""Every example does what its first lines say."""
+"""Every example does what its docstring says."""
 
 import signal
 import socket
@@ -15,7 +15,7 @@ NO_PRIVILEGE = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-p
 
 
 def start(host: Host, example: str, *words: str) -> subprocess.Popen[str]:
-    """Starts a script, whose ``tunnel`` is the one that belongs to this Python."""
+    """Starts a script with the ``tunnel`` of this Python in its PATH."""
     script = f'PATH={Path(sys.executable).parent}:$PATH exec "$0" "$@"'
     return host.popen(["sh", "-c", script, str(EXAMPLES / example), *words])
 

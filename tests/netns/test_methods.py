@@ -1,4 +1,4 @@
-"""Each command as a method of Tunnel: what it says, cancelled, when closed, without a device."""
+"""Each command as a method of Tunnel: its result, cancelled, closed, and without a device."""
 
 import asyncio
 import time
@@ -36,7 +36,7 @@ METHODS = {
     "route": "routes",
     "status": "status",
 }
-"""Of the commands that are about a running node. The others begin one, or are about none."""
+"""The method of each command that is about a running node."""
 OF_NO_NODE = {"bench", "config", "decode", "demo", "network", "up"}
 
 
@@ -77,7 +77,7 @@ async def test_routes_without_a_device() -> None:
         assert await one.routes() == (Route(parse_prefix("10.2.0.0/16"), TWO, None),)
 
 
-async def test_a_ping_says_where_it_ended() -> None:
+async def test_a_ping_names_the_stage_of_its_failure() -> None:
     async with pair() as (one, _):
         assert await one.ping(TWO) < 5
         for peer in ("127.0.0.9=10.9.0.0/16", "no-such-host.invalid=10.8.0.0/16"):
@@ -211,7 +211,7 @@ async def test_closed_it_tells_what_it_knew() -> None:
 
 @pytest.fixture
 def host(lab: Lab) -> Iterator[Host]:
-    """A host linked to another; the test runs on it."""
+    """A host that is linked to another; the test runs on it."""
     host, other = lab.host("a"), lab.host("b")
     lab.link(host, other)
     with inside(host):

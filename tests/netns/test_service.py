@@ -1,4 +1,4 @@
-"""The verbs that ask a running node, against nodes that are processes and move packets."""
+"""The verbs that send requests to a running node, against nodes that move packets."""
 
 import json
 import os
@@ -29,7 +29,7 @@ PYTHON = [sys.executable, "-m", "tunnel"]
 
 
 def tell(host: Host, words: str, *, code: int = 0, python: Sequence[str] = PYTHON) -> str:
-    """What a verb prints on a host; where it does not start, its one line on stderr."""
+    """Returns what a verb prints on a host; if it does not start, its one line on stderr."""
     process = host.popen([*python, *words.split()])
     out, err = process.communicate(timeout=30)
     assert process.returncode == code, (out, err)
@@ -48,7 +48,7 @@ def ask(host: Host, words: str, *, code: int = 0) -> Any:
 
 @pytest.fixture
 def file() -> Iterator[Path]:
-    """A configuration where the user nobody can read it, as which nodes run."""
+    """A configuration file that nobody, as which nodes run, can read."""
     with TemporaryDirectory() as place:
         Path(place).chmod(0o755)
         yield Path(place) / "a.toml"
@@ -66,7 +66,7 @@ def write(file: Path, node: Node, peers: Sequence[str], *, extra: str = "") -> N
 
 
 def until_up(host: Host, peer: str) -> dict[str, Any]:
-    """The peer's line, once it answers."""
+    """Returns the status of a peer once it answers."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         for line in ask(host, "status")["peers"]:
@@ -137,7 +137,7 @@ def test_ping_says_at_which_stage_it_fails(lab: Lab) -> None:
     assert "is not there (there are: " in tell(a.host, "ping 10.77.0.1", code=2)
     assert ask(a.host, "ping 10.8.0.1", code=1)["stage"] == "unresolved"
     assert ask(a.host, "ping 203.0.113.9", code=1)["stage"] == "no_route"
-    # Nobody is there yet; then somebody is; then it goes.
+    # The peer does not run yet, then runs, then ends.
     silent = ask(a.host, f"ping {b.ipv4} -c 1", code=1)
     assert silent["stage"] == "no_answer"
     assert "never answered" in silent["why"]
@@ -152,7 +152,7 @@ def test_ping_says_at_which_stage_it_fails(lab: Lab) -> None:
     a.kill()
 
 
-def test_ping_that_is_ended_says_what_there_was(lab: Lab) -> None:
+def test_an_interrupted_ping_prints_its_summary(lab: Lab) -> None:
     a, b = pair(lab)
     a.up(peers=[b.at(4)])
     b.up(peers=[a.at(4)])
@@ -165,8 +165,8 @@ def test_ping_that_is_ended_says_what_there_was(lab: Lab) -> None:
     assert re.search(r"^(\d+) of \1 answered, least/mean/most ", out, re.MULTILINE)
 
 
-def test_who_may_not_ask_is_told_so(lab: Lab) -> None:
-    """Not even another process of the user that the node runs on as."""
+def test_a_user_without_permission_is_refused(lab: Lab) -> None:
+    """Also another process of the user that the node runs as."""
     a, b = pair(lab)
     a.up(peers=[b.at(4)])
     for verb in ("status", "doctor", "capture"):
@@ -191,7 +191,7 @@ def test_two_nodes_on_one_host(lab: Lab) -> None:
 
 @contextmanager
 def other_namespace(host: Host) -> Iterator[list[str]]:
-    """Another network namespace that shares /run with a host; gives the words to enter it."""
+    """Another network namespace that shares /run with a host; yields the command to enter it."""
     holder = host.popen(["unshare", "--net", "sh", "-c", "ip link set lo up; echo; exec sleep 600"])
     assert holder.stdout is not None
     assert holder.stdout.readline() == "\n"
@@ -285,7 +285,7 @@ def test_up_without_a_control_socket(lab: Lab) -> None:
     assert a.down() == {}
 
 
-def test_up_with_a_control_socket_that_cannot_be(lab: Lab) -> None:
+def test_up_with_an_impossible_control_socket(lab: Lab) -> None:
     a, b = pair(lab)
     said = tell(a.host, f"up --peer {b.at(4)} --control /nowhere/x/y.sock", code=2)
     assert "cannot make control socket /nowhere/x/y.sock: no such file" in said
@@ -301,9 +301,9 @@ def test_a_device_that_vanishes_takes_the_socket_with_it(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("how", ["peer add", "reload"])
-def test_changes_under_load_lose_nothing_of_others(lab: Lab, how: str, file: Path) -> None:
-    """TCP both ways as fast as it goes and numbered datagrams, while a third peer comes and goes
-    by the control socket: no byte and no datagram of the others is missing."""
+def test_changes_under_load_lose_no_packet_of_other_peers(lab: Lab, how: str, file: Path) -> None:
+    """TCP both ways at full speed and numbered datagrams, while a third peer is added and removed
+    through the control socket: no byte and no datagram of the others is lost."""
     a, b, c = mesh(lab)
     up_from_file(a, file, [b.at(4)])
     b.up(peers=[a.at(4)])
@@ -333,8 +333,7 @@ def test_changes_under_load_lose_nothing_of_others(lab: Lab, how: str, file: Pat
 
 @contextmanager
 def repeated(change: Any) -> Iterator[list[int]]:
-    """Calls `change` with 0, 1, 2 ... in a thread while the block runs; what it raised is
-    raised."""
+    """Calls `change` with 0, 1, 2 ... in a thread while the block runs; raises its errors."""
     rounds: list[int] = []
     wrong: list[BaseException] = []
     stop = threading.Event()
@@ -378,7 +377,7 @@ def test_a_file_with_a_mistake_changes_nothing(lab: Lab, file: Path) -> None:
             write(file, a, ["192.0.2.9=10.9.0.0/16"], extra=mistake)
             assert re.search(says, tell(a.host, "reload", code=2))
             assert ask(a.host, "route list") == before
-        # What only this host knows: its own address, somebody else's route.
+        # Faults that only this host knows: its own address, the route of another program.
         write(file, a, [b.at(4), f"{a.host.ipv4}=10.9.0.0/16"])
         said = tell(a.host, "reload", code=2)
         assert re.search(r"a\.toml:2: peer\[1\]: peer 192\.0\.2\.1:8472 is this node itself", said)
@@ -407,8 +406,8 @@ def test_sighup_reads_the_file_again(lab: Lab, file: Path) -> None:
     a.down()
 
 
-def test_watching_on_a_terminal_until_the_node_goes(lab: Lab) -> None:
-    """A person's terminal of 80 columns: rates, no line too long, one line at the end."""
+def test_watching_on_a_terminal_until_the_node_ends(lab: Lab) -> None:
+    """On a terminal of 80 columns: rates, no wrapped line, one line at the end."""
     a, b = pair(lab)
     a.up(peers=[b.at(4)])
     b.up(peers=[a.at(4)])
@@ -438,7 +437,7 @@ def test_watching_on_a_terminal_until_the_node_goes(lab: Lab) -> None:
 
 
 def read_until(terminal: int, pattern: str) -> str:
-    """What a terminal shows until it shows that, or has no other end any more."""
+    """Returns what a terminal shows, up to `pattern` or its end."""
     seen, deadline = "", time.monotonic() + 20
     while not re.search(pattern, seen) and time.monotonic() < deadline:
         if select.select([terminal], [], [], 1)[0]:

@@ -25,7 +25,7 @@ from tunnel import errors
 from tunnel.errors import NoAnswerError, TunnelError
 from tunnel.events import Event
 from tunnel.linux.namespaces import network_namespace
-from tunnel.rpc.codec import decode, decode_event
+from tunnel.rpc.codec import decode, decode_event, describe_fdb_key
 from tunnel.rpc.socket_paths import find
 from tunnel.status import (
     Drop,
@@ -184,9 +184,11 @@ class Client:
         """Removes an entry, as :meth:`tunnel.Tunnel.remove_fdb`."""
         await self.call("fdb_remove", mac=str(mac), vlan=vlan)
 
-    async def flush_fdb(self, *, learned: bool = False) -> None:
-        """Removes entries, as :meth:`tunnel.Tunnel.flush_fdb`."""
-        await self.call("fdb_flush", learned=learned)
+    async def flush_fdb(self, *, learned: bool = False) -> tuple[FdbEntry, ...]:
+        """Removes entries and returns them, as :meth:`tunnel.Tunnel.flush_fdb`."""
+        entries = {describe_fdb_key(one.mac, one.vlan): one for one in await self.fdb()}
+        removed = (await self.call("fdb_flush", learned=learned))["removed"]
+        return tuple(entries[key] for key in removed if key in entries)
 
     async def drops(self) -> tuple[Drop, ...]:
         """Returns every drop reason, and how many packets were dropped for it."""

@@ -73,6 +73,11 @@ def decode(kind: type[T], value: object) -> T:
     return decoded
 
 
+def describe_fdb_key(mac: Mac, vlan: int | None) -> str:
+    """Returns the text that names an FDB entry in the answer to a change."""
+    return str(mac) if vlan is None else f"{mac} vlan {vlan}"
+
+
 def encode_event(event: Event) -> dict[str, Any]:
     """Returns the fields of an event, and its class as ``event``."""
     return {"event": type(event).__name__, **encode(event)}

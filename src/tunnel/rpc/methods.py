@@ -12,6 +12,7 @@ from typing import Any
 
 from tunnel.errors import ConfigError, NoAnswerError, StateError
 from tunnel.linux.namespaces import network_namespace
+from tunnel.rpc.codec import describe_fdb_key
 from tunnel.status import MacSource, Status
 from tunnel.tunnel import Tunnel
 from tunnel.types import ANY_VTEP_MAC, Mac
@@ -107,16 +108,16 @@ class Methods:
         self._tunnel.add_fdb(
             mac, vlan=vlan, peer=self._tunnel.find_peer(_argument(args, "peer", str))
         )
-        return {"added": [_describe_key(mac, vlan)]}
+        return {"added": [describe_fdb_key(mac, vlan)]}
 
     async def _fdb_remove(self, args: Mapping[str, Any]) -> Any:
         mac, vlan = _fdb_key(args)
         self._tunnel.remove_fdb(mac, vlan=vlan)
-        return {"removed": [_describe_key(mac, vlan)]}
+        return {"removed": [describe_fdb_key(mac, vlan)]}
 
     async def _fdb_flush(self, args: Mapping[str, Any]) -> Any:
         removed = self._tunnel.flush_fdb(learned=_argument(args, "learned", bool, default=False))
-        return {"removed": [_describe_key(entry.mac, entry.vlan) for entry in removed]}
+        return {"removed": [describe_fdb_key(entry.mac, entry.vlan) for entry in removed]}
 
     async def _drops(self, _: Mapping[str, Any]) -> Any:
         return self._tunnel.drops()
@@ -183,10 +184,6 @@ def _fdb_key(args: Mapping[str, Any]) -> tuple[Mac, int | None]:
     """The MAC and the VLAN of an FDB entry."""
     vlan = None if args.get("vlan") is None else _argument(args, "vlan", int)
     return Mac.parse(_argument(args, "mac", str)), vlan
-
-
-def _describe_key(mac: Mac, vlan: int | None) -> str:
-    return str(mac) if vlan is None else f"{mac} vlan {vlan}"
 
 
 def _status_before_open(tunnel: Tunnel) -> Status:

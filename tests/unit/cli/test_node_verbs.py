@@ -1,4 +1,4 @@
-"""The verbs that ask a running node, against one in a thread beside the test."""
+"""The verbs that send requests to a running node, against a node in a thread of the test."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ SCHEMAS = Path(__file__).parents[2] / "schemas"
 
 
 def check(name: str, result: object) -> None:
-    """Raises ValidationError where `result` is not as a schema says."""
+    """Raises ValidationError if `result` does not match a schema."""
     schema = json.loads((SCHEMAS / f"{name}.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(result, schema)
@@ -33,7 +33,7 @@ def check(name: str, result: object) -> None:
 
 @contextmanager
 def running(path: Path) -> Iterator[str]:
-    """A node without a device at a control socket; gives its peer's endpoint."""
+    """Runs a node without a device at a control socket; yields the endpoint of its peer."""
     ready: Future[tuple[asyncio.AbstractEventLoop, str]] = Future()
     stop = asyncio.Event()
 
@@ -55,14 +55,14 @@ def running(path: Path) -> Iterator[str]:
 
 
 class Node:
-    """Verbs asked of it, as people do."""
+    """A running node and the verbs that are used with it."""
 
     def __init__(self, path: Path, peer: str, capsys: pytest.CaptureFixture[str]) -> None:
         self.peer = peer
         self._path, self._capsys = path, capsys
 
     def tell(self, *words: str, code: int = 0) -> str:
-        """What a verb prints; where it fails, its one line on stderr."""
+        """Returns what a verb prints; if it fails, its one line on stderr."""
         assert main([*words, "--control", str(self._path)]) == code
         out, err = self._capsys.readouterr()
         if code == 2:
@@ -109,7 +109,7 @@ def test_peers(one: Node) -> None:
     check("change", one.json("peer", "remove", "127.0.0.4"))
 
 
-def test_peers_that_cannot_be(one: Node) -> None:
+def test_impossible_peers(one: Node) -> None:
     assert "overlaps" in one.tell("peer", "add", "127.0.0.3=10.2.0.0/24", code=2)
     assert "has no prefix" in one.tell("peer", "add", "127.0.0.3", code=2)
     assert "is not there" in one.tell("peer", "remove", "127.0.0.3", code=2)
@@ -155,7 +155,7 @@ def test_ping(one: Node) -> None:
     assert said[1].startswith("1 of 1 answered, least/mean/most ")
 
 
-def test_ping_of_who_does_not_answer(one: Node) -> None:
+def test_ping_of_a_silent_peer(one: Node) -> None:
     one.tell("peer", "add", "127.0.0.9=10.9.0.0/16")
     silent = one.json("ping", "127.0.0.9", "-c", "1", code=1)
     check("ping", silent)
@@ -179,7 +179,7 @@ def test_down_as_json(one: Node) -> None:
     check("down", one.json("down"))
 
 
-def test_watching_a_node_that_goes_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_watching_a_node_until_it_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "one.sock"
     with running(path):
         timer = threading.Timer(1.5, main, [["down", "--control", str(path)]])
@@ -332,7 +332,7 @@ PICTURES = Path(__file__).parent / "pictures"
 @pytest.mark.parametrize("width", [80, 200])
 @pytest.mark.parametrize("kind", ["status", "watch"])
 def test_pictures(kind: str, width: int) -> None:
-    """Drawn by hand: what a person should see."""
+    """The expected pictures were drawn by hand."""
     said = picture(NOW, width=width, before=BEFORE if kind == "watch" else None)
     assert said + "\n" == (PICTURES / f"{kind}-{width}.txt").read_text()
 

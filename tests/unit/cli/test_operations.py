@@ -1,4 +1,4 @@
-"""What papers and examples tell operators to type is there."""
+"""The commands and options in the documentation and the examples exist."""
 
 import re
 import shlex
@@ -24,7 +24,7 @@ def directives() -> list[tuple[str, str]]:
     return [(name, value) for name, _, value in pairs]
 
 
-def test_the_unit_starts_what_there_is() -> None:
+def test_the_unit_starts_an_existing_verb() -> None:
     (command,) = [value for name, value in directives() if name == "ExecStart"]
     program, verb, *words = shlex.split(command)
     assert program == "/usr/local/bin/tunnel"
@@ -41,7 +41,7 @@ def test_the_unit_gives_one_capability() -> None:
 
 
 def test_systemd_understands_the_unit(tmp_path: Path) -> None:
-    """Every word, and finds little to complain of."""
+    """systemd accepts every directive, and rates the sandbox."""
     analyze = shutil.which("systemd-analyze")
     if analyze is None:
         pytest.skip("systemd-analyze is not installed (Debian package systemd)")
@@ -64,12 +64,12 @@ def test_systemd_understands_the_unit(tmp_path: Path) -> None:
 
 
 def commands_in(text: str) -> list[list[str]]:
-    """What stands behind "tunnel" in code, up to a pipe or comment."""
+    """Returns the arguments of each ``tunnel`` command in code, up to a pipe or comment."""
     quoted = re.findall(r"`tunnel ([^`]+)`", text) + re.findall(r"^tunnel (.+)$", text, re.M)
     return [shlex.split(one.partition(" | ")[0], comments=True) for one in quoted]
 
 
-def test_every_command_in_the_papers_is_there() -> None:
+def test_every_command_in_the_documentation_exists() -> None:
     found = [
         words
         for paper in (PAPER, ROOT / "README.md", ROOT / "docs" / "wire.md")

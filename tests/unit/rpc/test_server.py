@@ -84,7 +84,7 @@ async def test_what_can_be_asked(path: Path) -> None:
         assert await node.call("try_trains", peer=peer) == {"peer": peer, "trains": True}
 
 
-async def test_peers_come_and_go(path: Path) -> None:
+async def test_peers_are_added_and_removed(path: Path) -> None:
     async with served(path) as (one, node):
         third = {"added": ["127.0.0.3:8472"]}
         assert await node.call("peer_add", peer="127.0.0.3=10.3.0.0/16") == third
@@ -114,7 +114,7 @@ async def test_drops_say_what_to_do(path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["endpoint", "host", "overlay address"])
-async def test_a_peer_is_found_by_what_people_know(kind: str, path: Path) -> None:
+async def test_a_peer_is_found_by_endpoint_host_or_address(kind: str, path: Path) -> None:
     async with served(path) as (one, node):
         (peer,) = one.peers
         text = {"endpoint": str(peer), "host": peer.host, "overlay address": "10.2.3.4"}[kind]
@@ -123,7 +123,7 @@ async def test_a_peer_is_found_by_what_people_know(kind: str, path: Path) -> Non
             await node.call("ping", peer="10.9.9.9")
 
 
-async def test_a_ping_that_gets_no_answer_says_where_it_ended(
+async def test_a_ping_without_an_answer_names_the_stage(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with served(path) as (one, node):
@@ -158,7 +158,7 @@ WRONG_ARGUMENTS: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-async def test_wrong_arguments_get_one_line_and_the_talk_goes_on(path: Path) -> None:
+async def test_wrong_arguments_get_one_line_and_the_connection_stays(path: Path) -> None:
     async with served(path) as (_, node):
         for call, args, says in WRONG_ARGUMENTS:
             with pytest.raises(TunnelError) as caught:
@@ -182,7 +182,7 @@ async def test_a_program_adds_calls_of_its_own(
         assert await node.call("status")
 
 
-async def test_reload_says_who_went_and_came(path: Path) -> None:
+async def test_reload_returns_removed_and_added_peers(path: Path) -> None:
     wanted: list[str] = []
 
     async def reload() -> None:
@@ -206,18 +206,18 @@ async def test_reload_says_who_went_and_came(path: Path) -> None:
         with pytest.raises(ConfigError, match="this node itself"):
             await node.call("reload")
         assert [str(peer) for peer in one.peers] == [before, "127.0.0.3:8472"]
-        # Nobody went, not even for a moment.
+        # No peer was removed, not even for a moment.
         assert not change.done()
         await one.remove_peer("127.0.0.3")
         assert await change == PeerRemoved(Endpoint("127.0.0.3"))
 
 
-async def test_a_reload_that_fails_half_way_leaves_the_peers_that_were() -> None:
+async def test_a_reload_that_fails_changes_no_peer() -> None:
     port = free_port()
     peers = [f"127.0.0.2:{port}=10.2.0.0/16", "127.0.0.3=10.3.0.0/16"]
     async with asyncio.timeout(20), Tunnel(device=None, port=port, peers=peers) as one:
         before = one.status().peers
-        # That this is its own place only the node knows: it found out when it opened.
+        # Only the open node knows that this is its own address.
         wrong = ["127.0.0.3=10.3.0.0/16", "127.0.0.7=10.7.0.0/16", f"127.0.0.1:{port}=10.8.0.0/16"]
         with pytest.raises(ConfigError, match="this node itself"):
             await one.reload(Config(port=port, peers=wrong))
@@ -225,7 +225,7 @@ async def test_a_reload_that_fails_half_way_leaves_the_peers_that_were() -> None
         assert after == {peer.endpoint: peer.prefixes for peer in before}
 
 
-async def test_what_takes_a_restart_is_named() -> None:
+async def test_an_option_that_needs_a_restart_is_named() -> None:
     async with asyncio.timeout(20), two_tunnels() as (one, _):
         with pytest.raises(ConfigError, match="source-ports cannot change") as caught:
             await one.reload(
@@ -256,7 +256,7 @@ async def down_asked(path: Path, **words: Any) -> AsyncIterator[tuple[Tunnel, as
         yield one, asyncio.create_task(ask())
 
 
-async def test_events_are_told_as_they_happen(path: Path) -> None:
+async def test_events_are_sent_as_they_happen(path: Path) -> None:
     async with served(path) as (one, node):
         events = node.events()
         seen = asyncio.ensure_future(take(events, 2))
@@ -296,11 +296,11 @@ async def listen(node: Client) -> None:
         pass
 
 
-# Clients that are no friends.
+# Hostile clients.
 
 
 async def raw(path: Path, data: bytes) -> dict[str, Any] | None:
-    """What the node says to these bytes until it hangs up, None if that is nothing."""
+    """Sends bytes, and returns the reply of the node; None if it closes without one."""
     reader, writer = await asyncio.open_unix_connection(path)
     try:
         writer.write(data)
@@ -340,7 +340,7 @@ async def test_garbage_gets_one_line_and_the_others_go_on(kind: str, path: Path)
         assert await node.call("status")
 
 
-async def test_half_a_request_and_nothing_at_all_hold_nobody_up(path: Path) -> None:
+async def test_an_incomplete_request_delays_no_other_client(path: Path) -> None:
     async with served(path) as (_, node):
         silent = [await asyncio.open_unix_connection(path) for _ in range(5)]
         request = msgpack.packb({"v": 1, "call": "status", "args": {}})
@@ -352,7 +352,7 @@ async def test_half_a_request_and_nothing_at_all_hold_nobody_up(path: Path) -> N
             writer.close()
 
 
-async def test_leaving_in_the_middle_of_a_reply(path: Path) -> None:
+async def test_a_client_that_disconnects_during_a_reply(path: Path) -> None:
     async with served(path) as (one, node):
         for number in range(200):
             await one.add_peer(f"127.0.1.{number}:9999=10.3.{number}.0/24")
@@ -365,7 +365,7 @@ async def test_leaving_in_the_middle_of_a_reply(path: Path) -> None:
         assert len((await node.call("status"))["peers"]) == 201
 
 
-async def test_who_does_not_read_is_not_answered_any_more(path: Path) -> None:
+async def test_a_client_that_does_not_read_delays_no_other(path: Path) -> None:
     async with served(path) as (_, node):
         with socket.socket(socket.AF_UNIX) as deaf:
             deaf.connect(str(path))
@@ -378,9 +378,9 @@ async def test_who_does_not_read_is_not_answered_any_more(path: Path) -> None:
             assert await node.call("status")
 
 
-async def test_two_at_once(path: Path) -> None:
+async def test_two_clients_at_once(path: Path) -> None:
     async with served(path) as (one, node), Client(path) as other:
-        # The first waits for an answer that does not come.
+        # The first client waits for an answer that never arrives.
         await one.add_peer("127.0.0.9=10.9.0.0/16")
         waiting = asyncio.create_task(node.call("ping", peer="127.0.0.9"))
         for _ in range(20):
@@ -389,10 +389,10 @@ async def test_two_at_once(path: Path) -> None:
         assert (await waiting)["stage"] == "no_answer"
 
 
-async def test_more_than_there_may_be_are_told_so(path: Path) -> None:
+async def test_one_client_too_many_is_refused(path: Path) -> None:
     async with served(path) as (_, node):
         others = [await asyncio.open_unix_connection(path) for _ in range(MOST_CLIENTS - 1)]
-        for reader, writer in others:  # who is answered was welcomed
+        for reader, writer in others:  # an answered client has been accepted
             writer.write(msgpack.packb({"v": 1, "call": "down"}))
             assert await reader.read(1)
         async with Client(path) as late:
@@ -400,13 +400,13 @@ async def test_more_than_there_may_be_are_told_so(path: Path) -> None:
                 await late.call("status")
         assert await node.call("status")
         others.pop()[1].close()
-        assert await soon_welcome(path)
+        assert await status_when_accepted(path)
         for _, writer in others:
             writer.close()
 
 
-async def soon_welcome(path: Path) -> Any:
-    """What a client is answered once another's leaving was noticed."""
+async def status_when_accepted(path: Path) -> Any:
+    """Returns the status once the node has noticed that another client left."""
     while True:
         async with Client(path) as late:
             with suppress(TunnelError):
@@ -416,7 +416,7 @@ async def soon_welcome(path: Path) -> Any:
 # The file.
 
 
-async def test_only_owner_and_group_may_ask(path: Path) -> None:
+async def test_only_owner_and_group_may_connect(path: Path) -> None:
     before = os.umask(0)
     try:
         async with served(path):
@@ -426,7 +426,7 @@ async def test_only_owner_and_group_may_ask(path: Path) -> None:
     assert not path.exists()
 
 
-async def test_who_comes_before_it_is_entered_waits(path: Path) -> None:
+async def test_a_client_waits_until_the_service_is_entered(path: Path) -> None:
     async with asyncio.timeout(20), two_tunnels() as (one, _):
         service = Service(one, path=path)
         service.listen()
@@ -439,7 +439,7 @@ async def test_who_comes_before_it_is_entered_waits(path: Path) -> None:
     assert not path.exists()
 
 
-def test_it_is_removed_once(path: Path) -> None:
+def test_the_socket_is_removed_once(path: Path) -> None:
     service = Service(Tunnel(device=None), path=path)
     service.listen()
     service.remove()
@@ -461,7 +461,7 @@ async def test_a_dead_socket_is_replaced(path: Path) -> None:
         assert await node.call("status")
 
 
-async def test_a_living_one_is_not(path: Path) -> None:
+async def test_a_living_socket_is_not_replaced(path: Path) -> None:
     async with served(path) as (one, node):
         with pytest.raises(TunnelError, match="is another node's"):
             async with Service(one, path=path):
@@ -469,7 +469,7 @@ async def test_a_living_one_is_not(path: Path) -> None:
         assert await node.call("status")
 
 
-async def test_what_is_in_the_way_stays(path: Path) -> None:
+async def test_another_file_is_not_replaced(path: Path) -> None:
     path.write_text("precious")
     with pytest.raises(TunnelError, match="is there and no socket"):
         async with served(path):
@@ -478,19 +478,19 @@ async def test_what_is_in_the_way_stays(path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["x" * 200, "file/one.sock"])
-async def test_a_path_that_cannot_be(where: str, tmp_path: Path) -> None:
+async def test_an_impossible_path(where: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(TunnelError, match="cannot make control socket"):
         async with served(tmp_path / where):
             pass
 
 
-# Nodes that are no friends.
+# Hostile nodes.
 
 
 @asynccontextmanager
 async def impostor(path: Path, says: bytes, *, stays: bool = False) -> AsyncIterator[Client]:
-    """A client of something that answers everything with these bytes."""
+    """A client of a server that answers everything with these bytes."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
@@ -519,7 +519,7 @@ async def impostor(path: Path, says: bytes, *, stays: bool = False) -> AsyncIter
         (msgpack.packb({"v": 1, "error": "no", "kind": 7}), "no"),
     ],
 )
-async def test_a_node_that_is_none(says: bytes, match: str, path: Path) -> None:
+async def test_a_server_that_is_no_node(says: bytes, match: str, path: Path) -> None:
     async with impostor(path, says) as node:
         with pytest.raises(TunnelError, match=match):
             await node.call("status")
@@ -531,7 +531,7 @@ async def test_a_node_that_does_not_answer(path: Path) -> None:
             await node.call("status")
 
 
-async def test_a_node_that_says_that_time_ran_out(path: Path) -> None:
+async def test_a_node_that_replies_a_timeout(path: Path) -> None:
     late = msgpack.packb({"v": 1, "error": "no answer", "kind": "TimeoutError"})
     async with impostor(path, late) as node:
         with pytest.raises(TimeoutError):
@@ -556,7 +556,7 @@ async def test_a_slow_request_does_not_delay_the_others(path: Path) -> None:
 
 
 async def test_the_answer_of_a_cancelled_call_is_discarded(path: Path) -> None:
-    """The next call got it, once."""
+    """It used to be taken for the answer of the next call."""
     async with served(path, calls={"slow": slow}) as (_, node):
         cancelled = asyncio.create_task(node.call("slow"))
         await asyncio.sleep(0.05)
@@ -584,7 +584,7 @@ async def test_many_requests_at_once_are_all_answered(path: Path) -> None:
 
 
 async def test_a_client_without_ids_is_answered_in_order(path: Path) -> None:
-    """As one of an older version."""
+    """Clients of the version before send no ids."""
     async with served(path, calls={"slow": slow}) as _:
         reader, writer = await asyncio.open_unix_connection(path)
         for call in ("slow", "drops", "nonsense"):
@@ -602,7 +602,7 @@ async def test_a_client_without_ids_is_answered_in_order(path: Path) -> None:
 
 @asynccontextmanager
 async def old_node(path: Path, delays: list[float]) -> AsyncIterator[Client]:
-    """A node that knows no ids: answers in order, with the name of the call."""
+    """A node that does not echo ids: it answers in order, with the name of the call."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         unpacker = msgpack.Unpacker()
@@ -662,6 +662,21 @@ async def test_a_client_returns_what_a_tunnel_returns(path: Path) -> None:
         assert one.peers == (peer,)
         with pytest.raises(ConfigError, match="no FDB"):
             await node.fdb()
+
+
+async def test_a_client_changes_the_fdb_as_a_tunnel_does(path: Path) -> None:
+    peer = f"127.0.0.2:{free_port()}"
+    tunnel = Tunnel(device=None, mode="tap", local="127.0.0.1", port=free_port(), peers=[peer])
+    async with asyncio.timeout(20), tunnel as one, Service(one, path=path), Client(path) as node:
+        await node.add_fdb("02:00:00:00:00:07", peer=peer, vlan=7)
+        await node.add_fdb("02:00:00:00:00:08", peer=peer)
+        entries = await node.fdb()
+        assert entries == one.fdb()
+        await node.remove_fdb("02:00:00:00:00:08")
+        (left,) = await node.fdb()
+        assert (left.vlan, left.static, left.peer) == (7, True, one.peers[0])
+        assert await node.flush_fdb() == (left,)
+        assert one.fdb() == ()
 
 
 async def test_a_ping_without_an_answer_raises_what_a_tunnel_raises(path: Path) -> None:
