@@ -68,7 +68,7 @@ async def test_drops() -> None:
             await asyncio.sleep(0.01)
     drops = {drop.reason: drop for drop in one.drops()}  # closed, it still tells
     assert drops["no_route"] == Drop("no_route", "outbound", 1, drops["no_route"].meaning, peers={})
-    assert "no peer owns" in drops["no_route"].meaning
+    assert "no peer has the destination" in drops["no_route"].meaning
     assert drops["spoofed"].count == 0
 
 
@@ -99,7 +99,7 @@ async def test_a_ping_names_the_stage_of_its_failure() -> None:
 async def test_doctor_tries_trains_with_each_peer_that_is_up() -> None:
     async with pair() as (one, _):
         found = await one.doctor()
-        assert Finding("trains", Level.OK, "reach 1 peer undamaged") in found
+        assert Finding("trains", Level.OK, "arrive undamaged at 1 peer") in found
         assert Finding("peers", Level.OK, "1 peer heard from") in found
         await one.remove_peer(TWO)
         checks = {finding.check for finding in await one.doctor()}
