@@ -26,5 +26,5 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         getattr(diagnostics, "nothing")  # noqa: B009 - mypy knows that there is no such name
 
 
-def test_the_package_loads_no_heavy_library() -> None:
+def test_the_package_loads_no_heavy_library_when_imported() -> None:
     subprocess.run([sys.executable, "-c", LOADS], check=True)
