@@ -1,6 +1,6 @@
 """
-What many members of a cluster cost: those that come at once, and those that come and go while
-packets flow.
+What many members of a cluster cost: when they join at once, and when they change while packets
+flow.
 
     python -m benchmarks.cluster arrive
     python -m benchmarks.cluster records
@@ -40,7 +40,7 @@ from tunnel.types import Mac, parse_prefix
 DIRECTORY = "/coreos.com/network/subnets/"
 ELSEWHERE = "/elsewhere/"
 STRANGERS = IPv4Address("198.18.0.0")
-"""Where peers are said to be that nobody is at (RFC 2544)."""
+"""The addresses of peers that do not exist (RFC 2544)."""
 
 _CLONE_NEWNET = 0x40000000
 
@@ -63,7 +63,7 @@ def _mac(number: int) -> Mac:
     return Mac(bytes([2, 0, 0, 1, number >> 8, number & 255]))
 
 
-# Many at once, on a real device.
+# Many at once, with a device.
 
 
 @main.command()
@@ -107,20 +107,20 @@ async def _start(count: int) -> float:
 
 
 def _enter(host: Host) -> None:
-    """This thread goes there for good."""
+    """Moves this thread into the host's network namespace."""
     libc = ctypes.CDLL(None, use_errno=True)
     with open(f"/proc/{host.pid}/ns/net") as there:
         if libc.setns(there.fileno(), _CLONE_NEWNET):
             raise OSError(ctypes.get_errno(), "setns")
 
 
-# What is pure.
+# The rules.
 
 
 @main.command()
 @click.option("--count", type=click.IntRange(1, 60_000), default=5000, show_default=True)
 def records(*, count: int) -> None:
-    """How long the event loop is held up by records, by CPU time: the least of five."""
+    """CPU time for which records occupy the event loop: the least of five runs."""
     found: dict[str, list[float]] = {}
     for turn in range(5):
         for name, step in _steps(count, turn=turn):
@@ -133,7 +133,7 @@ def records(*, count: int) -> None:
 
 
 def _steps(count: int, *, turn: int) -> Iterator[tuple[str, Callable[[], object]]]:
-    """What happens to a node, one after the other; `turn` makes records that were not seen yet."""
+    """The steps of a node, in their order; another `turn` has other records."""
     network, ours = Network((Pool.of(parse_prefix("10.0.0.0/8")),)), _record(count)
     roster = Roster(network, ours, directory=DIRECTORY)
     claim = Claim(network, ours, directory=DIRECTORY, random=random.Random(1))
@@ -167,7 +167,7 @@ def _moved(key: str, entry: Entry) -> Change:
     return Change(key, replace(entry, value=replace(record, address=record.address + 9).text()))
 
 
-# Coming and going under traffic.
+# Changes under traffic.
 
 
 @main.command()
@@ -177,17 +177,17 @@ def _moved(key: str, entry: Entry) -> Change:
 @click.option("--crowd", type=click.IntRange(2), default=1000, show_default=True, help="Of peers.")
 def churn(*, count: int, seconds: int, rate: int, crowd: int) -> None:
     """
-    TCP between two nodes while peers come and go in etcd, in turns with quiet.
+    TCP throughput between two nodes while peers change in etcd, alternating with quiet runs.
 
-    In quiet as much is written to etcd, but not where the nodes look: etcd and who writes share the
-    CPUs here, as they would not elsewhere.
+    In a quiet run as much is written to etcd, under a prefix that no node watches: etcd and the
+    writer share the CPUs here, unlike in a real cluster.
     """
     found: dict[bool, list[float]] = {False: [], True: []}
     with _ready(crowd=crowd) as (store, url, path):
         for turn in range(count):
             for busy in (False, True) if turn % 2 else (True, False):
                 directory = DIRECTORY if busy else ELSEWHERE
-                with _changing(store, url, directory, rate=rate, crowd=crowd):
+                with _changes(store, url, directory, rate=rate, crowd=crowd):
                     run = bench.tcp(path, streams=1, seconds=seconds)
                 found[busy].append(run.gbit_s)
                 print(f"{'churn' if busy else 'quiet'}: {run.gbit_s:.2f} Gbit/s", flush=True)
@@ -201,14 +201,14 @@ def churn(*, count: int, seconds: int, rate: int, crowd: int) -> None:
 
 @contextmanager
 def _ready(*, crowd: int) -> Iterator[tuple[Host, str, bench.MeasuredPath]]:
-    """The store, its URL, and a way from one node to another that know the crowd."""
+    """The store, its URL, and the path between two nodes that have the crowd as peers."""
     with cluster() as (store, url, (near, far, third)):
         third.host.run([sys.executable, "-m", "tunnel", "down"])
         for node in (near, far):
             node.host.run(f"ip route add {STRANGERS}/15 via {store.ipv4}")
         rounds.serve(far.host)
         for directory in (DIRECTORY, ELSEWHERE):
-            with _changing(store, url, directory, rate=1, crowd=crowd):
+            with _changes(store, url, directory, rate=1, crowd=crowd):
                 pass
         _wait_for(near, crowd)
         yield store, url, bench.MeasuredPath("cluster", far.address, near.host.popen)
@@ -223,8 +223,8 @@ def _wait_for(node: Node, crowd: int) -> None:
 
 
 @contextmanager
-def _changing(store: Host, url: str, directory: str, *, rate: int, crowd: int) -> Iterator[None]:
-    """The crowd is there, and some of it come and go."""
+def _changes(store: Host, url: str, directory: str, *, rate: int, crowd: int) -> Iterator[None]:
+    """Writes the crowd, and changes some of it within the block."""
     words = ["write", url, directory, "--rate", str(rate), "--crowd", str(crowd)]
     writer = store.popen([sys.executable, "-m", "benchmarks.cluster", *words])
     assert writer.stdout is not None
@@ -243,8 +243,8 @@ def _changing(store: Host, url: str, directory: str, *, rate: int, crowd: int) -
 @click.option("--rate", type=int, required=True)
 @click.option("--crowd", type=int, required=True)
 def write(url: str, directory: str, *, rate: int, crowd: int) -> None:
-    """Has the crowd there; then one change takes one away, and the next puts it back."""
-    # The nodes' own are in 10.42.0.0/16.
+    """Writes the crowd; then deletes one record and writes it again, in turn."""
+    # The subnets of the nodes are in 10.42.0.0/16.
     keys = {
         f"{directory}10.{100 + number // 256}.{number % 256}.0-24": _record(number).text()
         for number in range(crowd)
@@ -254,8 +254,8 @@ def write(url: str, directory: str, *, rate: int, crowd: int) -> None:
 
 async def _write(url: str, directory: str, keys: Mapping[str, bytes], *, rate: int) -> None:
     async with EtcdStore([url]) as store:
-        there = (await store.read(directory)).entries
-        revisions = {key: entry.revision for key, entry in there.items()}
+        entries = (await store.read(directory)).entries
+        revisions = {key: entry.revision for key, entry in entries.items()}
         for key, value in keys.items():
             if key not in revisions:
                 revisions[key] = await store.put(key, value, expect=0)

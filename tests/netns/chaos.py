@@ -1,6 +1,6 @@
 """
-Nodes of a cluster and members of its etcd are killed in random order; between the nodes that live
-packets go on.
+Kills nodes of a cluster and members of its etcd in random order; packets between the nodes that run
+are not interrupted.
 
     make chaos
 """
@@ -26,12 +26,12 @@ from tunnel.testing.lab import Lab
 
 _PORT = 9999
 _PAUSE = 0.02  # seconds between packets of a pair
-_SETTLED = 3.0  # seconds after which a node that has begun again counts as living
-_LONGEST = 1.0  # seconds without a packet between two that live
+_SETTLED = 3.0  # seconds after which a restarted node counts as running
+_LONGEST = 1.0  # seconds without a packet between two running nodes
 
 
 class Traffic:
-    """Packets from each to each while the block runs; those of nodes that do not live get lost."""
+    """Packets between all nodes within the block; packets of nodes that do not run are lost."""
 
     def __init__(self, members: list[Member]) -> None:
         self._addresses = [member.addresses[0] for member in members]
@@ -43,7 +43,7 @@ class Traffic:
             self._sockets[-1].setblocking(False)
         self.lives = [time.monotonic()] * len(members)
         self.gaps: dict[tuple[int, int], float] = {}
-        self._heard: dict[tuple[int, int], float] = {}
+        self._received_at: dict[tuple[int, int], float] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -71,29 +71,29 @@ class Traffic:
             readable, _, _ = select.select(self._sockets, [], [], 0)
             for sock in readable:
                 self._receive(sock)
-            self._look()
+            self._record_gaps()
 
     def _receive(self, sock: socket.socket) -> None:
         target = self._sockets.index(sock)
         try:
             while True:
-                self._heard[sock.recv(16)[0], target] = time.monotonic()
+                self._received_at[sock.recv(16)[0], target] = time.monotonic()
         except BlockingIOError:
             pass
 
-    def _look(self) -> None:
+    def _record_gaps(self) -> None:
         now = time.monotonic()
         for source, since in enumerate(self.lives):
             for target, also_since in enumerate(self.lives):
                 begun = max(since, also_since) + _SETTLED
                 if source == target or now < begun:
                     continue
-                gap = now - max(begun, self._heard.get((source, target), 0.0))
+                gap = now - max(begun, self._received_at.get((source, target), 0.0))
                 self.gaps[source, target] = max(gap, self.gaps.get((source, target), 0.0))
 
 
 def _send(sock: socket.socket, source: int, address: str) -> None:
-    with suppress(OSError):  # without its node there is no route
+    with suppress(OSError):  # there is no route while the node is down
         sock.sendto(bytes([source]), (address, _PORT))
 
 
@@ -119,7 +119,7 @@ def _cluster(nodes: int, members: int) -> Iterator[tuple[Keys, list[Member]]]:
 
 
 def run(seconds: float, *, seed: int) -> dict[str, object]:
-    """What happened; every node has its first subnet at the end."""
+    """The result. At the end every node must have its first subnet."""
     chance = random.Random(seed)
     kills = {"node": 0, "etcd": 0}
     with _cluster(nodes=5, members=3) as (keys, nodes):
@@ -143,7 +143,7 @@ def run(seconds: float, *, seed: int) -> dict[str, object]:
             node.until_peers(len(nodes) - 1)
     worst = max(traffic.gaps.values())
     assert len(traffic.gaps) == len(nodes) * (len(nodes) - 1)
-    assert worst < _LONGEST, f"{worst:.2f} s without a packet between two nodes that lived"
+    assert worst < _LONGEST, f"{worst:.2f} s without a packet between two running nodes"
     return {"seconds": seconds, "seed": seed, "killed": kills, "longest gap": round(worst, 3)}
 
 
@@ -157,7 +157,7 @@ def _kill_node(nodes: list[Member], traffic: Traffic, chance: random.Random) -> 
 
 
 def _kill_member(keys: Keys, chance: random.Random) -> None:
-    """One of three, or all of them."""
+    """Kills one of three, or all of them."""
     some = [chance.randrange(3)] if chance.random() < 0.8 else [0, 1, 2]
     for number in some:
         keys.etcd.kill(number)

@@ -1,4 +1,4 @@
-"""A real etcd, of one member or more, as processes of their own; and certificates for it."""
+"""An etcd of one or more members, as processes, and certificates for it."""
 
 import json
 import os
@@ -30,16 +30,16 @@ def start(command: Sequence[str]) -> subprocess.Popen[str]:
 @dataclass
 class Etcd:
     """
-    Members 0, 1 ... on one address; they end when its block is left.
+    Members 0, 1 ... on one address, within the ``with`` block.
 
     Args:
         directory: Empty; for data and logs.
-        scheme: With ``https`` words of etcd's own name the certificates.
-        words: More of etcd's command line, for every member.
-        popen: How a process is started: :meth:`tunnel.testing.lab.Host.popen` has it run on a host.
+        scheme: With ``https``, `words` name the certificates.
+        words: Arguments for every member.
+        popen: Starts a process: :meth:`tunnel.testing.lab.Host.popen` starts it on a host.
 
     Attributes:
-        endpoints: Where clients find it, one for each member.
+        endpoints: The URL for clients of each member.
     """
 
     directory: Path
@@ -75,7 +75,7 @@ class Etcd:
             self.kill(number)
 
     def start(self, number: int) -> None:
-        """Starts a member, with the data that it had."""
+        """Starts a member, with the data of its last run."""
         peers = [self._url("peer", one) for one in range(self.members)]
         named = ",".join(f"m{one}={url}" for one, url in enumerate(peers))
         client = self.endpoints[number]
@@ -99,7 +99,7 @@ class Etcd:
         )
 
     def wait(self, number: int) -> None:
-        """Until a member can answer."""
+        """Waits until a member answers."""
         deadline = time.monotonic() + _PATIENCE
         while time.monotonic() < deadline:
             try:
@@ -117,17 +117,17 @@ class Etcd:
         process.wait()
 
     def freeze(self, number: int) -> None:
-        """From now on it accepts connections and never answers."""
+        """Makes a member accept connections and never answer."""
         pid = self._processes[number].pid
         os.kill(pid, signal.SIGSTOP)
-        # Its threads run on until one of them was given the time to see the signal.
+        # Its threads run until one of them has seen the signal.
         os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
 
     def thaw(self, number: int) -> None:
         os.kill(self._processes[number].pid, signal.SIGCONT)
 
     def heal(self) -> None:
-        """Until all members are well."""
+        """Waits until all members are healthy, and restarts those that are not."""
         for number in range(self.members):
             if number in self._processes:
                 self.thaw(number)
@@ -137,7 +137,7 @@ class Etcd:
             self.wait(number)
 
     def leader(self) -> int:
-        """Waits until there is one."""
+        """Waits for a leader. Returns its number."""
         deadline = time.monotonic() + _PATIENCE
         while time.monotonic() < deadline:
             for number in self._processes:
@@ -147,12 +147,12 @@ class Etcd:
         raise AssertionError("etcd has no leader")
 
     def compact(self) -> None:
-        """Forgets all but the present."""
+        """Removes the history of all keys."""
         revision = self.call("kv/range", {"key": _base64("any")})["header"]["revision"]
         self.call("kv/compaction", {"revision": revision, "physical": True})
 
     def enable_auth(self, *, user: str, password: str, prefix: str) -> None:
-        """From now on one user may read and write under a prefix; root may do all."""
+        """Restricts reading and writing: to one user under a prefix, and to root."""
         end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
         allowed = {"permType": "READWRITE", "key": _base64(prefix), "range_end": _base64(end)}
         self.call("auth/user/add", {"name": "root", "password": "root"})
@@ -165,7 +165,7 @@ class Etcd:
         self.call("auth/enable", {})
 
     def call(self, method: str, request: Mapping[str, object], *, number: int = 0) -> Any:
-        """Asks the gateway by other means than the client that is tested."""
+        """Sends a request to the gateway without the client under test."""
         context = ssl._create_unverified_context()
         url = f"{self.endpoints[number]}/v3/{method}"
         with urllib.request.urlopen(
@@ -184,7 +184,7 @@ class Etcd:
 
 
 class Authority:
-    """Signs certificates; ``ca`` is its own."""
+    """Signs certificates; `ca` is the file of its own."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(exist_ok=True)
@@ -193,7 +193,7 @@ class Authority:
         _openssl(*_NEW_KEY, "-x509", "-subj", "/CN=ca", "-keyout", self._key, "-out", self.ca)
 
     def certificate(self, name: str, *, address: str = "127.0.0.1") -> tuple[str, str]:
-        """Files of a certificate and its key, good for both ends."""
+        """The files of a certificate and its key, for a server or a client."""
         certificate, key = (str(self._directory / f"{name}.{end}") for end in ("pem", "key"))
         subject = ("-subj", f"/CN={name}", "-addext", f"subjectAltName=IP:{address}")
         issuer = ("-CA", self.ca, "-CAkey", self._key)

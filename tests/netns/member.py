@@ -1,4 +1,4 @@
-"""``tunnel up`` on a host, with a store to find others in, and that store's keys by other means."""
+"""A node of a cluster on a host, and the keys of its etcd, read and written without our client."""
 
 import asyncio
 import json
@@ -25,20 +25,20 @@ PATIENCE = 40.0  # seconds for what takes one
 
 
 def until(look: Callable[[], T], *, patience: float = PATIENCE) -> T:
-    """What `look` gives, once that is something."""
+    """The result of `look`, once that is true."""
     deadline = time.monotonic() + patience
     while not (found := look()):
-        assert time.monotonic() < deadline, "it does not come to that"
+        assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.02)
     return found
 
 
 class Keys:
     """
-    The keys of an etcd on a host, as anybody may write them.
+    The keys of an etcd on a host.
 
     Attributes:
-        member: Which one is asked.
+        member: The number of the member that gets the requests.
     """
 
     def __init__(self, host: Host, etcd: Etcd) -> None:
@@ -53,7 +53,7 @@ class Keys:
         self.put("config", {"Network": "10.42.0.0/16", "Backend": {"Type": "vxlan"}, **words})
 
     def put(self, name: str, value: object, *, ttl: int = 0) -> None:
-        """With a lease of `ttl` seconds, if that is given."""
+        """Writes a key, bound to a lease of `ttl` seconds if that is given."""
         request = {"key": _base64(f"{PREFIX}/{name}"), "value": _base64(json.dumps(value))}
         if ttl:
             request["lease"] = self.call("lease/grant", {"TTL": ttl})["ID"]
@@ -63,7 +63,7 @@ class Keys:
         self.call("kv/deleterange", {"key": _base64(f"{PREFIX}/{name}")})
 
     def subnets(self) -> dict[str, dict[str, Any]]:
-        """Who has said what, by the name of the key."""
+        """The records by the names of their keys."""
         first = f"{PREFIX}/subnets/"
         answer = self.call(
             "kv/range", {"key": _base64(first), "range_end": _base64(first[:-1] + "0")}
@@ -74,7 +74,7 @@ class Keys:
         }
 
     def call(self, method: str, request: dict[str, Any]) -> Any:
-        """What it answers, once it does: without a leader it refuses."""
+        """The answer, once there is one: without a leader etcd refuses."""
 
         def ask() -> Any:
             with inside(self.host), suppress(OSError):
@@ -83,7 +83,7 @@ class Keys:
         return until(ask)
 
     def wait(self) -> None:
-        """Until every member can answer."""
+        """Waits until every member answers."""
         with inside(self.host):
             for number in range(self.etcd.members):
                 self.etcd.wait(number)
@@ -102,10 +102,10 @@ def keys_on(host: Host, directory: Path, *, members: int = 1) -> Iterator[Keys]:
 
 class Member:
     """
-    A node of a cluster; what it keeps is the host's, and stays when it is killed.
+    A node of a cluster. Its state is in the host's file system, and survives the node.
 
     Args:
-        words: Which store it has, and more of ``tunnel up``.
+        words: Arguments of ``tunnel up`` that name the store, and others.
     """
 
     def __init__(self, host: Host, *words: str) -> None:
@@ -118,7 +118,7 @@ class Member:
         self._process = self.host.popen(command)
 
     def ready(self) -> None:
-        """Waits until it is."""
+        """Waits until the node is ready."""
         assert self._process is not None
         assert self._process.stdout is not None
         assert self._process.stderr is not None
@@ -135,7 +135,7 @@ class Member:
         self._process.communicate()
 
     def down(self) -> str:
-        """Ends it as systemd would; returns what it has logged."""
+        """Stops the node as systemd does; returns its log."""
         assert self._process is not None
         self._process.terminate()
         _, logged = self._process.communicate(timeout=PATIENCE)
@@ -164,11 +164,11 @@ class Member:
 
     @property
     def addresses(self) -> list[str]:
-        """In the overlay, one of each family."""
+        """The addresses in the overlay, one of each family."""
         return [subnet.partition("/")[0] for subnet in self.subnets]
 
     def peers(self) -> dict[str, list[str]]:
-        """Prefixes, by the address of who owns them."""
+        """The prefixes of each peer, by its address."""
         peers = self.status()["peers"]
         return {one["endpoint"].rpartition(":")[0]: one["prefixes"] for one in peers}
 
@@ -177,7 +177,7 @@ class Member:
 
 
 def reach(*members: Member) -> None:
-    """Each pings every other one, in each family."""
+    """Each node pings every other one, in each family."""
     for one in members:
         for other in members:
             if other is not one:

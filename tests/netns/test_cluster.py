@@ -1,5 +1,4 @@
-"""Nodes that find each other in an etcd: with flannel, after accidents, and for as long as it is
-away."""
+"""Nodes that find each other in etcd: with flannel, after failures, and while etcd is away."""
 
 import asyncio
 import re
@@ -39,7 +38,7 @@ def cluster(
     members: int = 1,
     network: dict[str, object] | None = None,
 ) -> Iterator[tuple[Keys, list[Member]]]:
-    """Hosts that are linked, nodes on each that are not started, and an etcd on the last."""
+    """Linked hosts with a node on each, not started yet, and a host with etcd."""
     hosts = [lab.host(str(number)) for number in range(count)]
     store = lab.host("store")
     lab.switch(*hosts, store)
@@ -49,7 +48,7 @@ def cluster(
 
 
 def all_up(members: Sequence[Member], *, peers: int | None = None) -> None:
-    """At once, so that they race for subnets."""
+    """Starts them at once, so that they race for subnets."""
     for member in members:
         member.start()
     for member in members:
@@ -71,7 +70,7 @@ def test_nodes_get_a_subnet_each_and_reach_each_other(lab: Lab, tmp_path: Path, 
             record = keys.subnets()[subnet.replace("/", "-")]
             node = record.pop("Node")
             assert re.fullmatch("[0-9a-f]{32}", node)
-            # To the letter what flannel has there, beside our own key.
+            # Exactly what flannel writes, beside our own name.
             assert record == {
                 "PublicIP": member.host.ipv4,
                 "PublicIPv6": None,
@@ -158,7 +157,7 @@ def test_the_store_is_away_for_longer_than_a_lease(lab: Lab, tmp_path: Path) -> 
 
 
 def test_an_etcd_that_has_lost_everything(lab: Lab, tmp_path: Path) -> None:
-    """Its revisions begin anew, and whatever it had is written again by those who live."""
+    """Its revisions begin again, and the running nodes write their records again."""
     with cluster(lab, tmp_path, 2) as (keys, members):
         all_up(members)
         before = [member.subnets for member in members]
@@ -189,33 +188,33 @@ def test_two_hosts_with_one_identity(lab: Lab, tmp_path: Path) -> None:
         assert record["PublicIP"] == copy.host.ipv4
         time.sleep(1)
         (record,) = keys.subnets().values()
-        assert record["PublicIP"] == copy.host.ipv4  # they take their time
+        assert record["PublicIP"] == copy.host.ipv4  # the pauses are long
         assert f"{copy.host.ipv4} has the same node id" in one.down()
 
 
 def test_one_hears_that_the_lease_of_another_ran_out(lab: Lab, tmp_path: Path) -> None:
-    """Both were cut off from the store, and one still is: packets go on between them."""
+    """Both were cut off from the store, and one still is: packets pass between them."""
     with cluster(lab, tmp_path, 2, *OUR_TTL) as (keys, members):
         all_up(members)
         before = [member.subnets for member in members]
         one, other = members
         with chaos.Traffic(members) as traffic:
             for member in members:
-                _cut_off(member, keys)
+                _disconnect(member, keys)
             until(lambda: not keys.subnets())
-            _cut_off(one, keys, verb="del")
+            _disconnect(one, keys, verb="del")
             until(lambda: len(keys.subnets()) == 1)
             until(lambda: one.store["connected"] and one.store["lease_remaining"])
             assert not other.store["connected"]
             time.sleep(1.5)
-            _cut_off(other, keys, verb="del")
+            _disconnect(other, keys, verb="del")
             until(lambda: len(keys.subnets()) == 2)
         assert len(traffic.gaps) == 2
         assert max(traffic.gaps.values()) < 4
         assert [member.subnets for member in members] == before
 
 
-def _cut_off(member: Member, keys: Keys, *, verb: str = "add") -> None:
+def _disconnect(member: Member, keys: Keys, *, verb: str = "add") -> None:
     member.host.run(f"ip route {verb} blackhole {keys.host.ipv4}")
     keys.host.run(f"ip route {verb} blackhole {member.host.ipv4}")
 
@@ -229,7 +228,7 @@ def test_somebody_deletes_our_key_and_somebody_takes_it(lab: Lab, tmp_path: Path
         keys.delete(f"subnets/{name}")
         until(lambda: name in keys.subnets())
         assert one.subnets == [before]
-        # While we cannot see it, somebody else gets it.
+        # While the node is cut off, another one gets the subnet.
         one.host.run("ip link set eth0 down")
         keys.delete(f"subnets/{name}")
         keys.put(f"subnets/{name}", {"PublicIP": "192.0.2.99", "BackendType": "vxlan"}, ttl=600)
@@ -245,7 +244,7 @@ def test_somebody_deletes_our_key_and_somebody_takes_it(lab: Lab, tmp_path: Path
 
 
 def test_what_was_missed_is_compared(lab: Lab, tmp_path: Path) -> None:
-    """A watch that cannot go on because of a compaction; whole values, not only keys."""
+    """A watch cannot continue after a compaction: whole values are compared."""
     with cluster(lab, tmp_path, 2) as (keys, members):
         changes = {
             "10.42.200.0-24": ("192.0.2.50", "192.0.2.51"),
@@ -320,7 +319,7 @@ while True:
 
 
 def test_a_flannel_node_is_a_member(lab: Lab, tmp_path: Path) -> None:
-    """The kernel's vxlan device, configured by what is in etcd as flannel does it."""
+    """The kernel's vxlan device, configured from etcd as flannel does it."""
     with cluster(lab, tmp_path, 3) as (keys, members):
         flannel, *ours = members
         all_up(ours)
@@ -339,8 +338,8 @@ def test_a_flannel_node_is_a_member(lab: Lab, tmp_path: Path) -> None:
                 flannel.host.ping(member.addresses[0])
             process.kill()
             flannel.host.run("ip link delete flannel.1")
-        # In its place one of ours, which knows the record by its address: it has that subnet, and
-        # a MAC of its own unless it is told to keep that one.
+        # One of our nodes takes its place and matches the record by its address: it has the subnet,
+        # and a MAC of its own unless it is given flannel's.
         for words in ((), ("--mac", mac)):
             flannel.up(*words)
             assert flannel.subnets == [subnet]
@@ -441,12 +440,12 @@ def test_a_reload_changes_static_peers_alone(lab: Lab, tmp_path: Path) -> None:
             process = one.host.popen([sys.executable, "-m", "tunnel", "reload"])
             out, error = process.communicate(timeout=20)
             assert (process.returncode, says in out + error) == (code, True), (out, error)
-        # Whoever is configured has it, whatever a record says.
+        # A configured peer has precedence over records.
         assert one.peers() == {"192.0.2.79": other.subnets}
 
 
 def _write(host: Host, keys: Keys, text: str) -> None:
-    """The configuration, where the node can read it as whom it runs."""
+    """Writes the configuration where the user of the node can read it."""
     text = f'etcd-endpoints = "{keys.etcd.endpoints[0]}"\n{text}\n'
     host.run(["sh", "-c", 'printf %s "$0" >/run/tunnel/one.toml', text])
 
@@ -498,8 +497,8 @@ def test_members_of_the_store_fail_over(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_a_store_that_accepts_and_never_answers(lab: Lab, tmp_path: Path) -> None:
-    """It takes as long as a call may take until that is said; packets do not wait for it. And when
-    it wakes up it tells first that all leases ran out."""
+    """A node reports it after the time limit of a call; packets do not wait. When etcd continues,
+    it first reports that all leases expired."""
     with cluster(lab, tmp_path, 2, *OUR_TTL) as (keys, members):
         all_up(members)
         before = [member.subnets for member in members]
@@ -545,7 +544,7 @@ def test_what_is_wrong_is_said_in_one_line(lab: Lab, tmp_path: Path, what: str) 
         assert said in line
         if what in ("ca", "user"):
             assert process.wait(5) == 2
-        else:  # it waits: the store may come, and somebody may write the config
+        else:  # it waits for the store, and for the config
             assert process.poll() is None
             process.terminate()
             assert process.wait(5) == 0
@@ -561,12 +560,12 @@ def test_the_demo_shows_who_reaches_whom(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_packets_go_on_between_those_that_live() -> None:
-    """A short one of what "make chaos" does for two minutes."""
+    """A short run of "make chaos", which takes two minutes."""
     chaos.run(6, seed=3)
 
 
 async def test_fifty_race_for_a_20(lab: Lab, tmp_path: Path) -> None:
-    """What comes before the tunnel opens, of fifty at once; five times on each loop."""
+    """Fifty nodes join at once, without opening a tunnel; five times on each loop."""
     store = lab.host("store")
     lab.link(store, lab.host("other"))
     with keys_on(store, tmp_path) as keys:

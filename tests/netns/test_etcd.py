@@ -1,4 +1,4 @@
-"""An etcd that fails in the ways in which etcds fail."""
+"""The client of etcd when etcd fails."""
 
 import asyncio
 import itertools
@@ -41,7 +41,7 @@ def members(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
 
 @pytest.fixture
 def three(members: Etcd) -> Iterator[Etcd]:
-    """Three members, all of them well."""
+    """Three members, all of them healthy."""
     yield members
     members.heal()
 
@@ -52,12 +52,12 @@ def key() -> str:
 
 
 async def keys_of(watch: AsyncGenerator[Batch, None]) -> list[str]:
-    """Of its next batch."""
+    """The keys in the next batch."""
     async with asyncio.timeout(PATIENCE):
         return [change.key for change in (await anext(watch)).changes]
 
 
-# Members that go.
+# Members that fail.
 
 
 async def test_the_endpoint_that_answers_is_kept(three: Etcd, key: str) -> None:
@@ -174,7 +174,7 @@ async def test_connections_of_a_restarted_etcd_are_opened_again(one: Etcd) -> No
 
 @asynccontextmanager
 async def deaf(etcd: Etcd) -> AsyncIterator[str]:
-    """A way to etcd on which every answer is lost."""
+    """A proxy to etcd that loses every answer."""
     port = int(etcd.endpoints[0].rpartition(":")[2])
 
     async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -478,7 +478,7 @@ async def test_a_user_where_nobody_is_asked(one: Etcd) -> None:
 
 
 async def test_tokens_are_renewed(one: Etcd) -> None:
-    """etcd forgets them when they are not used."""
+    """etcd removes tokens that are not used."""
     one.enable_auth(user="node", password="secret", prefix="/a/")
     async with EtcdStore(one.endpoints, username="node", password="secret") as store:
         revision = await store.put("/a/b", b"", expect=0)

@@ -1,4 +1,4 @@
-"""What a store promises, asked of each kind."""
+"""The promises of a store, kept by each kind."""
 
 import asyncio
 import itertools
@@ -28,7 +28,7 @@ def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
 
 @pytest.fixture(params=["etcd", "directory", "memory"])
 def another(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Store]:
-    """Makes members' ways to the same keys."""
+    """Makes stores with the same keys, one for each node."""
     if request.param == "directory":
         return lambda: DirectoryStore(tmp_path)
     if request.param == "memory":
@@ -50,7 +50,7 @@ def prefix() -> str:
 
 
 async def first(batches: AsyncIterator[Batch], *, count: int = 1) -> list[Change]:
-    """That many changes; more of them may come in one batch."""
+    """That many changes or more: a batch may have several."""
     changes: list[Change] = []
     async with asyncio.timeout(PATIENCE):
         while len(changes) < count:
@@ -99,7 +99,7 @@ async def test_a_write_too_late_changes_nothing(store: Store, prefix: str) -> No
 
 
 async def test_a_write_is_done_twice_as_well(store: Store, prefix: str) -> None:
-    """Its answer may have been lost. Under no lease it might be another's."""
+    """Its answer may have been lost. Without a lease the write may be another node's."""
     key, lease = prefix + "a", await store.grant(60)
     revision = await store.put(key, b"ours", expect=0, lease=lease)
     assert await store.put(key, b"ours", expect=0, lease=lease) == revision
@@ -171,7 +171,7 @@ async def test_a_watch_goes_on_after_its_batches(store: Store, prefix: str) -> N
 
 
 async def test_a_watch_of_the_future_is_a_gap(store: Store, prefix: str) -> None:
-    """The store was restored from a backup: what we know never was."""
+    """The store was restored from a backup."""
     revision = (await store.read(prefix)).revision
     async with aclosing(store.watch(prefix, after=revision + 1000)) as watch:
         with pytest.raises(WatchGapError):
@@ -218,7 +218,7 @@ async def test_a_lease_is_revoked(store: Store, prefix: str) -> None:
 
 
 async def test_a_new_lease_takes_over(store: Store, prefix: str) -> None:
-    """A renewal by a put: the end of the old lease takes nothing with it."""
+    """A put renews a key: the end of the old lease deletes nothing."""
     key, old, new = prefix + "a", await store.grant(60), await store.grant(60)
     revision = await store.put(key, b"", expect=0, lease=old)
     renewed = await store.put(key, b"", expect=revision, lease=new)

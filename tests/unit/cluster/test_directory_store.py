@@ -1,4 +1,4 @@
-"""A directory as a store, where it is unlike others; what it has in common is tested with them."""
+"""What is particular to a directory as a store; test_stores.py tests what all stores do."""
 
 import asyncio
 import fcntl
@@ -28,7 +28,7 @@ PATIENCE = 30.0  # seconds for what takes a fraction of one
 
 
 async def add(store: DirectoryStore) -> None:
-    """Counts one up, however many others do."""
+    """Increments the count, together with other writers."""
     while True:
         entry = (await store.read("/count")).entries.get("/count")
         value = int(entry.value) if entry else 0
@@ -64,7 +64,7 @@ async def test_the_file_can_be_read_by_people(tmp_path: Path) -> None:
 
 
 async def test_it_has_to_be_there(tmp_path: Path) -> None:
-    """What is not mounted is not made."""
+    """The store does not make a directory where something should be mounted."""
     file = tmp_path / "file"
     file.touch()
     for path in (tmp_path / "missing", file):

@@ -1,4 +1,4 @@
-"""The client of etcd at servers that are not, or not any more, what they should be."""
+"""The client of etcd with servers that send something else than etcd does."""
 
 import asyncio
 import json
@@ -18,8 +18,8 @@ HEADER = {"cluster_id": "1", "revision": "7"}
 
 @asynccontextmanager
 async def server(*answers: bytes) -> AsyncIterator[tuple[str, list[str]]]:
-    """Gives its answers one after the other, the last for ever; where it is, and the paths that
-    were asked for. A connection is closed when its answer was given."""
+    """Sends its answers in turn, the last again and again, and closes each connection. Yields its
+    URL and the paths of the requests."""
     asked: list[str] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

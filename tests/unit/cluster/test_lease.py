@@ -1,4 +1,4 @@
-"""How a node gets and keeps its subnet, against a store in memory."""
+"""How a node acquires and keeps its subnet, with a store in memory."""
 
 import ipaddress
 import random
@@ -45,7 +45,7 @@ def key(name: str) -> str:
 
 
 def theirs(number: int, *, node: str | None = None) -> Record:
-    """Somebody else's."""
+    """The record of another node."""
     return Record(
         address=ipaddress.IPv4Address("198.51.100.0") + number,
         mac=Mac(bytes([2, 0, 0, 1, number >> 8, number & 255])),
@@ -59,7 +59,7 @@ def theirs(number: int, *, node: str | None = None) -> Record:
 
 @dataclass
 class Memory:
-    """A store with revisions and leases, and what every watch would tell."""
+    """A store with revisions and leases, and the changes that a watch reports."""
 
     revision: int = 1
     now: float = 0.0
@@ -84,7 +84,7 @@ class Memory:
         self.batches.append(Batch(self.revision, (Change(key, None),)))
 
     def put(self, put: Put) -> int | None:
-        """The revision, None in a conflict."""
+        """The new revision, None for a conflict."""
         there = self.entries.get(put.key)
         if (there.revision if there else 0) != put.expect:
             return None
@@ -109,7 +109,7 @@ class Memory:
                 self.erase(name)
 
     def of(self, record: Record) -> list[str]:
-        """Names of the keys that have a node's id."""
+        """The names of the keys with a node's id."""
         return [
             one.key.removeprefix(DIRECTORY)
             for one in leases_of(self.entries, directory=DIRECTORY)
@@ -119,7 +119,7 @@ class Memory:
 
 @dataclass
 class Node:
-    """One that does what its claim asks for."""
+    """A node that performs the steps of its claim."""
 
     store: Memory
     claim: Claim
@@ -129,12 +129,12 @@ class Node:
     asked: Snapshot | None = None  # the answer is on its way
 
     def ask(self) -> None:
-        """Asks for what it wants to read next, and gets the answer by its next turn."""
+        """Begins a read, whose answer arrives at its next turn."""
         if self.asked is None and self.claim.step(now=self.store.now) == Read():
             self.asked = self.store.read()
 
     def turn(self, *, away: bool = False) -> bool:
-        """One step; False if there was nothing to do."""
+        """Performs one step; False if there is none."""
         store, claim, now = self.store, self.claim, self.store.now
         if self.asked is not None:
             self.told += claim.read(self.asked, now=now)
@@ -166,7 +166,7 @@ class Node:
         self.seen = len(self.store.batches)
 
     def run(self, *, seconds: float = 0) -> list[LeaseEvent]:
-        """Until there is nothing to do for `seconds`; what was told."""
+        """Performs steps until there is none for `seconds`. Returns the events."""
         before, end = len(self.told), self.store.now + seconds
         for _ in range(10_000):
             self.watch()
@@ -305,7 +305,7 @@ def test_none_free_is_told_once_and_tried_again() -> None:
 
 
 def test_two_keys_that_overlap_do_not_both_stay() -> None:
-    """Of two families each key guards only itself: who was there first keeps it."""
+    """With two families a key guards only itself: the oldest record keeps the subnet."""
     store = Memory()
     one = node(store, network=DUAL, prefer=["10.5.7.0/24", "fd00:5:0:7::/64"])
     two = node(store, theirs(2), network=DUAL, prefer=["10.5.7.0/24", "fd00:5:0:8::/64"])
@@ -453,7 +453,7 @@ def test_a_deleted_key_is_put_again_and_that_is_told() -> None:
 
 
 def test_a_key_that_somebody_took_is_his() -> None:
-    """Flannel's renewal is not guarded."""
+    """Flannel's renewals are not guarded."""
     store = Memory()
     one = node(store)
     one.run()
@@ -524,7 +524,7 @@ def test_a_change_while_it_looks_is_looked_at() -> None:
 
 @pytest.mark.parametrize("lag", [False, True])
 def test_a_second_key_of_ours_is_given_back(lag: bool) -> None:
-    """A write that was thought lost may arrive late; the watch may tell it later than a renewal."""
+    """A write that seemed lost may arrive late; the watch may report it after a renewal."""
     store = Memory(leases={99: 1e9})
     one = node(store, prefer=["10.5.7.0/24"])
     one.run()
@@ -551,7 +551,7 @@ def test_two_hosts_with_one_id_do_not_write_without_end() -> None:
 
 
 def test_a_store_that_was_put_back_from_a_backup() -> None:
-    """Its revisions are lower than those that we have seen, and what we wrote is not in it."""
+    """Its revisions are lower than those that the node has seen, and its record is missing."""
     store = Memory(revision=1000)
     one = node(store)
     one.run()
@@ -655,8 +655,8 @@ def test_a_put_whose_answer_was_lost_is_found(renewal: bool) -> None:
 
 
 class Cluster(RuleBasedStateMachine):
-    """Three of us and somebody who does what he likes, with answers that get lost, watches that
-    lag, and clocks that run on."""
+    """Three of our nodes and one without rules, with lost answers, watches that lag, and clocks
+    that advance."""
 
     names = st.sampled_from(["10.5.1.0-24", "10.5.2.0-24", "10.5.3.0-24", "10.5.2.0-25"])
 
@@ -741,7 +741,7 @@ class Cluster(RuleBasedStateMachine):
         )
 
     def check_guard(self, record: Record, step: StoreRequest) -> None:
-        """Whatever would be overwritten or deleted is of the node itself."""
+        """A node overwrites and deletes only its own records."""
         if not isinstance(step, (Put, Delete)):
             return
         there = self.store.entries.get(step.key)
@@ -756,7 +756,7 @@ class Cluster(RuleBasedStateMachine):
             assert there.lease is not None
 
     def teardown(self) -> None:
-        """Left alone, everybody comes to rest: with subnets of his own, or without any free."""
+        """Undisturbed, every node comes to rest: with its own subnets, or with none free."""
         if not hasattr(self, "store"):
             return
         for _ in range(60):

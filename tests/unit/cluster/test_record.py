@@ -50,7 +50,7 @@ def test_our_id_stands_behind_all_that_is_flannels() -> None:
 
 
 def test_a_number_that_flannel_cannot_read_is_not_written() -> None:
-    """Its field has 16 bits, and its decoder refuses the whole record for one more."""
+    """Flannel's field has 16 bits, and its decoder refuses a record with a larger number."""
     assert json.loads(replace(OURS, vni=70000).text())["BackendData"]["VNI"] == 70000 - 65536
 
 

@@ -1,4 +1,4 @@
-"""Who the members are: records of all kinds, in every order, made into peers."""
+"""Records of all kinds, in every order, made into peers."""
 
 import ipaddress
 import random
@@ -31,7 +31,7 @@ def mac(number: int) -> Mac:
 
 
 def ours(number: int) -> Record:
-    """A node of ours that has IPv4."""
+    """The record of one of our nodes, with IPv4."""
     address = ipaddress.IPv4Address("198.18.0.0") + number
     return Record(address=address, mac=mac(number), vni=1, node=f"n{number}")
 
@@ -54,7 +54,7 @@ def roster(record: Record = OURS, *static: Peer) -> Roster:
 
 
 def snapshot(records: Mapping[str, Record | bytes], *, revision: int = 1000) -> Snapshot:
-    """As if they were written in this order."""
+    """The records, written in this order."""
     return Snapshot(
         revision,
         {
@@ -158,7 +158,7 @@ def test_what_is_no_peer_is_told_once(name: str, record: Record | bytes, problem
 
 
 def test_half_of_a_flannel_node_is_better_than_nothing() -> None:
-    """Its IPv6 cannot be reached from here, its IPv4 can."""
+    """The node reaches its IPv4 address, but not its IPv6 address."""
     one = roster(replace(OURS, address6=None))
     name = "10.5.2.0-24&fd00:5:0:2::-64"
     difference = one.read(snapshot({name: dual(2, node="")}), now=0)
@@ -240,7 +240,7 @@ def test_after_a_gap_whole_values_are_compared() -> None:
 
 
 def test_who_is_gone_after_a_gap_stays_for_a_while() -> None:
-    """The store lost its memory, or leases ran out: living nodes write theirs again at once."""
+    """The store lost its content, or leases expired: running nodes write their records again."""
     one = roster()
     one.read(snapshot({"10.5.2.0-24": ours(2), "10.5.3.0-24": ours(3)}), now=0)
     assert one.read(Snapshot(2000, {}), now=100) == Difference()
@@ -253,21 +253,21 @@ def test_who_is_gone_after_a_gap_stays_for_a_while() -> None:
 
 
 def test_who_is_deleted_after_an_outage_stays_for_a_while() -> None:
-    """His lease ran out because he was cut off, and he may still be."""
+    """Its lease expired because it was cut off from the store, as it may still be."""
     one = roster()
     one.read(snapshot({"10.5.2.0-24": ours(2), "10.5.3.0-24": ours(3)}), now=0)
     both = (gone("10.5.2.0-24"), gone("10.5.3.0-24"))
     assert one.changed(Batch(2000, both), until=160) == Difference()
     back = put("10.5.2.0-24", ours(2), revision=2001)
     assert one.changed(Batch(2001, (back,)), until=161) == Difference()
-    # Told again, as by the next outage, it is no later for that.
+    # Reported again, as after another outage, it does not linger longer.
     assert one.changed(Batch(2002, (gone("10.5.3.0-24"),)), until=999) == Difference()
     assert one.next_tick(100) == 160
     assert one.tick(now=160).remove == (Endpoint("198.18.0.3"),)
 
 
 def test_who_lingers_is_kept_on_disk() -> None:
-    """Whoever is started again while the store is away goes on with him, too."""
+    """A node that restarts while the store is away has that peer as well."""
     one, again = roster(), roster()
     before = snapshot({"10.5.2.0-24": ours(2)})
     one.read(before, now=0)
@@ -496,7 +496,7 @@ def test_however_it_came_about_it_is_the_same(data: st.DataObject) -> None:
 
 
 def test_five_thousand_records() -> None:
-    """At once, then ten changes each, then a gap in which nearly nothing happened."""
+    """All at once, then ten changes each, then a gap with nearly no change."""
     chance = random.Random(1)
     names = [f"10.{5 + n // 250}.{n % 250}.0-24" for n in range(5000)]
     wide = Network((Pool.of(parse_prefix("10.0.0.0/8")),))

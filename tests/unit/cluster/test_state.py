@@ -1,4 +1,4 @@
-"""What a node keeps on disk, and what it does when that is not what it wrote."""
+"""The files of a node, and what happens if they are not as it wrote them."""
 
 import ipaddress
 import json
