@@ -35,9 +35,9 @@ def node(directory: Path, number: int) -> Cluster:
     return Cluster(config, device=None)
 
 
-async def main(directory: Path) -> None:
+async def main(directory: Path, *, port: int = 18472) -> None:
     async with DirectoryStore(directory) as store:
-        await Registry(store).create(make_network(["10.42.0.0/16"], port=18472))
+        await Registry(store).create(make_network(["10.42.0.0/16"], port=port))
     async with node(directory, 1) as one, node(directory, 2) as other:
         events = one.tunnel.events()
         while not one.tunnel.peers:
