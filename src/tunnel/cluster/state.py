@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import secrets
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +66,7 @@ class State:
         self._directory = directory
         self.identity_path = directory / f"{name}.json"
         self._members_path = directory / f"{name}.members"
+        self._writing = threading.Lock()  # a write that was cancelled goes on in its thread
 
     def prepare(self, *, user: str | None) -> None:
         """Makes the directory, and gives it and its files to the user that the process changes to.
@@ -126,7 +128,8 @@ class State:
 
     def _write(self, path: Path, content: bytes) -> None:
         try:
-            replace_file(path, content)
+            with self._writing:
+                replace_file(path, content)
         except OSError as error:
             raise self._failure("write", path, error) from error
 

@@ -145,6 +145,9 @@ class PeerUpdater:
             await asyncio.to_thread(self._state.save_members, self._roster.snapshot)
         except ConfigError as error:
             log.error("%s: %s", self._name, error)
+        except asyncio.CancelledError:
+            self._unsaved = True  # closing writes it again
+            raise
 
     async def _wait_for_updates(self, *, until: float | None) -> None:
         seconds = None if until is None else max(0.0, until - time.monotonic())

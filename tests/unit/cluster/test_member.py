@@ -23,8 +23,7 @@ from tunnel.cluster.stores.base import Batch, Snapshot
 from tunnel.errors import StateError, StoreUnavailableError
 from tunnel.types import Mac
 
-# TODO: on uvloop a loop on which several nodes were closed sometimes stops for ever.
-pytestmark = [pytest.mark.timeout(60), pytest.mark.asyncio(loop_factories=["asyncio"])]
+pytestmark = pytest.mark.timeout(60)
 
 PATIENCE = 10.0  # seconds for what takes a fraction of one
 DIRECTORY = "/coreos.com/network/subnets/"
