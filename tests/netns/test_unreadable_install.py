@@ -61,7 +61,7 @@ import asyncio, sys
 from tunnel.rpc.client import Client
 
 async def main():
-    async with Client("/run/tunnel/tunnel1.sock") as node:
+    async with Client(name="tunnel1") as node:
         print("listening", flush=True)
         async for event in node.events():
             print(type(event).__name__ if not isinstance(event, dict) else event["event"],
