@@ -221,6 +221,7 @@ class Underlay:
                 workers=workers,
             )
         except UnderlayError as error:
+            del self.locals[family]  # nothing listens there
             raise await self._name_port_owner(error) from error.__cause__
         return [[sock.fileno() for sock in own] for own in self._sockets[family]]
 

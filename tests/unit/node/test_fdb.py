@@ -152,6 +152,23 @@ async def test_the_fdb_is_changed_as_told() -> None:
         assert set(a.fdb()) == vteps(a)
 
 
+async def test_a_peer_that_is_removed_and_added_at_once_keeps_its_entry() -> None:
+    async with ethernet(2) as (a, b):
+        await met([a, b])
+        (peer,) = a.peers
+        before = a.fdb()
+        other = Peer(peer, ["10.9.0.0/16"])
+        assert await a.change_peers(add=[other], remove=[peer]) == {}
+        assert a.fdb() == before
+        await a.send(frame(A, str(before[0].mac)))
+        while (received := await b.receive()) != frame(A, str(before[0].mac)):
+            assert Ether(received).type == 0x0806  # solicitations for the new prefix
+        # So does one whose MAC changes at the same time.
+        other = Peer(peer, ["10.9.0.0/16"], mac="02:00:5e:00:53:09")
+        assert await a.change_peers(add=[other], remove=[peer]) == {}
+        assert [(one.mac, one.peer) for one in a.fdb()] == [(other.mac, peer)]
+
+
 async def test_what_cannot_be_in_an_fdb() -> None:
     async with ethernet() as tunnels:
         (a, *_) = tunnels
