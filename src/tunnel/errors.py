@@ -1,9 +1,9 @@
 """
-What can go wrong, one class for each answer a program may want to give.
+All errors of this package, a class for each reaction that a program may have.
 
     TunnelError
     ├── ConfigError                 a value of the configuration that cannot be used
-    ├── CodecError                  bytes that are no VXLAN frame, or cannot become one
+    ├── CodecError                  bytes that are not a VXLAN frame, or do not fit into one
     ├── PeerNotFoundError           no peer has that endpoint, name or address
     ├── NoAnswerError               a peer did not answer in time, and at which stage
     ├── StateError                  a call that does not fit the state of the tunnel
@@ -11,19 +11,19 @@ What can go wrong, one class for each answer a program may want to give.
     ├── DeviceError                 device, addresses, kernel routes, nftables
     ├── UnderlayError               UDP socket, local address, name resolution
     └── StoreError                  the store in which nodes of a cluster find each other
-        ├── StoreUnavailableError   does not answer: go on, and try again later
-        ├── StoreRefusedError       says no (certificate, user, permission, space): tell someone
+        ├── StoreUnavailableError   does not answer: try again later
+        ├── StoreRefusedError       refuses (certificate, user, permission, space): ask an operator
         ├── ConflictError           a guarded write came too late: read again, decide again
         ├── WatchGapError           the watch cannot continue: read again, and compare
-        └── LeaseExpiredError       a lease has ended, and its keys are gone
+        └── LeaseExpiredError       a lease has expired, and its keys are gone
 
 A packet that cannot be forwarded raises nothing: it is counted under its reason.
 """
 
 
 class TunnelError(Exception):
-    """Base of everything this package raises on purpose. The text names the
-    thing, the value and the next step."""
+    """Base of all errors that this package raises. The text names the thing, the value and the next
+    step."""
 
 
 class ConfigError(TunnelError, ValueError):
@@ -31,8 +31,7 @@ class ConfigError(TunnelError, ValueError):
     A value that cannot be used.
 
     Attributes:
-        key: Where it stands, as path of words: ``("peer", 1, "mac")``; empty when the
-            fault is not in one place.
+        key: Path to the value, ``("peer", 1, "mac")``; empty if the fault is not in one place.
     """
 
     def __init__(self, message: str, *, key: tuple[str | int, ...] = ()) -> None:
@@ -42,10 +41,10 @@ class ConfigError(TunnelError, ValueError):
 
 class CodecError(TunnelError, ValueError):
     """
-    Bytes that are no VXLAN frame, or a packet too short or too long to become one.
+    Bytes that are not a VXLAN frame, or a packet too short or too long for one.
 
     Attributes:
-        index: Which datagram of a batch, counted from 0; 0 for a single one.
+        index: Position of the datagram in a batch, from 0.
     """
 
     def __init__(self, message: str, index: int = 0) -> None:
@@ -54,8 +53,8 @@ class CodecError(TunnelError, ValueError):
 
 
 class DeviceError(TunnelError):
-    """The device, its addresses, its kernel routes or nftables rules; raised ``from`` the OSError,
-    where there is one."""
+    """The device, its addresses, its kernel routes or nftables rules; raised ``from`` the OSError
+    if there is one."""
 
 
 class UnderlayError(TunnelError):
@@ -76,11 +75,11 @@ class ClosedError(StateError):
 
 class NoAnswerError(TunnelError, TimeoutError):
     """
-    A peer that was asked did not answer in time.
+    A peer did not answer in time.
 
     Attributes:
-        stage: Where it ended, as far as this node can tell: ``unresolved`` and ``no_route``, so
-            nothing was sent; ``too_big``, for less does arrive; ``no_answer``.
+        stage: Where it failed, as far as this node knows: ``unresolved`` or ``no_route``, so that
+            nothing was sent; ``too_big``, as smaller packets arrive; ``no_answer``.
     """
 
     def __init__(self, message: str, *, stage: str = "no_answer") -> None:
@@ -89,29 +88,29 @@ class NoAnswerError(TunnelError, TimeoutError):
 
 
 class StoreError(TunnelError):
-    """The store in which members find each other."""
+    """The store in which the nodes of a cluster find each other."""
 
 
 class StoreUnavailableError(StoreError):
-    """It cannot be reached or does not answer, and why, for each address. Of a write nobody knows
-    whether it was done."""
+    """The store cannot be reached or does not answer; the text says why, for each address. A write
+    may or may not have been done."""
 
 
 class StoreRefusedError(StoreError):
-    """It says no, or we do not believe that it is it: certificate, user, permission, space."""
+    """The store refuses, or its certificate is not valid: certificate, user, permission, space."""
 
 
 class ConflictError(StoreError):
     """
-    A key is not as the writer expected it; nothing was written.
+    A key is not at the revision that the writer expected; nothing was written.
 
     Attributes:
-        revision: What it is at now; 0 when it is not there.
+        revision: The current one; 0 if the key does not exist.
     """
 
     def __init__(self, key: str, *, expect: int, revision: int) -> None:
         super().__init__(
-            f"{key} is {_at(revision)}, expected {_at(expect)}: somebody was faster (read again)"
+            f"{key} is {_at(revision)}, expected {_at(expect)}: another was faster (read again)"
         )
         self.key, self.expect, self.revision = key, expect, revision
 
@@ -121,11 +120,11 @@ def _at(revision: int) -> str:
 
 
 class WatchGapError(StoreError):
-    """A watch cannot go on from where it was: the changes since then are gone."""
+    """A watch cannot continue: the store no longer has the changes since its last event."""
 
 
 class LeaseExpiredError(StoreError):
-    """A lease that has ended, or never was."""
+    """A lease has expired, or never existed."""
 
     def __init__(self, lease: int) -> None:
         super().__init__(f"lease {lease:x} has ended (acquire again)")

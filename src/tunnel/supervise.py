@@ -3,9 +3,9 @@ Long-lived tasks that survive their own faults.
 
     a task fails unexpectedly  ->  logged, restarted with backoff, unhealthy meanwhile
 
-A task is a coroutine function that runs until it is cancelled. What it expects to go wrong it
-handles itself; what reaches the supervisor is a bug or a surprise of the operating system, and one
-of those must not end another task, or stay unseen.
+A task is a coroutine function that runs until it is cancelled. It handles the errors that it
+expects. An error that reaches the supervisor is a bug, or unexpected behaviour of the operating
+system: it must neither end another task nor go unnoticed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tunnel.status import TaskHealth
 log = logging.getLogger(__name__)
 
 SHORTEST, LONGEST = 0.5, 30.0
-"""Seconds before a restart: doubled with each failure in a row, up to the latter."""
+"""Seconds before a restart; doubled with each failure in a row, up to the longest."""
 
 
 class Supervisor:
@@ -43,7 +43,7 @@ class Supervisor:
 
     @property
     def healthy(self) -> bool:
-        """Whether every task is."""
+        """Whether every task is healthy."""
         return all(task.healthy for task in self._health.values())
 
     def start(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
@@ -53,7 +53,7 @@ class Supervisor:
         self._tasks[name] = asyncio.create_task(self._keep(name, work), name=name)
 
     async def stop(self, names: Iterable[str]) -> None:
-        """Cancels these tasks and waits for their end; a task that does not run is fine."""
+        """Cancels tasks and waits for their end; one that does not run is fine."""
         ending = [task for name in names if (task := self._tasks.pop(name, None)) is not None]
         for task in ending:
             task.cancel()
@@ -64,10 +64,10 @@ class Supervisor:
         await self.stop(tuple(self._tasks))
 
     def failed(self, name: str, error: BaseException) -> None:
-        """Records that `name` failed: for what is no task, like a thread."""
+        """Records that `name` failed; it need not be a task, but may be a thread."""
         before = self._health.get(name, TaskHealth(name))
         why = f"{type(error).__name__}: {error}"
-        # The traceback once: a fault that repeats would fill the log with it.
+        # The traceback once: a fault that repeats would fill the log.
         repeated = why == before.why
         log.error(
             "%s: %s failed: %s (restarts it)",
@@ -101,7 +101,7 @@ class Supervisor:
                 self.failed(name, error)
             finally:
                 proven.cancel()
-            # A task that ran for long fails anew, not again.
+            # After a long run the pauses start over.
             pause = SHORTEST if loop.time() - begun > LONGEST else pause
             await asyncio.sleep(pause)
             pause = min(LONGEST, 2 * pause)

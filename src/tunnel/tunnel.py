@@ -1,8 +1,10 @@
 """
-The overlay as a program has it: :class:`Tunnel`, and all that can be asked of it.
+The facade of a node for programs: :class:`Tunnel`, with a method for each command.
 
-    what is open  ->  node.py    what is known  ->  snapshot.py, fdb.py
-    what is tried  ->  probes.py, doctor.py    what passes, or would  ->  capture.py, explain.py
+    open and close, changes  ->  node.node, node.peers
+    status, counters, FDB    ->  node.snapshot, node.fdb
+    ping, trains             ->  node.probes
+    doctor, capture, explain ->  diagnostics
 """
 
 from __future__ import annotations
@@ -42,20 +44,20 @@ class Tunnel:
     """
     One end of an overlay: a TUN or TAP device joined to peers over UDP.
 
-    Packets the kernel writes to the device go to the peer that owns their destination;
+    Packets that the kernel writes to the device go to the peer that owns their destination;
     packets from peers go to the device. Per-packet work happens in C: this class opens the
-    descriptors, keeps the tables true, and stops. With ``device=None`` the program itself
-    is the device, by :meth:`send` and ``async for packet in tunnel``; that needs no
-    privilege. With ``mode="tap"`` Ethernet frames stand for packets everywhere, and the
-    FDB for the peers' prefixes.
+    descriptors, updates the tables, and stops. With ``device=None`` the program takes the place of
+    the device, by :meth:`send` and ``async for packet in tunnel``; that needs no privilege. With
+    ``mode="tap"`` the tunnel carries Ethernet frames instead of packets, and the FDB decides
+    instead of the peers' prefixes.
 
-    Leaving the ``async with`` block closes everything and removes what was made.
-    Cancelling the task inside the block does the same. A packet that cannot be forwarded
-    never raises: it is counted in :attr:`stats` under a drop reason.
+    Leaving the ``async with`` block closes everything and removes what was made. Cancelling the
+    task inside the block does the same. A packet that cannot be forwarded never raises: it is
+    counted in :attr:`stats` under a drop reason.
 
-    Closed, it still tells what it counted and knew (:attr:`stats`, :meth:`status`,
-    :meth:`drops`). All that would ask or change anything raises ClosedError then, and before it
-    is entered all raises StateError, but for :attr:`config`, :attr:`phase`, :attr:`ready` and
+    A closed tunnel still returns what it counted and knew (:attr:`stats`, :meth:`status`,
+    :meth:`drops`); its other methods raise ClosedError. Before the tunnel is open they raise
+    StateError, except :attr:`config`, :attr:`phase`, :attr:`ready`, :attr:`supervisor` and
     :meth:`events`.
 
     Takes a :class:`Config`, or the keywords of one: ``Tunnel(vni=7)`` is ``Tunnel(Config(vni=7))``.
@@ -68,9 +70,10 @@ class Tunnel:
         config_source: Completes the configuration when the device is open.
 
     Raises:
-        ConfigError: A value that cannot be, or an MTU that the underlay does not carry.
+        StateError: The tunnel was entered before.
+        ConfigError: A value is invalid, or the MTU is more than the underlay carries.
         DeviceError: Most often CAP_NET_ADMIN is missing; the message says so.
-        UnderlayError: The port is in use, or the local address is not ours.
+        UnderlayError: The port is in use, or this host does not have the local address.
     """
 
     def __init__(
@@ -100,7 +103,7 @@ class Tunnel:
             config_source=config_source,
         )
 
-    # From its beginning to its end.
+    # Opening and closing.
 
     async def __aenter__(self) -> Self:
         self._node.check_new()  # a tunnel that is open stays open
@@ -120,7 +123,8 @@ class Tunnel:
         await self.close()
 
     async def close(self) -> None:
-        """Does what leaving the block does. Cancelled, it finishes first."""
+        """Closes the tunnel, as leaving the block does. However often it is cancelled, it finishes
+        first."""
         await self._node.close()
 
     async def wait_closed(self) -> None:
@@ -128,8 +132,9 @@ class Tunnel:
         Returns when the tunnel is closed. Cancelled, nothing changes.
 
         Raises:
-            DeviceError: It closed by itself, because its device vanished.
-            UnderlayError: It did, because its UDP socket failed.
+            StateError: The tunnel was not entered.
+            DeviceError: The tunnel closed by itself, because its device is gone.
+            UnderlayError: The tunnel closed by itself, because its UDP socket failed.
         """
         await self._node.wait_closed()
 
@@ -137,12 +142,12 @@ class Tunnel:
 
     async def add_peer(self, peer: str | Peer) -> None:
         """
-        Takes a peer in without touching the others' packets. Cancelled, it is still done.
+        Adds a peer. The packets of others are not affected. Cancelled, it is still done.
 
         Raises:
-            ConfigError: It is there already, or one of its prefixes is another's.
+            ConfigError: The peer exists, or one of its prefixes overlaps another's.
             DeviceError: The kernel has another route for one of its prefixes.
-            UnderlayError: It is the first of its underlay family and no socket opens.
+            UnderlayError: It is the first peer of its underlay family, and no socket opens.
         """
         peer = Peer.parse(peer) if isinstance(peer, str) else peer
         self._node.check_open()
@@ -166,24 +171,29 @@ class Tunnel:
         self, *, add: Iterable[Peer] = (), remove: Iterable[Endpoint] = ()
     ) -> dict[Endpoint, TunnelError]:
         """
-        Lets many peers go and takes many in, at once and without touching the others' packets; one
-        that comes and is there becomes what is given, one that goes and is not there is fine.
-        Cancelled, it is still done.
+        Removes and adds many peers at once. The packets of others are not affected. Cancelled, it
+        is still done.
 
-        Returns: Who could not come, and why. The others did.
+        Args:
+            add: Peers to add. One that exists is changed to what is given, also if it is in
+                `remove` as well.
+            remove: Peers to remove. One that does not exist is fine.
+
+        Returns the peers that could not be added or changed, with the reason. Those are not there
+        afterwards; everything else of the change was done.
         """
         self._node.check_open()
         return await self._node.peers.change(add=add, remove=remove)
 
     async def reload(self, config: Config) -> None:
         """
-        Applies what differs in `config`: peers that came, went, or have other prefixes or another
-        MAC. Packets of all others go on. Cancelled, it is still done.
+        Applies the peers of `config`: adds, removes and changes those that differ. The packets of
+        others are not affected. Cancelled, it is still done.
 
         Raises:
-            ConfigError: Something else differs, which takes a restart, or a peer that came is
-                ourselves. Like below, the peers are then who they were.
-            DeviceError: The kernel has another route for a prefix of a peer that came.
+            ConfigError: Something else differs, which takes a restart, or a new peer is this node.
+                On any error the peers are those from before.
+            DeviceError: The kernel has another route for a prefix of a new peer.
         """
         for word in differences(self.config, config):
             if word not in ("peer", "loop"):
@@ -193,11 +203,11 @@ class Tunnel:
 
     async def renumber(self, config: Config) -> None:
         """
-        Changes what lives behind this node to the subnets and addresses of `config`. Cancelled, it
+        Replaces the subnets and overlay addresses of this node by those of `config`. Cancelled, it
         may have been done in part.
 
         Raises:
-            ConfigError: A peer owns some of that.
+            ConfigError: A prefix of a peer overlaps a new subnet.
             DeviceError: The kernel refuses an address.
         """
         self._node.check_open()
@@ -207,7 +217,7 @@ class Tunnel:
 
     def fdb(self) -> tuple[FdbEntry, ...]:
         """
-        Behind which peer each MAC is (in TAP mode).
+        Returns the FDB: the peer behind each MAC (in TAP mode).
 
         Raises:
             ConfigError: In TUN mode.
@@ -216,7 +226,7 @@ class Tunnel:
 
     def add_fdb(self, mac: str | Mac, *, peer: str | Endpoint, vlan: int | None = None) -> None:
         """
-        Puts a static entry, in the place of a learned one. It goes with its peer.
+        Adds a static FDB entry, or replaces a learned one. It is removed with its peer.
 
         Raises:
             PeerNotFoundError: There is no such peer.
@@ -227,18 +237,18 @@ class Tunnel:
 
     def remove_fdb(self, mac: str | Mac, *, vlan: int | None = None) -> None:
         """
-        Removes an entry, static or learned.
+        Removes an FDB entry, static or learned.
 
         Raises:
-            ConfigError: There is none, or it is that of a peer's VTEP.
+            ConfigError: There is no such entry, or it is that of a peer's VTEP.
         """
         self._node.check_open()
         fdb.remove(self._node, _mac(mac), vlan=vlan)
 
     def flush_fdb(self, *, learned: bool = False) -> tuple[FdbEntry, ...]:
         """
-        Removes all entries but those of the peers' VTEPs, or only the `learned` ones. Returns
-        which.
+        Removes all FDB entries except those of the peers' VTEPs, or only the `learned` ones.
+        Returns the removed entries.
 
         Raises:
             ConfigError: In TUN mode.
@@ -246,18 +256,18 @@ class Tunnel:
         self._node.check_open()
         return fdb.flush(self._node, learned=learned)
 
-    # Packets, where the program is the device.
+    # Packets, with device=None.
 
     async def send(self, packet: bytes) -> None:
         """
         Sends one inner IP packet (with ``device=None``); waits while the buffer is full.
-        Cancelled, it was not sent.
+        Cancelled, the packet is not sent.
         """
         await self._pair().send(packet)
 
     async def receive(self) -> bytes:
         """
-        The next inner IP packet (with ``device=None``). Cancelled, none is lost.
+        Returns the next inner IP packet (with ``device=None``). Cancelled, no packet is lost.
 
         Raises:
             ClosedError: The tunnel was closed.
@@ -285,27 +295,27 @@ class Tunnel:
             )
         return device
 
-    # What is known. Nothing of it waits, but for the kernel.
+    # State. Only routes() waits, for the kernel.
 
     @property
     def _opened(self) -> Node:
-        """What it has open, or had. Raises StateError where it never was."""
+        """The node, which is or was open. Raises StateError."""
         self._node.check_opened()
         return self._node
 
     @property
     def config(self) -> Config:
-        """What it was told; its peers may be others by now."""
+        """The configuration; :attr:`peers` has the current peers."""
         return self._node.config
 
     @property
     def mtu(self) -> int:
-        """Largest inner packet, in bytes: as configured, or what every known path carries."""
+        """Largest inner packet, in bytes: as configured, or what all known paths carry."""
         return self._opened.underlay.mtu
 
     @property
     def peers(self) -> tuple[Endpoint, ...]:
-        """Who is a peer now; :meth:`status` says more of each."""
+        """The current peers; :meth:`status` has more of each."""
         return tuple(self._opened.peers.indices)
 
     def find_peer(self, peer: str | Endpoint) -> Endpoint:
@@ -323,119 +333,124 @@ class Tunnel:
 
     @property
     def offloads(self) -> frozenset[str]:
-        """Those in use now; ``trains`` as long as any peer gets them."""
+        """The offloads in use; ``trains`` as long as any peer gets them."""
         return self._opened.offloads
 
     @property
     def stats(self) -> Stats:
-        """Counters since it opened; still there when it is closed."""
+        """Counters since the tunnel opened."""
         return snapshot.read_stats(self._opened)
 
     @property
     def ready(self) -> bool:
-        """Whether packets can pass: it is open, and nobody has set its device down. What peers
-        do is not asked: one that is silent makes the others no worse."""
+        """Whether packets can pass: the tunnel is open, its device is up, and its tasks run. Silent
+        peers do not matter."""
         return self._node.ready
 
     @property
     def phase(self) -> str:
-        """What it does now: ``not open``, ``opens``, ``waits for the store ...: why``, ``open``,
-        ``closes`` or ``closed``."""
+        """What the tunnel does: ``not open``, ``opens``, ``waits for the store ...: why``,
+        ``open``, ``closes`` or ``closed``."""
         return self._node.phase
 
     @property
     def supervisor(self) -> Supervisor:
-        """The long-lived tasks of this node; a program may add its own, which :attr:`ready` then
-        depends on as well."""
+        """The long-lived tasks of this node. A program may add its own; :attr:`ready` depends on
+        them as well."""
         return self._node.supervisor
 
     def status(self, *, watch: bool = True) -> Status:
         """
-        All that is known now. Whoever asks again and again gets fresher answers, for echoes go
-        out every second for a while; without `watch` it changes nothing.
+        Returns the state of the node and of each peer. With `watch`, echoes are sent every second
+        for a while, so that a caller that asks again gets recent answers.
         """
         if watch:
             self._opened.peers.monitor.watch()
         return snapshot.read_status(self._opened)
 
     def describe(self) -> str:
-        """``tunnel1: vni 1, 192.0.2.1:8472, mtu 1450, 2 peers, device tso+uso, trains 127,
-        gro, 2 workers``: one line for people."""
+        """Returns one line for people: ``tunnel1: vni 1, 192.0.2.1:8472, mtu 1450, 2 peers, device
+        tso+uso, trains 127, gro, 2 workers``."""
         return snapshot.summarize(self._opened)
 
     def drops(self) -> tuple[Drop, ...]:
-        """Why packets were not forwarded, how many, and what to do: every reason there is, also
-        those that never occurred. Still there when it is closed."""
+        """Returns every reason for which packets can be dropped, with its count and what to do,
+        also if it never occurred."""
         return snapshot.read_drops(self._opened)
 
     def neighbours(self) -> dict[Endpoint, Neighbour]:
-        """Which MAC each peer's VTEP has, and who said so."""
+        """Returns the MAC of each peer's VTEP, and where it is known from."""
         peers = self._opened.peers
         return {endpoint: peers.neighbour(endpoint) for endpoint in peers.indices}
 
     def gateway(self, prefix: Prefix) -> Address | None:
-        """By which VTEP's address the kernel routes a peer's prefix; None in TUN mode."""
+        """Returns the gateway of the kernel route of a peer's prefix; None in TUN mode."""
         return self._opened.peers.gateway(prefix)
 
     async def routes(self) -> tuple[Route, ...]:
         """
-        Which peer owns which prefix, and whether the kernel routes it into the device: where it
-        does not, somebody took that kernel route away. With ``device=None`` there are none in the
-        kernel. Cancelled, nothing changes.
+        Returns the prefixes of all peers, and whether the kernel routes each into the device: if
+        not, another program removed that kernel route. With ``device=None`` there are no kernel
+        routes. Cancelled, nothing changes.
 
         Raises:
-            DeviceError: The tunnel is closed, or its device has gone.
+            ClosedError: The tunnel is closed.
+            DeviceError: The device is gone.
         """
         self._node.check_open()
         return await snapshot.read_routes(self._node)
 
     def events(self) -> AsyncIterator[Event]:
-        """What happens from now on, for ``async for``; ends when the tunnel is closed."""
+        """Returns the events from now on, for ``async for``. It ends when the tunnel is closed."""
         return self._node.events.subscribe()
 
     def emit(self, event: Event) -> None:
-        """Tells whoever listens to :meth:`events`."""
+        """Adds an event to :meth:`events`."""
         self._node.events.emit(event)
 
-    # What is to be found out.
+    # Probes and diagnostics.
 
     async def ping(self, peer: str | Endpoint, *, size: int = 0) -> float:
         """
-        Seconds until a peer has answered one echo through the data path, of `size` bytes behind
-        the Ethernet header, which must arrive whole. Cancelled, nothing changes.
+        Sends one echo through the data path and returns the seconds until the reply. Cancelled,
+        nothing changes.
+
+        Args:
+            peer: As for :meth:`find_peer`.
+            size: Bytes behind the Ethernet header, which are not fragmented.
 
         Raises:
             PeerNotFoundError: There is no such peer.
-            NoAnswer: There was none within a second; its text says why, and its `stage` where it
-                ended. A kernel vxlan device answers nothing. It is a TimeoutError, too.
+            NoAnswerError: No reply came within a second; the text says why, and `stage` where the
+                echo failed. A kernel vxlan device never answers. This is a TimeoutError, too.
         """
         self._node.check_open()
         return await probes.ping(self._node, peer, size=size)
 
     async def try_trains(self, peer: str | Endpoint) -> bool:
         """
-        Whether trains of datagrams reach a peer as they were sent. Where they do not, though
-        single datagrams do, it gets none any more. Cancelled, nothing changes.
+        Returns whether trains of datagrams reach a peer undamaged. If they do not, though single
+        datagrams do, the peer gets no more trains. Cancelled, nothing changes.
 
         Raises:
             PeerNotFoundError: There is no such peer.
-            NoAnswer: Single datagrams get no answer either.
+            NoAnswerError: Single datagrams get no answer either.
         """
         self._node.check_open()
         return await probes.try_trains(self._node, peer)
 
     async def doctor(self) -> tuple[Finding, ...]:
         """
-        What usually goes wrong, looked for on this host and on the way to each peer, and what to
-        do about it; at least one finding for each check. Tries whether trains of datagrams reach
-        each peer that is up, as :meth:`try_trains` does, and takes three seconds if peers do not
-        answer. What this process may not see, like the firewall without CAP_NET_ADMIN, is a
-        finding as well. With ``device=None`` the rest is looked at all the same.
+        Checks this host and the path to each peer for common problems. Returns at least one finding
+        for each check, with what to do. It tries trains of datagrams with each peer that is up, as
+        :meth:`try_trains` does, and takes three seconds if peers do not answer. What this process
+        may not read, like the firewall without CAP_NET_ADMIN, is a finding as well. With
+        ``device=None`` the checks of the device are left out.
 
-        Cancelled, it stops where it is; a peer that trains did not reach gets none any more.
+        Cancelled, it stops; a peer that trains did not reach gets no more of them.
 
         Raises:
-            DeviceError: The tunnel is closed.
+            ClosedError: The tunnel is closed.
         """
 
         async def ask() -> Status:
@@ -450,26 +465,27 @@ class Tunnel:
     @asynccontextmanager
     async def capture(self, text: str = "", *, outer: bool = False) -> AsyncIterator[Capture]:
         """
-        Packets as they pass, from when the block is entered until it is left::
+        Captures packets while the block is entered::
 
             async with tunnel.capture("icmp") as packets:
                 async for packet in packets:
                     print(packet.time, packet.data.hex())
 
-        Packets that the kernel moves together come whole, as one of up to 64 KiB. What is not
-        captured costs nothing. Closing the tunnel ends the iteration; cancelling whoever iterates
-        loses no packet. Takes CAP_NET_RAW.
+        Packets that the kernel moves together are captured as one of up to 64 KiB. Packets that the
+        filter rejects cost nothing. Closing the tunnel ends the iteration; cancelled, the iteration
+        loses no packet. Needs CAP_NET_RAW.
 
         Args:
             text: A filter in tcpdump's language (pcap-filter(7)).
-            outer: The datagrams to and from peers, on the interfaces that lead to them now;
-                else the inner packets on the device.
+            outer: Captures the datagrams to and from peers, on the interfaces that they use now,
+                instead of the inner packets on the device.
 
         Raises:
-            ConfigError: The filter is none, or inner packets are wanted of a tunnel with
-                ``device=None``, which sees them itself.
-            DeviceError: CAP_NET_RAW is missing, no route leads to any peer, or the tunnel is
-                closed; while iterating, an interface has gone.
+            ConfigError: The filter is invalid, or inner packets are asked for with
+                ``device=None``, where the program has them itself.
+            ClosedError: The tunnel is closed.
+            DeviceError: CAP_NET_RAW is missing, or there is no route to any peer; while iterating,
+                an interface is gone.
         """
         self._node.check_open()
         prepared = await capture_node(self.status(watch=False), outer=outer, text=text)
@@ -487,20 +503,21 @@ class Tunnel:
         dport: int = 80,
     ) -> PathTrace:
         """
-        The way of a packet to `address`, step by step: what decides at each, and where it ends.
+        Returns the path of a packet to `address`, step by step: what decides at each, and where the
+        path ends.
 
         The kernel and the packet path are asked what they would do; nothing is sent. With
-        ``device=None`` it begins at the packet path. Cancelled, nothing changes.
+        ``device=None`` the path begins at the packet path. Cancelled, nothing changes.
 
         Args:
-            source: By default what the kernel would choose. Needed where `address` is ours: the
-                way is then that of a peer's packet to it.
+            source: By default what the kernel would choose. Required if `address` belongs to this
+                node: the path is that of a peer's packet then.
             size: Of the whole inner packet, in bytes.
             protocol: ``tcp``, ``udp`` or ``icmp``.
 
         Raises:
-            ConfigError: There is no such packet, or `source` is missing.
-            DeviceError: The tunnel is closed.
+            ConfigError: Such a packet cannot exist, or `source` is missing.
+            ClosedError: The tunnel is closed.
         """
         self._node.check_open()
         inputs = await PathInputReader(self._node, self.status(watch=False)).read(

@@ -1,9 +1,9 @@
 """
-The FDB of a node that carries frames, as people see and change it: by MACs, VLANs and endpoints.
+The FDB of a node in TAP mode, as people read and change it: by MAC, VLAN and endpoint.
 
-The packet path has the same table by indices (``native/fdb.c``), learns in it and looks up there.
-The entries of the peers' VTEPs come and go with the peers (``vteps.py``), and nobody else may
-touch them.
+The packet path has the same table by index (``native/fdb.c``), where it learns and looks up. The
+entries of the peers' VTEPs are added and removed with the peers (``vteps.py``), and cannot be
+changed here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tunnel.types import Endpoint, Mac
 
 
 def entries(node: Node) -> tuple[FdbEntry, ...]:
-    """Raises ConfigError in TUN mode, as all of these do."""
+    """Returns all entries. Raises ConfigError in TUN mode, as all functions here do."""
     peers = {index: endpoint for endpoint, index in node.peers.indices.items()}
     return tuple(
         FdbEntry(Mac(mac), vlan, peers[index], static=static, age=age)
@@ -26,7 +26,8 @@ def entries(node: Node) -> tuple[FdbEntry, ...]:
 
 
 def add(node: Node, mac: Mac, *, vlan: int | None, peer: str | Endpoint) -> None:
-    """Raises PeerNotFoundError, or ConfigError: no such VLAN, or the MAC is that of a VTEP."""
+    """Adds a static entry. Raises PeerNotFoundError; ConfigError for an invalid VLAN, or for the
+    MAC of a VTEP."""
     table = _table(node)
     index = node.peers.indices[node.peers.find(peer)]
     _check(node, mac, vlan=vlan)
@@ -34,7 +35,7 @@ def add(node: Node, mac: Mac, *, vlan: int | None, peer: str | Endpoint) -> None
 
 
 def remove(node: Node, mac: Mac, *, vlan: int | None) -> None:
-    """Raises ConfigError: there is none, or it is that of a VTEP."""
+    """Removes an entry. Raises ConfigError if there is none, or if it is that of a VTEP."""
     table = _table(node)
     _check(node, mac, vlan=vlan)
     if not table.remove(mac.packed, vlan):
@@ -43,7 +44,7 @@ def remove(node: Node, mac: Mac, *, vlan: int | None) -> None:
 
 
 def flush(node: Node, *, learned: bool) -> tuple[FdbEntry, ...]:
-    """Removes all but those of VTEPs, or only the `learned` ones. Returns which."""
+    """Removes all entries except those of VTEPs, or only the `learned` ones. Returns them."""
     table, owner = _table(node), node.peers.find_vtep
     if learned:
         gone = [entry for entry in entries(node) if not entry.static]
@@ -54,14 +55,12 @@ def flush(node: Node, *, learned: bool) -> tuple[FdbEntry, ...]:
 
 def _table(node: Node) -> Fdb:
     if node.fdb is None:
-        raise ConfigError(
-            f"{node.config.name} has no FDB: packets go by their routes (see --mode tap)"
-        )
+        raise ConfigError(f"{node.config.name} has no FDB: it forwards by routes (see --mode tap)")
     return node.fdb
 
 
 def _check(node: Node, mac: Mac, *, vlan: int | None) -> None:
-    """That this is an entry which people may change."""
+    """Raises ConfigError unless this is an entry that people may change."""
     if vlan is not None and not 1 <= vlan <= 4094:
         raise ConfigError(f"VLAN {vlan} is out of range (1 to 4094)")
     owner = node.peers.find_vtep(mac) if vlan is None else None

@@ -1,7 +1,8 @@
 """
-What becomes of something that is sent to a peer now, to see whether it arrives: an echo, or trains.
+Probes of one peer that somebody asked for: an echo, or trains of datagrams.
 
-    echo  ->  seconds, or at which stage it failed;  trains, single datagrams  ->  are they intact?
+    echo    ->  seconds, or at which stage it failed
+    trains  ->  whether they arrive undamaged, compared with single datagrams
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from tunnel.types import Endpoint
 
 
 async def ping(node: Node, peer: str | Endpoint, *, size: int) -> float:
-    """Seconds until the answer to an echo. Raises PeerNotFoundError and NoAnswerError."""
+    """Returns the seconds until the reply to an echo.
+    Raises PeerNotFoundError and NoAnswerError."""
     endpoint = node.peers.find(peer)
     try:
         return await node.peers.requests.ping(endpoint, size=size)
@@ -26,9 +28,11 @@ async def ping(node: Node, peer: str | Endpoint, *, size: int) -> float:
 
 
 async def _explain(node: Node, endpoint: Endpoint, *, size: int) -> NoAnswerError:
-    """Why there was no answer: at which stage, and what to do."""
+    """Returns why there was no reply: at which stage, and what to do."""
     if not node.is_open or endpoint not in node.peers.indices:
-        return NoAnswerError(f"peer {endpoint} was removed meanwhile, or the tunnel closed")
+        return NoAnswerError(
+            f"peer {endpoint} was removed in the meantime, or the tunnel was closed"
+        )
     address = node.peers.address(endpoint)
     if address is None:
         why = f"the name {endpoint.host} has no address (check DNS)"
@@ -41,10 +45,10 @@ async def _explain(node: Node, endpoint: Endpoint, *, size: int) -> NoAnswerErro
         known = f"its path MTU is {mtu}" if mtu else "its path MTU is less"
         why = f"{size} bytes do not reach it, small packets do ({known})"
         return NoAnswerError(why, stage="too_big")
-    return NoAnswerError(_silence(node.peers.prober.health(endpoint)))
+    return NoAnswerError(_describe_silence(node.peers.prober.health(endpoint)))
 
 
-def _silence(health: Health | None) -> str:
+def _describe_silence(health: Health | None) -> str:
     if health is None or health.state is PeerState.UNKNOWN:
         return (
             "sent, but it has never answered: is a node up there, with this one as its peer? "
@@ -64,24 +68,24 @@ async def _answers(node: Node, endpoint: Endpoint) -> bool:
 
 
 async def try_trains(node: Node, peer: str | Endpoint) -> bool:
-    """Whether they arrive as they were sent; a peer that does not get them so gets none any
-    more. Raises PeerNotFoundError and NoAnswerError."""
+    """Returns whether trains arrive undamaged; a peer that they do not reach gets no more of them.
+    Raises PeerNotFoundError and NoAnswerError."""
     endpoint = node.peers.find(peer)
     size = min(node.peers.prober.path_mtu(endpoint) or node.underlay.mtu, node.underlay.mtu)
     try:
         singly, together = await node.peers.requests.try_train(endpoint, size=size)
     except TimeoutError as error:
-        raise _no_trial(endpoint) from error
+        raise _no_answer(endpoint) from error
     if not singly.intact:
-        raise _no_trial(endpoint)
-    # One that arrives damaged is no accident: checksums let none pass. Some get lost anyway.
+        raise _no_answer(endpoint)
+    # Damage is not by chance, as checksums would reject it. Losses happen.
     if together.damaged or together.intact < SAMPLES // 2 <= singly.intact:
-        # It may have gone meanwhile.
+        # The peer may have been removed in the meantime.
         node.workers.set_trains(node.peers.indices[node.peers.find(endpoint)], False)
         node.report_lost_offloads()
         return False
     return True
 
 
-def _no_trial(endpoint: Endpoint) -> NoAnswerError:
+def _no_answer(endpoint: Endpoint) -> NoAnswerError:
     return NoAnswerError(f"peer {endpoint} does not answer (see tunnel ping {endpoint})")
