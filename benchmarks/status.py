@@ -82,7 +82,7 @@ def calls(tunnel: Tunnel) -> dict[str, Callable[[], object]]:
         "status()": lambda: tunnel.status(watch=False),
         "stats": lambda: tunnel.stats,
         "drops()": tunnel.drops,
-        "a scrape": lambda: (tunnel.status(watch=False), tunnel.stats),
+        "a scrape": tunnel.snapshot,
         "last_drop of each": lambda: [one.last_drop for one in tunnel.status(watch=False).peers],
     }
 

@@ -170,7 +170,7 @@ class TunnelCollector:
 
     def collect(self) -> Iterator[Metric]:
         """Yields every metric family. Call it in the thread of the tunnel's loop."""
-        return families(self._tunnel.status(watch=False), self._tunnel.stats)
+        return families(*self._tunnel.snapshot())
 
 
 # The server. Whatever comes from outside is bounded.
@@ -332,7 +332,7 @@ class MetricsServer:
         # With many peers the text takes most of the time, so a thread makes it. One scrape at a
         # time: many clients delay the loop no more than one that asks often.
         async with self._scraping:
-            status, stats = self._tunnel.status(watch=False), self._tunnel.stats
+            status, stats = self._tunnel.snapshot()
             return await asyncio.to_thread(encode, _Scrape(status, stats, self._process))
 
 

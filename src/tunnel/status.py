@@ -17,7 +17,7 @@ class PeerState(Enum):
     SILENT = "silent"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Traffic:
     """Inner packets that were forwarded, and their bytes with the IP header."""
 
@@ -28,7 +28,7 @@ class Traffic:
         return Traffic(self.packets + other.packets, self.bytes + other.bytes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PeerStats:
     """The counters of one peer. `drops` holds only reasons that have occurred."""
 
@@ -136,7 +136,7 @@ class Neighbour:
     age: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PeerStatus:
     """
     The state of one peer.

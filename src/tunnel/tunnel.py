@@ -368,6 +368,11 @@ class Tunnel:
             self._opened.peers.monitor.watch()
         return snapshot.read_status(self._opened)
 
+    def snapshot(self) -> tuple[Status, Stats]:
+        """Returns :meth:`status` (without `watch`) and :attr:`stats` of one moment; cheaper than
+        both calls, because the counters are read once."""
+        return snapshot.read_status_and_stats(self._opened)
+
     def describe(self) -> str:
         """Returns one line for people: ``tunnel1: vni 1, 192.0.2.1:8472, mtu 1450, 2 peers, device
         tso+uso, trains 127, gro, 2 workers``."""

@@ -25,6 +25,29 @@ from tunnel.types import Endpoint
 def read_stats(node: Node) -> Stats:
     """Counters since the node opened."""
     counters = _read_counters(node)
+    peers = {
+        endpoint: _make_peer_stats(counters[index])
+        for endpoint, index in node.peers.indices.items()
+    }
+    return _make_stats(node, counters, peers=peers)
+
+
+def read_status(node: Node) -> Status:
+    """The node and each of its peers."""
+    return _make_status(node, _read_counters(node))
+
+
+def read_status_and_stats(node: Node) -> tuple[Status, Stats]:
+    """Both of one moment, for the price of one reading."""
+    counters = _read_counters(node)
+    status = _make_status(node, counters)
+    peers = {one.endpoint: PeerStats(one.outbound, one.inbound, one.drops) for one in status.peers}
+    return status, _make_stats(node, counters, peers=peers)
+
+
+def _make_stats(
+    node: Node, counters: Mapping[int, Counters], *, peers: Mapping[Endpoint, PeerStats]
+) -> Stats:
     rows = counters.values()
     frames = node.fdb.counters() if node.fdb is not None else {}
     return Stats(
@@ -35,10 +58,7 @@ def read_stats(node: Node) -> Stats:
             sum(row.inbound_packets for row in rows), sum(row.inbound_bytes for row in rows)
         ),
         drops=_sum_drops(rows),
-        peers={
-            endpoint: _make_peer_stats(counters[index])
-            for endpoint, index in node.peers.indices.items()
-        },
+        peers=peers,
         work={
             **node.workers.work(),
             **{f"fdb_{name}": number for name, number in frames.items()},
@@ -49,9 +69,7 @@ def read_stats(node: Node) -> Stats:
     )
 
 
-def read_status(node: Node) -> Status:
-    """The node and each of its peers."""
-    counters = _read_counters(node)
+def _make_status(node: Node, counters: Mapping[int, Counters]) -> Status:
     return Status(
         name=node.config.name,
         device=node.device.name if isinstance(node.device, Device) else None,
