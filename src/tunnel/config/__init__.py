@@ -9,7 +9,7 @@ The configuration of a node: which options there are, and which values are valid
     cluster   ClusterConfig: a node that finds its peers in a store
     tomlfile  a configuration file, with the line of each fault
     merged    a file's options under those of flags and environment
-    reference docs/reference/options.md, made from the table
+    reference docs/reference/options.md, generated from the table
 
 Imports errors, types and prefixes. Its only I/O is to read the file.
 """

@@ -30,8 +30,8 @@ class ClusterConfig:
     """
     The configuration of a node that finds its peers, its subnet, VNI and port in a store.
 
-    ``ClusterConfig(etcd_endpoints=["https://192.0.2.9:2379"], name="tunnel1")``: takes loose
-    values and holds exact ones. Keywords are those of :class:`Config`, without ``vni``, ``port``
+    ``ClusterConfig(etcd_endpoints=["https://192.0.2.9:2379"], name="tunnel1")``: accepts
+    text and stores typed values. Keywords are those of :class:`Config`, without ``vni``, ``port``
     and ``networks``, and the attributes below from `etcd_endpoints` on; docs/reference/options.md
     lists them with their defaults.
 
@@ -83,7 +83,7 @@ class ClusterConfig:
 
     @classmethod
     def from_options(cls, options: Mapping[str, object]) -> ClusterConfig:
-        """A ClusterConfig of options by their names in a file. Raises ConfigError."""
+        """Makes a ClusterConfig from options by their names in a file. Raises ConfigError."""
         config = cls.__new__(cls)
         config._assign(options)
         return config

@@ -1,4 +1,4 @@
-"""The options that a command has: those of its file, and those of flags and environment."""
+"""The options of a command: those of its file, overridden by flags and environment."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class MergedOptions:
     A file's options, overridden by those of the command line and the environment.
 
     Attributes:
-        path: The file; None for none.
+        path: The file; None if there is none.
         flags: The options outside of the file, by name.
     """
 
@@ -30,7 +30,7 @@ class MergedOptions:
 
     @classmethod
     def from_click(cls, path: Path | None, parameters: Mapping[str, object]) -> Self:
-        """Of click's parameters, without those that were not given."""
+        """Takes click's parameters, except those that were not given."""
         given = {name: value for name, value in parameters.items() if value not in (None, ())}
         return cls(path, {name.replace("_", "-"): value for name, value in given.items()})
 

@@ -28,7 +28,7 @@ class Config:
     """
     The configuration of one tunnel, checked as far as that needs no I/O.
 
-    Takes loose values (``"10.244.1.0/24"``, lists) and holds exact ones. Each keyword is an
+    Accepts text and lists (``"10.244.1.0/24"``) and stores typed values. Each keyword is an
     option of ``tunnel up``: docs/reference/options.md lists them with their defaults.
 
     Attributes:
@@ -52,7 +52,7 @@ class Config:
             next four are None in TUN mode.
         flood: Whether broadcast, multicast and unknown unicast frames are sent to every peer.
         learning: Whether MAC addresses are learned from the frames of peers.
-        ageing: Seconds after which a learned MAC address that was not seen again is forgotten.
+        ageing: Seconds after which a learned MAC address expires unless it is seen again.
         storm_limit: Flooded frames a second to each peer and from each peer; 0 for no limit. Each
             worker counts its own.
         networks: The prefix of the whole overlay, at most one of each family.
@@ -91,7 +91,7 @@ class Config:
 
     @classmethod
     def from_options(cls, options: Mapping[str, object]) -> Config:
-        """A Config of options by their names in a file: ``{"source-ports": 1}``."""
+        """Makes a Config from options by their names in a file: ``{"source-ports": 1}``."""
         config = cls.__new__(cls)
         config._assign(options)
         return config

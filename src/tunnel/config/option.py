@@ -19,18 +19,18 @@ class Option:
 
     Attributes:
         name: The key in a file, and the flag without its ``--``.
-        help: What it does, as ``--help`` and the reference page say it.
-        parse: Makes an exact value of a loose one, each time where it is `repeatable`.
+        help: What it does, as ``--help`` and the reference page show it.
+        parse: Converts a given value; called for each value if it is `repeatable`.
         group: The section of the reference page.
-        metavar: The placeholder of the value in the help; empty where the flag takes none.
-        default: The exact value where the option is not given.
-        default_help: The default, as the help says it.
-        tap_default: The exact value in TAP mode, of an option that is invalid in TUN mode.
+        metavar: The placeholder of the value in the help; empty if the flag takes none.
+        default: The converted value if the option is not given.
+        default_help: The default, as the help shows it.
+        tap_default: The default in TAP mode, for an option that is invalid in TUN mode.
         keyword: The argument and attribute of Config or ClusterConfig; by default the name with
             underscores.
         repeatable: Whether it has several values: a list in a file, several flags.
         kind: How click reads the flag: ``switch`` is ``--x`` or ``--no-x``, ``flag`` only ``--x``.
-        implied: The value of a flag that is given without one.
+        implied: The value of a flag that is given without a value.
         flannel: Whether flannel's environment variable is read as well.
     """
 

@@ -94,7 +94,7 @@ NODE_OPTIONS = _table(
     ),
     Option(
         "subnet",
-        "A prefix behind this node. In a cluster, a subnet to ask for.",
+        "A prefix behind this node. In a cluster, a subnet to request.",
         values.prefix,
         metavar="PREFIX",
         keyword="subnets",
@@ -198,7 +198,7 @@ NODE_OPTIONS = _table(
     ),
     Option(
         "ageing",
-        "With mode tap: time after which a learned MAC address is forgotten unless seen again.",
+        "With mode tap: time after which a learned MAC address expires unless seen again.",
         integer(1, 10**6),
         "frames",
         metavar="SECONDS",
@@ -280,7 +280,7 @@ CLUSTER_OPTIONS = _table(
     ),
     Option(
         "etcd-cafile",
-        "PEM file with the CA certificates that sign etcd's.",
+        "PEM file with the CA certificates that verify etcd's.",
         values.text,
         "store",
         metavar="FILE",
@@ -437,7 +437,7 @@ COMMAND_OPTIONS = _table(
     ),
     Option(
         "verbose",
-        "Log to stderr what happens; -vv logs more.",
+        "Log events to stderr; -vv logs more.",
         group="command",
         kind="count",
     ),

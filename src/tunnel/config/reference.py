@@ -12,7 +12,7 @@ _INTRODUCTION = """\
 
 Every option of a node. The table in `src/tunnel/config/options.py` is the source of this page, of
 `tunnel up --help`, of the keys of a configuration file and of the keywords of `Config`,
-`ClusterConfig` and `Tunnel`. To make the page again:
+`ClusterConfig` and `Tunnel`. To regenerate the page:
 `python -m tunnel.config.reference > docs/reference/options.md`.
 
 - A flag is `--` and the option's name: `--source-ports 1`.

@@ -73,7 +73,7 @@ def conflicts(
     mode: str = "tun",
 ) -> Iterator[ConfigError]:
     """
-    Yields why these peers cannot be together in one tunnel with this node.
+    Yields the faults that keep these peers from sharing a tunnel with this node.
 
     A fault is a peer that is this node itself, one that is given twice, one without a prefix in
     TUN mode, or a prefix with two owners; its key is ``("peer", index)``. Takes n log n time.
@@ -95,7 +95,7 @@ def conflicts(
             )
         if peer.endpoint in seen:
             yield ConfigError(
-                f"peer {peer.endpoint} is there twice (give it once, with all its prefixes)",
+                f"peer {peer.endpoint} is given twice (give it once, with all its prefixes)",
                 key=("peer", index),
             )
         seen.add(peer.endpoint)
@@ -141,14 +141,14 @@ def container_rules(
         first = network_of.setdefault(network.version, network)
         if first != network:
             yield ConfigError(
-                f"network {network} is a second one beside {first} (give one of each family that "
+                f"network {network} is a second network beside {first} (give one that "
                 "contains both)",
                 key=("network", index),
             )
         own = {subnet for subnet in subnets.values() if subnet.version == network.version}
         if len(own) != 1 and subnet_file is not None:
             yield ConfigError(
-                f"subnet-file has room for one subnet in network {network}, not for {len(own)} "
+                f"subnet-file holds one subnet in network {network}, not for {len(own)} "
                 "(give one, or leave subnet-file out)",
                 key=("network", index),
             )
@@ -181,7 +181,7 @@ def names_store(options: Mapping[str, object]) -> bool:
 
 
 def cluster_rules(options: Mapping[str, object]) -> Iterator[ConfigError]:
-    """Faults of unparsed options: no store, two stores, or what only the store may say."""
+    """Faults of unparsed options: no store, two stores, or options that only the store may set."""
     if not names_store(options):
         yield ConfigError("no store is given (give etcd-endpoints or store)")
     if all(options.get(name) for name in STORES):

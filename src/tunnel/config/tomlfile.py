@@ -28,7 +28,7 @@ class ConfigFile:
         Reads a file. A UTF-8 byte order mark at its beginning is skipped.
 
         Raises:
-            ConfigError: The file cannot be read or is not TOML; the text has the line.
+            ConfigError: The file cannot be read or is not TOML; the text names the line.
         """
         try:
             text = path.read_text(encoding="utf-8-sig")
@@ -49,7 +49,7 @@ class ConfigFile:
         return find_lines(self.text)
 
     def line(self, error: ConfigError) -> int:
-        """The line of a fault; of a missing key, that of the table which lacks it."""
+        """The line of a fault; for a missing key, that of the table without it."""
         key = error.key
         while key not in self._lines:
             key = key[:-1]

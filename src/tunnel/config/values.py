@@ -1,5 +1,5 @@
 """
-Parsers of single option values: text or loose Python values in, exact values out.
+Parsers of single option values: text or Python values in, typed values out.
 
 A parser takes the option's name, for the error text, and the value. It raises ConfigError, or
 an ExceptionGroup of them where a value has parts.
@@ -194,7 +194,7 @@ def as_list(value: object) -> Iterable[object]:
 
 
 def split_commas(values: object) -> list[object]:
-    """A list in which texts with commas are several elements, as flannel's flags allow."""
+    """Splits each text of a list at its commas, as flannel's flags allow."""
     return [
         piece.strip() if isinstance(piece, str) else piece
         for value in as_list(values or ())

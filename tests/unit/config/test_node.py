@@ -160,7 +160,7 @@ WRONG: list[tuple[dict[str, Any], tuple[str | int, ...], str]] = [
     ),
     ({"peer": ["192.0.2.2"]}, ("peer", 0), "has no prefix"),
     ({"peer": [PEER, 7]}, ("peer", 1), "not text"),
-    ({"peer": [PEER, PEER.replace("244.2", "244.3")]}, ("peer", 1), "is there twice"),
+    ({"peer": [PEER, PEER.replace("244.2", "244.3")]}, ("peer", 1), "is given twice"),
     ({"local": "192.0.2.2", "peer": [PEER]}, ("peer", 0), "this node itself"),
     ({"subnet": ["10.244.0.0/16"], "peer": [PEER]}, ("peer", 0), "10.244.0.0/16 of this node"),
     ({"subnet": ["10.244.2.128/25"], "peer": [PEER]}, ("peer", 0), "of this node"),
