@@ -431,7 +431,7 @@ def test_a_reload_changes_static_peers_alone(lab: Lab, tmp_path: Path) -> None:
         one.until_peers(2)
         changes = [
             ('peer = ["192.0.2.78=10.78.0.0/16"]', 0, "192.0.2.78"),
-            ("mtu = 1300", 2, "mtu cannot change while it runs"),
+            ("mtu = 1300", 2, "mtu cannot change while the node runs"),
             ('etcd-prefix = "/elsewhere"', 2, "etcd-prefix cannot change"),
             (f'peer = ["192.0.2.79={other.subnets[0]}"]', 0, "192.0.2.79"),
         ]

@@ -233,7 +233,7 @@ async def test_routes_that_the_kernel_has_lost(host: Host) -> None:
             "10.2.0.0/16": True,
             "fd02::/64": True,
         }
-        host.run("ip link set tunnel1 down")  # on a link that is down nothing is put back
+        host.run("ip link set tunnel1 down")  # on a link that is down nothing is restored
         assert [route.kernel for route in await one.routes()] == [False, False]
 
 

@@ -114,7 +114,7 @@ async def test_a_removed_route_is_back_within_a_second_and_said_once(
     host.run("ip route del 10.0.1.0/24")
     await until(lambda: routes(host) == before, seconds=1)
     await asyncio.sleep(0.5)
-    said = [one.getMessage() for one in caplog.records if "put back" in one.getMessage()]
+    said = [one.getMessage() for one in caplog.records if "restored" in one.getMessage()]
     assert len(said) == 1
     assert "(addresses 0, neighbour entries 0, kernel routes 1)" in said[0]
     assert calls == {"dumps": 0, "repairs": 1}
@@ -135,7 +135,7 @@ async def test_a_flush_and_a_link_flap_are_repaired(
         host.run(["sh", "-c", command])
         await until(lambda: routes(host) == before, seconds=2)
         assert time.monotonic() - begun < 1.5, command
-        await until(lambda: "put back" in caplog.text, seconds=1)
+        await until(lambda: "restored" in caplog.text, seconds=1)
         assert "10.255.0.0" in host.run("ip address show tunnel1").stdout
 
 
@@ -144,4 +144,4 @@ async def test_a_route_of_another_program_in_place_of_ours_is_reported(
 ) -> None:
     host.run(["sh", "-c", "ip route del 10.0.1.0/24 && ip route add 10.0.1.0/24 dev lo"])
     await until(lambda: "10.0.1.0/24 exists already, via device lo" in caplog.text, seconds=2)
-    assert "put back" not in caplog.text
+    assert "restored" not in caplog.text

@@ -134,7 +134,7 @@ def test_ping_says_at_which_stage_it_fails(lab: Lab) -> None:
     a, b = pair(lab)
     nobody, nowhere = "nobody.invalid=10.8.0.0/16", "203.0.113.9=10.9.0.0/16"
     a.up(peers=[b.at(4), nobody, nowhere])
-    assert "is not there (there are: " in tell(a.host, "ping 10.77.0.1", code=2)
+    assert "does not exist (peers: " in tell(a.host, "ping 10.77.0.1", code=2)
     assert ask(a.host, "ping 10.8.0.1", code=1)["stage"] == "unresolved"
     assert ask(a.host, "ping 203.0.113.9", code=1)["stage"] == "no_route"
     # The peer does not run yet, then runs, then ends.
@@ -361,7 +361,7 @@ def repeated(change: Any) -> Iterator[list[int]]:
 
 MISTAKES = {
     "mtu = 1": r"a\.toml:3: mtu: mtu 1 is out of range",
-    "mtu = 1300": r"a\.toml:3: mtu: mtu cannot change while it runs \(restart it\)",
+    "mtu = 1300": r"a\.toml:3: mtu: mtu cannot change while the node runs \(restart it\)",
     "peer = 3": r"a\.toml:3: not TOML: Cannot overwrite a value",
     'loop = "twisted"': r"a\.toml:3: loop: ",
 }

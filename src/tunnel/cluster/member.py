@@ -124,7 +124,7 @@ class Cluster:
         for option in cluster_differences(self.config, config):
             if option not in ("peer", "loop"):
                 raise ConfigError(
-                    f"{option} cannot change while it runs (restart it)", key=(option,)
+                    f"{option} cannot change while the node runs (restart the node)", key=(option,)
                 )
         self.config = config
         await self._updater.reload(config.node.peers)

@@ -169,7 +169,7 @@ class Netlink:
     # Addresses.
 
     async def add_address(self, index: int, address: InterfaceAddress) -> None:
-        """Adds an address; one that is there already is fine. There is no duplicate address
+        """Adds an address; one that exists already is fine. There is no duplicate address
         detection: addresses are configured, and it would keep each from use for a second."""
         body = rtnetlink.address_request(index, address)
         number = await self._change_one(rtnetlink.NEWADDR, body, flags=CREATE | REPLACE)
@@ -274,7 +274,7 @@ class Netlink:
         """
         Adds a route of each prefix to the device, or by way of a gateway on its link.
 
-        Our own route is fine when it is there already; another's stays as it is. Returns why
+        Our own route is fine when it exists already; another's stays as it is. Returns why
         prefixes were refused.
         """
         _, refused = await self.restore_routes(index, routes)

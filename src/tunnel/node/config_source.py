@@ -10,7 +10,7 @@ from tunnel.status import StoreStatus
 
 class ConfigSource(Protocol):
     """
-    The node calls :meth:`prepare`, gives its privileges up if it was told to, and then awaits
+    The node calls :meth:`prepare`, gives up its privileges if it is confined, and then awaits
     :meth:`load`. :meth:`status` may be called at any time.
     """
 
@@ -19,7 +19,7 @@ class ConfigSource(Protocol):
         Does what needs the privileges of the process that starts the node.
 
         Args:
-            user: The user that the process is going to run as, None where it does not change.
+            user: The user that the process is going to run as, None if it does not change.
         """
 
     async def load(self) -> Config:

@@ -36,7 +36,7 @@ class Containers:
         supervisor: Runs the task that restores the rules.
 
     Raises:
-        DeviceError: Masquerade is wanted, and nft is not installed.
+        DeviceError: Masquerading is wanted, but nft is not installed.
     """
 
     def __init__(self, config: Config, *, supervisor: Supervisor) -> None:
@@ -71,7 +71,7 @@ class Containers:
             try:
                 await self._nft.run(masquerade.remove(self._config.name))
             except DeviceError as error:
-                log.warning("%s: its masquerade rules stay: %s", self._config.name, error)
+                log.warning("%s: cannot remove the masquerade rules: %s", self._config.name, error)
 
     def write_file(self, mtu: int) -> None:
         """
@@ -103,7 +103,7 @@ class Containers:
         try:
             self.write_file(mtu)
         except ConfigError as error:
-            # The peer that changed the MTU is not refused for that.
+            # That is no reason to refuse the peer that changed the MTU.
             log.error("%s: %s", self._config.name, error)
 
     async def _install(self, nft: Nft) -> None:
@@ -117,8 +117,8 @@ class Containers:
         return masquerade.contents(await nft.list_table(masquerade.FAMILY, self._table))
 
     async def _run(self) -> None:
-        """Restores what another program has changed, at once but not again and again. It begins
-        with a comparison, for the supervisor may have started it again after an error."""
+        """Restores what another program has changed, at most once a second. It begins with a
+        comparison, because the supervisor may have restarted it after an error."""
         assert self._nft is not None
         self._changed.set()
         while True:
@@ -134,6 +134,6 @@ class Containers:
             await self._install(nft)
         except DeviceError as error:
             # Packets pass without the rules; the next change is the next attempt.
-            log.error("%s: another program changed the masquerade rules: %s", name, error)
+            log.error("%s: cannot restore the masquerade rules: %s", name, error)
         else:
-            log.warning("%s: another program changed the masquerade rules: restored", name)
+            log.warning("%s: restored the masquerade rules, which another program changed", name)

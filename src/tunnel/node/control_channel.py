@@ -11,7 +11,7 @@ from tunnel.types import ANY_VTEP_MAC, Address, Mac, Peer
 
 
 class ControlChannel:
-    """The way of control frames to the peers of one node."""
+    """Sends control frames to the peers of one node."""
 
     def __init__(self, underlay: Underlay, *, vni: int) -> None:
         self._underlay, self._vni = underlay, vni
@@ -19,7 +19,7 @@ class ControlChannel:
     def send(
         self, message: Message, peer: Peer, address: Address, *, size: int, dont_fragment: bool
     ) -> None:
-        """Sends one message, padded to `size` bytes behind the Ethernet header."""
+        """Sends one message, padded to `size` bytes after the Ethernet header."""
         datagram = self._encode(message, peer, size=size)
         self._underlay.send(datagram, address, peer.endpoint.port, dont_fragment=dont_fragment)
 

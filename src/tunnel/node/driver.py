@@ -69,13 +69,13 @@ class _Place:
 
 class Driver:
     """
-    The only one that changes the packet path and the kernel for peers. One batch at a time.
+    The only object that changes the packet path and the kernel for peers; one batch at a time.
 
     Args:
         name: Of the node, for the log.
         fdb: In TAP mode.
         kernel: Of the device, None without one.
-        prober, vteps: Rules that are told which peers can be reached.
+        prober, vteps: Rules that need to know which peers can be reached.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class Driver:
                 same = (endpoint for endpoint, one in wanted.values() if one.version == family)
                 refused |= dict.fromkeys(same, error)
         try:
-            await self.fit_mtu()
+            await self.apply_mtu()
         except (TunnelError, OSError) as error:
             refused |= dict.fromkeys(every, _as_tunnel_error(error))
         return refused
@@ -187,7 +187,7 @@ class Driver:
 
     async def _forget_peers(self, forgets: Sequence[ForgetPeer]) -> None:
         endpoints = []
-        # One that could not be put is not in the packet path.
+        # A peer that could not be put is not in the packet path.
         for one in (one for one in forgets if one.index in self._endpoints):
             self._workers.remove_peer(one.index)
             self._underlay.remove_peer(one.index)
@@ -195,7 +195,7 @@ class Driver:
             del self._places[endpoints[-1]]
         self._log(await self.change_vteps(self._vteps.forget(endpoints)))
         try:
-            await self.fit_mtu()
+            await self.apply_mtu()
         except (TunnelError, OSError) as error:
             log.warning("%s: cannot set the MTU: %s", self._name, error)
 
@@ -221,7 +221,7 @@ class Driver:
         if descriptors is not None:
             self._workers.listen(family, descriptors)
 
-    async def fit_mtu(self) -> None:
+    async def apply_mtu(self) -> None:
         """Sets the device's MTU to what all paths take. Raises DeviceError."""
         mtu = self._underlay.mtu
         if isinstance(self._device, Device) and mtu != self._mtu:
@@ -313,7 +313,7 @@ class Driver:
         if place is not None and place.address is not None:
             self._channel.solicit(action.address, place.peer, place.address, source=action.source)
 
-    # What was learned of peers.
+    # What was learned about peers.
 
     def set_state(self, action: StateChanged) -> None:
         """Logs and reports that a peer is up or silent."""
@@ -322,7 +322,7 @@ class Driver:
         self._events.emit(PeerUp(endpoint) if up else PeerSilent(endpoint))
 
     def set_path_mtu(self, action: PathMtuChanged) -> None:
-        """Has the packet path respect a path MTU below that of the first hop, and reports it."""
+        """Makes the packet path respect a path MTU below the first hop's, and reports it."""
         place = self._places.get(action.endpoint)
         if place is None:
             return
@@ -335,7 +335,7 @@ class Driver:
             log.info("%s: the path MTU to %s is %d bytes", self._name, action.endpoint, narrow)
 
     def set_mac(self, action: MacLearned) -> None:
-        """Has the packet path use a peer's MAC; :meth:`follow` does the rest."""
+        """Makes the packet path use a peer's MAC; :meth:`follow` does the rest."""
         endpoint, mac, before = action.endpoint, action.mac, action.before
         place = self._places.get(endpoint)
         if place is None:

@@ -40,17 +40,17 @@ def remove(node: Node, mac: Mac, *, vlan: int | None) -> None:
     _check(node, mac, vlan=vlan)
     if not table.remove(mac.packed, vlan):
         where = "" if vlan is None else f" vlan {vlan}"
-        raise ConfigError(f"FDB entry {mac}{where} is not there (see tunnel fdb list)")
+        raise ConfigError(f"FDB entry {mac}{where} does not exist (see tunnel fdb list)")
 
 
 def flush(node: Node, *, learned: bool) -> tuple[FdbEntry, ...]:
     """Removes all entries except those of VTEPs, or only the `learned` ones. Returns them."""
     table, owner = _table(node), node.peers.find_vtep
     if learned:
-        gone = [entry for entry in entries(node) if not entry.static]
+        chosen = [entry for entry in entries(node) if not entry.static]
     else:
-        gone = [entry for entry in entries(node) if entry.vlan or not owner(entry.mac)]
-    return tuple(entry for entry in gone if table.remove(entry.mac.packed, entry.vlan))
+        chosen = [entry for entry in entries(node) if entry.vlan or not owner(entry.mac)]
+    return tuple(entry for entry in chosen if table.remove(entry.mac.packed, entry.vlan))
 
 
 def _table(node: Node) -> Fdb:
@@ -65,6 +65,8 @@ def _check(node: Node, mac: Mac, *, vlan: int | None) -> None:
         raise ConfigError(f"VLAN {vlan} is out of range (1 to 4094)")
     owner = node.peers.find_vtep(mac) if vlan is None else None
     if owner is not None:
-        raise ConfigError(f"FDB entry {mac} is that of peer {owner} itself (it goes with it)")
+        raise ConfigError(
+            f"FDB entry {mac} belongs to the VTEP of peer {owner} (it is removed with the peer)"
+        )
     if mac == node.underlay.mac:
         raise ConfigError(f"MAC {mac} is this node's own (no peer can have it)")

@@ -81,7 +81,7 @@ class Monitor:
         self._supervisor.start(CONTROL_MESSAGES, self._reading.run)
 
     def wake(self) -> None:
-        """Has the tasks look when something is due, after peers changed."""
+        """Makes the tasks check what is due, after peers changed."""
         now = time.monotonic()
         self._probing.wake(self._prober.next_tick(now))
         self._soliciting.wake(self._vteps.next_tick(now))

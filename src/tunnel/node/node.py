@@ -1,5 +1,5 @@
 """
-One running node: opens its parts in order, answers for its state, and undoes everything.
+One running node: opens its parts in order, reports its state, and undoes everything.
 
     open   netlink -> device -> privileges, configuration -> sockets -> tables -> kernel -> packets
     close  the same, backwards
@@ -39,7 +39,7 @@ _LEARNED, _LEARNED_SHARE = 1 << 16, 1 << 13  # MACs in the FDB, and of one peer
 
 
 class Closable(Protocol):
-    """Something that ends with the node, like a capture."""
+    """Something that is closed with the node, like a capture."""
 
     def close(self) -> None: ...
 
@@ -217,10 +217,10 @@ class Node:
         self._undo.callback(self._stop)
 
     async def _set_device_up(self) -> None:
-        """Undone with the device. Only the reconciler is closed, so that nothing is put back."""
+        """Undone with the device. Only the reconciler is closed, so that it restores nothing."""
         if self.kernel is None or not isinstance(self.device, Device):
             return
-        await self.peers.driver.fit_mtu()
+        await self.peers.driver.apply_mtu()
         mac = self.underlay.mac if self.fdb is not None else None
         await self.netlink.set_up(self.device.index, mac=mac)
         for interface in self.config.addresses:
@@ -338,7 +338,7 @@ class Node:
     # Closing.
 
     async def close(self) -> None:
-        """Undoes everything, once. However often it is cancelled, it finishes first."""
+        """Undoes everything, once. It finishes first, however often it is cancelled."""
         self._start_closing()
         assert self._closing is not None
         cancelled: asyncio.CancelledError | None = None

@@ -1,5 +1,5 @@
 """
-The peers of a node, as they are asked for and changed.
+Queries and changes of the peers of a node.
 
     add, remove, change, replace  ->  PeerTable  ->  actions  ->  Driver
 
@@ -72,8 +72,8 @@ class Peers:
         fdb: Fdb | None,
         kernel: Reconciler | None,
     ) -> None:
-        # Ids of requests start anywhere, so that a reply can neither be guessed nor be one to a
-        # node that had this address before.
+        # Request ids start at random: nobody can guess a reply, and replies to a node that had
+        # this address before do not match.
         ids = itertools.count(random.SystemRandom().getrandbits(62))
         self._table = PeerTable(subnets=config.subnets, local=underlay.endpoints, mode=config.mode)
         self.indices = self._table.indices
@@ -120,7 +120,7 @@ class Peers:
         self, peers: Sequence[Peer], *, answers: Sequence[Address | UnderlayError]
     ) -> None:
         """Adds the first peers, whose names were resolved already, and starts the tasks. Raises
-        what one of them is refused for."""
+        the error of the first peer that is refused."""
         now = time.monotonic()
         first = self._table.add(peers, now=now)
         actions: list[Action] = [action for action in first if not isinstance(action, Resolve)]
@@ -138,7 +138,7 @@ class Peers:
         await self.resolver.close()
         await asyncio.gather(*self._changes, return_exceptions=True)
 
-    # Questions.
+    # Queries.
 
     def find(self, peer: str | Endpoint) -> Endpoint:
         """Returns the peer that `peer` names, as :meth:`PeerTable.find`."""
@@ -182,7 +182,7 @@ class Peers:
     # Changes.
 
     async def add(self, peer: Peer) -> None:
-        """Adds a peer. Raises ConfigError or what it is refused for."""
+        """Adds a peer. Raises ConfigError, or the error with which it is refused."""
         await self._finish(self._add(peer))
 
     async def remove(self, endpoint: Endpoint) -> None:
@@ -190,8 +190,8 @@ class Peers:
         await self._finish(self._remove(endpoint))
 
     async def replace(self, wanted: Sequence[Peer]) -> None:
-        """Makes `wanted` the peers. Raises what one is refused for; the peers are those from before
-        then."""
+        """Replaces the peers with `wanted`. If one is refused, restores the peers from before and
+        raises the error."""
         await self._finish(self._replace(wanted))
 
     async def change(
@@ -246,13 +246,13 @@ class Peers:
     ) -> dict[Endpoint, TunnelError]:
         new = {peer.endpoint: peer for peer in add}
         existing = {endpoint for endpoint in new if endpoint in self._table}
-        gone = [one for one in remove if one in self._table and one not in new]
-        faults = self._table.find_conflicts(add=new.values(), remove=gone)
+        leaving = [one for one in remove if one in self._table and one not in new]
+        faults = self._table.find_conflicts(add=new.values(), remove=leaving)
         # A peer that cannot be changed cannot stay as it was either: its prefixes may be another's.
-        gone += [endpoint for endpoint in faults if endpoint in existing]
+        leaving += [endpoint for endpoint in faults if endpoint in existing]
         accepted = [peer for endpoint, peer in new.items() if endpoint not in faults]
-        actions = self._table.change(add=accepted, remove=gone, now=time.monotonic())
-        refused = await self._apply(actions, add=accepted, remove=gone, existing=existing)
+        actions = self._table.change(add=accepted, remove=leaving, now=time.monotonic())
+        refused = await self._apply(actions, add=accepted, remove=leaving, existing=existing)
         return {**faults, **refused}
 
     async def _apply(

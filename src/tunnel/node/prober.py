@@ -1,5 +1,5 @@
 """
-Which echoes and probes to send to each peer, and what their replies say of it.
+Which echoes and probes to send to each peer, and what their replies say about it.
 
     add, remove, received, tick  ->  SendMessage, Answered, StateChanged, PathMtuChanged
 
@@ -32,7 +32,7 @@ class SendMessage:
     Sends a control message to a peer.
 
     Attributes:
-        size: Bytes behind the Ethernet header that the message is padded to.
+        size: Bytes after the Ethernet header that the message is padded to.
         dont_fragment: Whether it has to arrive in one piece or not at all.
     """
 
@@ -88,7 +88,7 @@ class Prober:
         self._paths.add(endpoint, family=family, limit=limit, now=now)
 
     def remove(self, endpoint: Endpoint) -> None:
-        """Removes a peer; one that was not added is fine."""
+        """Removes a peer; does nothing if it was not added."""
         self._liveness.remove(endpoint)
         self._paths.remove(endpoint)
 
@@ -107,7 +107,7 @@ class Prober:
     def received(
         self, endpoint: Endpoint, message: Message, *, size: int, now: float
     ) -> list[ProberAction]:
-        """Takes a message of a peer, of `size` bytes behind the Ethernet header."""
+        """Takes a message of a peer, of `size` bytes after the Ethernet header."""
         match message:
             case EchoRequest(number):
                 reply = SendMessage(endpoint, EchoReply(number, self._port, size))

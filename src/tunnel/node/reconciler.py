@@ -1,9 +1,9 @@
 """
 What this node adds to the kernel for its device: addresses, neighbour entries and routes.
 
-    a change of ours  ->  netlink;  another program removes one  ->  it is added again
+    a change by this node  ->  netlink;  another program removes an entry  ->  it is added again
 
-The reconciler knows each entry that there should be. What this node removes is no longer among
+The reconciler knows each entry that should exist. What this node removes is no longer among
 them, so its own notifications repair nothing. Only where the kernel does not notify, or
 notifications are lost, are the kernel's tables read and compared.
 """
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 TASK = "reconciler"
 """Its name under the supervisor."""
 
-_GATHER = 0.1  # seconds: what goes seldom goes alone
+_GATHER = 0.1  # seconds to wait for more notifications: one removal seldom comes alone
 _PAUSE = 1.0  # seconds between two repairs at least: another program may remove them each time
 _RETRY = 10.0  # seconds, after a repair that failed
 _COMPARED_AT_ONCE = 512  # routes: half a millisecond
@@ -100,8 +100,8 @@ class Reconciler:
 
     async def remove_neighbours(self, addresses: Iterable[Address]) -> None:
         async with self._changing:
-            ours = [one for one in addresses if self._neighbours.pop(one, None)]
-            await self._netlink.remove_neighbours(self._index, ours)
+            own = [one for one in addresses if self._neighbours.pop(one, None)]
+            await self._netlink.remove_neighbours(self._index, own)
 
     async def add_routes(
         self, routes: Mapping[Prefix, Address | None]
@@ -115,17 +115,17 @@ class Reconciler:
             return refused
 
     async def remove_routes(self, prefixes: Iterable[Prefix]) -> None:
-        """Removes our routes; a prefix that has none, because adding it failed, is fine."""
+        """Removes this node's routes; ignores a prefix without one, because adding it failed."""
         async with self._changing:
-            ours = [one for one in prefixes if one in self._routes]
-            for prefix in ours:
+            own = [one for one in prefixes if one in self._routes]
+            for prefix in own:
                 del self._routes[prefix]
-            await self._netlink.remove_routes(self._index, ours)
+            await self._netlink.remove_routes(self._index, own)
 
     # Changes that others make.
 
     def _note(self, change: Change) -> None:
-        """Notes what there is to repair, and nothing of what this node changed itself."""
+        """Notes what to repair; ignores this node's own changes."""
         match change:
             case RouteRemoved(prefix) if prefix in self._routes:
                 self._lost_routes.add(prefix)
@@ -171,16 +171,16 @@ class Reconciler:
             return False
         if any(restored):
             log.warning(
-                "%s: put back what was removed (addresses %d, neighbour entries %d, kernel "
-                "routes %d)",
+                "%s: restored what another program removed (addresses %d, neighbour entries %d, "
+                "kernel routes %d)",
                 self._name,
                 *restored,
             )
         return any(restored)
 
     async def _repair(self) -> tuple[int, int, int]:
-        """Returns how many addresses, neighbour entries and routes were missing and are there
-        again. While the device is down it does nothing: the kernel reports when it is up."""
+        """Returns how many addresses, neighbour entries and routes were missing and are
+        restored. While the device is down it does nothing: the kernel reports when it is up."""
         self._up = await self._netlink.is_up(self._index)
         if not self._up:
             return 0, 0, 0
@@ -202,7 +202,7 @@ class Reconciler:
         return len(lost)
 
     async def _find_lost(self) -> None:
-        """Compares the neighbour entries and routes that there should be with the kernel's."""
+        """Compares the neighbour entries and routes that should exist with the kernel's."""
         found = await self._netlink.neighbours(self._index)
         self._lost_neighbours = {
             address for address, mac in self._neighbours.items() if found.get(address) != mac

@@ -3,7 +3,7 @@ Resolves the names of peers: when they are added, and again when they are silent
 
     Resolve  ->  look-up  ->  PeerTable.resolved  ->  actions  ->  Driver
 
-An address that cannot be used, say because no socket of its family opens, is taken back: the peer
+An address that cannot be used, say because no socket of its family opens, is discarded: the peer
 keeps the one it had, and its name is resolved again later.
 """
 
@@ -64,7 +64,7 @@ class Resolver:
         await asyncio.gather(*self._lookups, return_exceptions=True)
 
     def wake(self) -> None:
-        """Has the task look when a name is due, after peers changed."""
+        """Makes the task check which name is due, after peers changed."""
         self._ticker.wake(self._table.next_tick(time.monotonic()))
 
     def look_up(self, actions: Iterable[Action]) -> None:

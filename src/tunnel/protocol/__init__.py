@@ -1,7 +1,7 @@
 """
 The rules between nodes, without a clock, a socket or a loop: ``(event, now)`` in, actions out.
 
-    peer_table      which peers there are, with address and index
+    peer_table      the peers, each with its address and index
     liveness        whether a peer answers
     path_mtu        the path MTU of a peer
     neighbours      the MAC of a peer's VTEP

@@ -2,7 +2,7 @@
 Control frames: the messages that nodes send each other through the data path.
 
 A control frame is a VXLAN frame with EtherType 0x88B5 (IEEE 802 local experimental), so it takes
-the path of packets, and other implementations drop it. Behind the Ethernet header is a msgpack
+the path of packets, and other implementations drop it. After the Ethernet header is a msgpack
 map, padded with zeros to 64 bytes or to the size of a probe::
 
     {"v": 1, "kind": "echo", "id": 7, "port": 8472}
@@ -30,11 +30,11 @@ HEADERS = struct.Struct("!BxxxI6s6sH")
 """VXLAN and inner Ethernet: flags, VNI << 8, destination, source, EtherType."""
 
 LEAST = 64
-"""Bytes behind the Ethernet header. Every answer has exactly this size, so none is larger than its
+"""Bytes after the Ethernet header. Every answer has exactly this size, so none is larger than its
 request: a sender that forges an address cannot have more sent to it than it sent itself."""
 
 MOST = 65_507 - HEADERS.size
-"""Bytes behind the Ethernet header, in one datagram of UDP over IPv4."""
+"""Bytes after the Ethernet header, in one datagram of UDP over IPv4."""
 
 ControlMessage = tuple[int, bytes, int, bytes, bytes]
 """As the C core delivers it: index of a peer at the outer source address, packed outer source
@@ -61,7 +61,7 @@ class EchoRequest:
 
 @dataclass(frozen=True)
 class EchoReply:
-    """Answers an :class:`EchoRequest`; `size` counts the bytes behind the Ethernet header."""
+    """Answers an :class:`EchoRequest`; `size` counts the bytes after the Ethernet header."""
 
     id: int
     port: int
@@ -106,7 +106,7 @@ def kind_of(message: Message) -> str:
 
 
 def encode(message: Message, *, vni: int, source: Mac, destination: Mac, size: int = 0) -> bytes:
-    """Returns the UDP payload, with at least `size` bytes behind the Ethernet header."""
+    """Returns the UDP payload, with at least `size` bytes after the Ethernet header."""
     body: bytes = msgpack.packb({"v": VERSION, "kind": kind_of(message), **asdict(message)})
     before = headers(vni, destination=destination.packed, source=source, ethertype=ETHERTYPE)
     return before + body.ljust(max(size, LEAST), b"\0")

@@ -29,7 +29,7 @@ MISSES = 3
 """Echoes lost in a row after which a peer that answered before is silent."""
 
 AT_ONCE = 64
-"""Echoes in one tick at most, so that the socket's buffer has room for all the replies."""
+"""The most echoes in one tick, so that the socket's buffer has room for all replies."""
 
 _MEMORY = 20  # echoes that the loss is computed from
 _SMOOTHING = 1 / 8  # of the round trip, as TCP does (RFC 6298)
@@ -171,7 +171,7 @@ class Liveness:
             pulse.answered.append(False)
             pulse.missed += 1
         if late and pulse.missed < MISSES and pulse.state is PeerState.UP:
-            pulse.due = min(pulse.due, now)  # the next echo tells soon
+            pulse.due = min(pulse.due, now)  # so that the next echo decides soon
         if pulse.missed < MISSES or pulse.state is not PeerState.UP:
             return []
         return self._set_state(endpoint, pulse, PeerState.SILENT, now=now)

@@ -3,9 +3,10 @@ The MAC of each peer's VTEP: configured, received in control frames, or resolved
 
     add, received_frame, received_address, tick  ->  MacLearned, SendSolicitation
 
-A configured MAC is never changed. A node of this program sends its MAC in every control frame. Any
-other, like a kernel vxlan device, is resolved by ARP or NDP for the overlay addresses that it owns:
-three times, a second apart, as Linux does, and again as long as packets are sent to it.
+A configured MAC is never changed. A node of this program sends its MAC in every control frame. The
+MAC of any other peer, like a kernel vxlan device, is resolved by ARP or NDP for the overlay
+addresses that it owns: three times, a second apart, as Linux does, and again as long as packets are
+sent to it.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ TRIES = 3
 """Solicitations in a row."""
 
 PAUSE = 1.0
-"""Seconds between them."""
+"""Seconds between solicitations in a row."""
 
 RETRY = 5.0
 """Seconds until a peer that did not answer is solicited again, if packets are sent to it."""
 
 CONFIRM = 30.0
-"""Seconds until a peer that did answer is, if packets are sent to it."""
+"""Seconds until a peer that answered is solicited again, if packets are sent to it."""
 
 _MOST_SOLICITED = 8  # addresses of one peer
 _FIRST_HOSTS = 3  # addresses of a prefix, the network address included
@@ -86,7 +87,7 @@ class Neighbours:
     The VTEPs of all peers. `now` is monotonic seconds throughout.
 
     Args:
-        mac: That of this node, which no peer may have.
+        mac: The MAC of this node, which no peer may have.
         unique: Whether each peer needs a MAC of its own, as in TAP mode, where the FDB finds peers
             by MAC.
     """
@@ -97,7 +98,7 @@ class Neighbours:
         self._holders: dict[Mac, Endpoint] = {}
 
     def add(self, peer: Peer, *, now: float) -> None:
-        """Adds a peer, or one whose address or prefixes changed. A MAC that is known stays until
+        """Adds a peer, or updates one whose address or prefixes changed. A known MAC stays until
         another is received."""
         before = self._vteps.get(peer.endpoint)
         mac = peer.mac or (before.mac if before else None)
@@ -116,13 +117,13 @@ class Neighbours:
             self._holders[mac] = peer.endpoint
 
     def remove(self, endpoint: Endpoint) -> None:
-        """Removes a peer; one that was not added is fine."""
+        """Removes a peer; does nothing if it was not added."""
         vtep = self._vteps.pop(endpoint, None)
         if vtep is not None:
             self._release(vtep)
 
     def get(self, endpoint: Endpoint, *, now: float) -> Neighbour:
-        """Returns the VTEP of a peer; one without a MAC for a peer that was not added."""
+        """Returns the VTEP of a peer, without a MAC if the peer was not added."""
         vtep = self._vteps.get(endpoint)
         if vtep is None:
             return Neighbour(None, MacSource.UNKNOWN, 0.0)
@@ -146,7 +147,7 @@ class Neighbours:
             return []
         if not any(address in prefix for prefix in vtep.peer.prefixes):
             if vtep.mac is None and vtep.solicited and not vtep.tries:
-                # The peer answers, but this was an address of the link.
+                # The peer answers, but with an address of the link.
                 vtep.due, vtep.tries = now, TRIES
             return []
         if not vtep.is_authoritative(address) or not self._is_usable(vtep, mac):
@@ -191,7 +192,7 @@ class Neighbours:
         vtep.tries -= 1
         vtep.due = now + (PAUSE if vtep.tries else RETRY)
         if not vtep.tries:
-            vtep.address = None  # the next answer counts, of whichever address
+            vtep.address = None  # the next answer counts, whatever its address
         return (SendSolicitation(vtep.peer.endpoint, address) for address in vtep.solicited)
 
     def _is_usable(self, vtep: _Vtep, mac: Mac) -> bool:
@@ -206,7 +207,7 @@ class Neighbours:
             return True
         if vtep.refused != mac:
             vtep.refused = mac
-            log.warning("peer %s: its MAC %s is %s", vtep.peer.endpoint, mac, owner)
+            log.warning("peer %s: ignoring MAC %s, which is %s", vtep.peer.endpoint, mac, owner)
         return False
 
     def _learn(self, vtep: _Vtep, mac: Mac, *, source: MacSource, now: float) -> list[MacLearned]:

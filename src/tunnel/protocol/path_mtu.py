@@ -11,8 +11,8 @@ is sent at once, with sizes between one that fits and the one that was lost, and
 three of them find the size to the byte. From time to time a fan tries larger sizes, because a path
 can become wider.
 
-Each fan includes the smallest probe. If that is lost too, the peer is away, and the fan says
-nothing about sizes. The path MTU of a peer that never answers stays unknown.
+Each fan includes the smallest probe. If that is lost too, the peer is unreachable, and the
+fan says nothing about sizes. The path MTU of a peer that never answers stays unknown.
 
 Sizes are of inner packets, in bytes.
 """

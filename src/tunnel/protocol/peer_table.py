@@ -1,11 +1,11 @@
 """
-Which peers there are, the index of each in the packet path, and its current address.
+The peers, the index of each in the packet path, and its current address.
 
     add, remove, change, resolved, tick  ->  actions, to be applied in order
 
 The lowest free index is assigned, and an index is free only after :class:`ForgetPeer`. Routes never
-name an index that does not exist: a peer is put before the routes that name it, and forgotten after
-they are gone.
+name an index that does not exist: a peer is put before the routes that name it, and removed after
+those routes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SILENCE = 30.0
 """Seconds without a packet from a peer after which its name is resolved again."""
 
 LONGEST_RETRY = 60.0
-"""Seconds. A name that has no address is resolved again after 1, 2, 4 ... and at most this."""
+"""Seconds. The pause before a name without an address is resolved again doubles up to this."""
 
 _LISTED = 8  # peers that the text of a PeerNotFoundError names at most
 
@@ -63,7 +63,7 @@ class PutRoutes:
 
 @dataclass(frozen=True)
 class AddKernelRoute:
-    """Has the kernel route a prefix to the device."""
+    """Adds a kernel route for a prefix to the device."""
 
     prefix: Prefix
 
@@ -139,7 +139,7 @@ class PeerTable:
     def __contains__(self, endpoint: object) -> bool:
         return endpoint in self._members
 
-    # Questions.
+    # Queries.
 
     def peer(self, endpoint: Endpoint) -> Peer:
         """Returns a peer. Raises PeerNotFoundError."""
@@ -209,7 +209,7 @@ class PeerTable:
         replaced = {*remove, *new}
         stay = [one.peer for endpoint, one in self._members.items() if endpoint not in replaced]
         found: dict[Endpoint, ConfigError] = {}
-        # What overlaps the prefix of one that is left out may overlap another's as well.
+        # A rejected peer may have hidden another overlap of the same prefix.
         while more := self._find_faults([*stay, *new.values()]):
             found |= more
             new = {endpoint: peer for endpoint, peer in new.items() if endpoint not in more}
@@ -269,7 +269,7 @@ class PeerTable:
                 member.replace(peer)
             members.append(member)
         for member in leaving:
-            # Only now, so that no new peer gets an index by which packets may be on their way.
+            # Only now, so that no new peer gets an index that packets in flight still use.
             heapq.heappush(self._free, member.index)
         if not (members or leaving):
             return []
@@ -312,8 +312,8 @@ class PeerTable:
     def revert(
         self, endpoint: Endpoint, address: Address | None, error: TunnelError, *, now: float
     ) -> list[Action]:
-        """Takes back a resolved address that could not be put, because of `error`: the peer has
-        the `address` before it again, and its name is resolved again later."""
+        """Gives a peer its earlier `address` back, because `error` kept the packet path from using
+        the resolved one. Its name is resolved again later."""
         member = self._members.get(endpoint)
         if member is None:
             return []
@@ -360,7 +360,7 @@ class PeerTable:
     def _not_found(self, peer: str) -> PeerNotFoundError:
         some = ", ".join(str(one) for one in islice(self._members, _LISTED)) or "none"
         more = ", ..." if len(self._members) > _LISTED else ""
-        return PeerNotFoundError(f"peer {peer} is not there (there are: {some}{more})")
+        return PeerNotFoundError(f"peer {peer} does not exist (peers: {some}{more})")
 
     def _insert(self, peer: Peer, *, following: int) -> _Member:
         # Used, free and leaving indices together are always 0 ... n-1.
@@ -425,8 +425,8 @@ class PeerTable:
         return None if address is None else self._holders.get(address, {}).get(port)
 
     def _find_trouble(self, endpoint: Endpoint, answer: Address | UnderlayError) -> str:
-        """Returns why an answer cannot be used, empty if it can. It may be neither this node nor
-        another peer, whose packets could not be told apart then; a later answer may be better."""
+        """Returns why an answer cannot be used, empty if it can. An address of this node or of
+        another peer cannot: their packets would look alike. A later answer may be usable."""
         if isinstance(answer, UnderlayError):
             return str(answer)
         try:
@@ -441,10 +441,10 @@ class PeerTable:
 
 def _exists_already(before: Peer, after: Peer) -> ConfigError:
     if before == after:
-        return ConfigError(f"peer {after.endpoint} is there already")
+        return ConfigError(f"peer {after.endpoint} exists already")
     prefixes = ", ".join(map(str, before.prefixes)) or "no prefix"
     return ConfigError(
-        f"peer {after.endpoint} is there already, with {prefixes} "
+        f"peer {after.endpoint} exists already, with {prefixes} "
         "(use change_peers to replace it, or remove it first)"
     )
 

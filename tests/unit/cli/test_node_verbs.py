@@ -112,7 +112,7 @@ def test_peers(one: Node) -> None:
 def test_impossible_peers(one: Node) -> None:
     assert "overlaps" in one.tell("peer", "add", "127.0.0.3=10.2.0.0/24", code=2)
     assert "has no prefix" in one.tell("peer", "add", "127.0.0.3", code=2)
-    assert "is not there" in one.tell("peer", "remove", "127.0.0.3", code=2)
+    assert "does not exist" in one.tell("peer", "remove", "127.0.0.3", code=2)
     assert len(one.json("peer", "list")) == 1
 
 
@@ -163,7 +163,7 @@ def test_ping_of_a_silent_peer(one: Node) -> None:
     said = one.tell("ping", "127.0.0.9", "-c", "1", code=1)
     assert "it has never answered" in said
     assert said.endswith("0 of 1 answered\n")
-    assert "nobody is not there" in one.tell("ping", "nobody", code=2)
+    assert "nobody does not exist" in one.tell("ping", "nobody", code=2)
 
 
 def test_reload_without_a_file(one: Node) -> None:

@@ -280,7 +280,7 @@ FOUR, SIX = "10.244.1.0/24", "fd00:244:1::/64"
         (
             {"network": ["10.244.0.0/16", "10.9.0.0/16"]},
             ("network", 1),
-            "is a second one beside 10.244.0.0/16",
+            "is a second network beside 10.244.0.0/16",
         ),
         ({"network": ["10.9.0.0/16"], "subnet": [FOUR]}, ("subnet", 0), "not within the network"),
         (

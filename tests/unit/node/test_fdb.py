@@ -175,14 +175,14 @@ async def test_what_cannot_be_in_an_fdb() -> None:
         await met(tunnels)
         theirs = next(iter(vteps(a)))
         wrongs: list[tuple[Callable[[], object], str]] = [
-            (lambda: a.add_fdb(B, peer="192.0.2.9"), "is not there"),
+            (lambda: a.add_fdb(B, peer="192.0.2.9"), "does not exist"),
             (lambda: a.add_fdb(B, peer=a.peers[0], vlan=4095), "out of range"),
             (lambda: a.add_fdb("01:00:5e:00:00:01", peer=a.peers[0]), "not a unicast address"),
             (lambda: a.add_fdb(theirs.mac, peer=a.peers[0]), "is that of peer"),
             (lambda: a.add_fdb(a.status().mac, peer=a.peers[0]), "this node's own"),
-            (lambda: a.remove_fdb(theirs.mac), "goes with it"),
-            (lambda: a.remove_fdb(B), "is not there"),
-            (lambda: a.remove_fdb(B, vlan=7), f"{B} vlan 7 is not there"),
+            (lambda: a.remove_fdb(theirs.mac), "removed with the peer"),
+            (lambda: a.remove_fdb(B), "does not exist"),
+            (lambda: a.remove_fdb(B, vlan=7), f"{B} vlan 7 does not exist"),
         ]
         for wrong, says in wrongs:
             with pytest.raises((ConfigError, PeerNotFoundError), match=says):
@@ -261,7 +261,7 @@ async def test_the_verbs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert await tell("fdb", "remove", B, "--vlan", "7") == f"- {B} vlan 7\n"
         assert await tell("fdb", "flush") == f"- {B}\n"
         assert await tell("fdb", "flush", "--learned") == ""
-        assert "is not there" in await tell("fdb", "remove", B, code=2)
+        assert "does not exist" in await tell("fdb", "remove", B, code=2)
         # What is for a host behind this one is dropped by a routed node alone.
         assert "accepted" in await tell("decode", "0800000000000100" + frame(B, C).hex())
         neighbours = json.loads(await tell("neighbour", "list", "--json"))

@@ -63,7 +63,7 @@ async def test_a_peer_is_found_by_endpoint_host_or_overlay_address() -> None:
 @pytest.mark.parametrize("text", ["10.9.9.9", "127.0.0.7", "127.0.0.2:9", "nobody", "x" * 300])
 async def test_a_peer_that_is_not_there_is_an_error_that_lists_some(text: str) -> None:
     async with two_tunnels() as (one, _):
-        with pytest.raises(PeerNotFoundError, match=f"there are: {one.peers[0]}"):
+        with pytest.raises(PeerNotFoundError, match=f"peers: {one.peers[0]}"):
             one.find_peer(text)
         with pytest.raises(PeerNotFoundError):
             await one.ping(text)
@@ -82,7 +82,7 @@ async def test_a_host_with_several_peers_takes_a_port() -> None:
 async def test_a_peer_that_is_added_twice_is_an_error_that_says_what_to_do() -> None:
     async with two_tunnels() as (one, _):
         (peer,) = one.peers
-        with pytest.raises(ConfigError, match=r"is there already$"):
+        with pytest.raises(ConfigError, match=r"exists already$"):
             await one.add_peer(Peer(peer, ["10.2.0.0/16"]))
         with pytest.raises(ConfigError, match=r"already, with 10\.2\.0\.0/16 .use change_peers"):
             await one.add_peer(Peer(peer, ["10.7.0.0/16"]))

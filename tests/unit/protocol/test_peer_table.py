@@ -81,7 +81,7 @@ def test_removal_goes_the_other_way_round() -> None:
 
 
 def test_who_is_not_there_cannot_be_removed() -> None:
-    with pytest.raises(PeerNotFoundError, match=r"192\.0\.2\.2:4789 is not there"):
+    with pytest.raises(PeerNotFoundError, match=r"192\.0\.2\.2:4789 does not exist"):
         made(TWO).remove(Endpoint("192.0.2.2", 4789), now=0)
 
 
@@ -118,7 +118,7 @@ def test_indices_are_always_the_lowest_that_were_free(toggles: list[int]) -> Non
     [
         (
             Peer("192.0.2.2", ["10.9.0.0/16"]),
-            "is there already, with 10.244.2.0/24, fd00",
+            "exists already, with 10.244.2.0/24, fd00",
         ),
         (Peer("192.0.2.1", ["10.9.0.0/16"]), "this node itself"),
         (Peer("192.0.2.9", ["10.244.2.128/25"]), "overlaps 10.244.2.0/24 of peer 192.0.2.2:8472"),

@@ -89,14 +89,14 @@ async def test_peers_are_added_and_removed(path: Path) -> None:
         third = {"added": ["127.0.0.3:8472"]}
         assert await node.call("peer_add", peer="127.0.0.3=10.3.0.0/16") == third
         assert len(one.peers) == 2
-        with pytest.raises(ConfigError, match="is there already"):
+        with pytest.raises(ConfigError, match="exists already"):
             await node.call("peer_add", peer="127.0.0.3=10.4.0.0/16")
         with pytest.raises(ConfigError, match="overlaps"):
             await node.call("peer_add", peer="127.0.0.4=10.3.0.0/24")
         assert await node.call("peer_remove", endpoint="127.0.0.3") == {
             "removed": ["127.0.0.3:8472"]
         }
-        with pytest.raises(PeerNotFoundError, match="is not there"):
+        with pytest.raises(PeerNotFoundError, match="does not exist"):
             await node.call("peer_remove", endpoint="127.0.0.3")
         assert len(one.peers) == 1
 
@@ -119,7 +119,7 @@ async def test_a_peer_is_found_by_endpoint_host_or_address(kind: str, path: Path
         (peer,) = one.peers
         text = {"endpoint": str(peer), "host": peer.host, "overlay address": "10.2.3.4"}[kind]
         assert (await node.call("ping", peer=text))["peer"] == str(peer)
-        with pytest.raises(PeerNotFoundError, match=f"10.9.9.9 is not there .there are: {peer}"):
+        with pytest.raises(PeerNotFoundError, match=f"10.9.9.9 does not exist .peers: {peer}"):
             await node.call("ping", peer="10.9.9.9")
 
 
@@ -149,7 +149,7 @@ WRONG_ARGUMENTS: list[tuple[str, dict[str, Any], str]] = [
     ("ping", {}, "peer is None"),
     ("ping", {"peer": "127.0.0.2", "size": True}, "size is True"),
     ("ping", {"peer": "127.0.0.2", "size": 1 << 40}, "out of range"),
-    ("ping", {"peer": "x" * 1000}, "is not there"),
+    ("ping", {"peer": "x" * 1000}, "does not exist"),
     ("peer_add", {"peer": "127.0.0.3"}, "has no prefix"),
     ("peer_remove", {"endpoint": "::1:"}, "endpoint"),
     ("frobnicate", {}, "known: status, peers"),
