@@ -7,7 +7,7 @@ import sys
 def main() -> int:
     """Runs the command and returns its exit code. Ctrl-C during the imports prints nothing."""
     before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:  # and not ignored, as with nohup
+    if before is signal.default_int_handler:  # it may be ignored, as with nohup
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from tunnel import cli  # noqa: PLC0415
 

@@ -2,7 +2,7 @@
 All errors of this package, a class for each reaction that a program may have.
 
     TunnelError
-    ├── ConfigError                 a value of the configuration that cannot be used
+    ├── ConfigError                 an invalid value in the configuration
     ├── CodecError                  bytes that are not a VXLAN frame, or do not fit into one
     ├── PeerNotFoundError           no peer has that endpoint, name or address
     ├── NoAnswerError               a peer did not answer in time, and at which stage
@@ -15,7 +15,7 @@ All errors of this package, a class for each reaction that a program may have.
         ├── StoreRefusedError       refuses (certificate, user, permission, space): ask an operator
         ├── ConflictError           a guarded write came too late: read again, decide again
         ├── WatchGapError           the watch cannot continue: read again, and compare
-        └── LeaseExpiredError       a lease has expired, and its keys are gone
+        └── LeaseExpiredError       a lease has expired, and its keys are deleted
 
 A packet that cannot be forwarded raises nothing: it is counted under its reason.
 """
@@ -28,7 +28,7 @@ class TunnelError(Exception):
 
 class ConfigError(TunnelError, ValueError):
     """
-    A value that cannot be used.
+    An invalid value in the configuration.
 
     Attributes:
         key: Path to the value, ``("peer", 1, "mac")``; empty if the fault is not in one place.
@@ -110,13 +110,13 @@ class ConflictError(StoreError):
 
     def __init__(self, key: str, *, expect: int, revision: int) -> None:
         super().__init__(
-            f"{key} is {_at(revision)}, expected {_at(expect)}: another was faster (read again)"
+            f"{key} is {_at(revision)}, expected {_at(expect)}: written since (read again)"
         )
         self.key, self.expect, self.revision = key, expect, revision
 
 
 def _at(revision: int) -> str:
-    return f"at revision {revision}" if revision else "not there"
+    return f"at revision {revision}" if revision else "absent"
 
 
 class WatchGapError(StoreError):
@@ -127,5 +127,5 @@ class LeaseExpiredError(StoreError):
     """A lease has expired, or never existed."""
 
     def __init__(self, lease: int) -> None:
-        super().__init__(f"lease {lease:x} has ended (acquire again)")
+        super().__init__(f"lease {lease:x} has expired (acquire again)")
         self.lease = lease

@@ -76,7 +76,7 @@ def families(status: Status, stats: Stats) -> Iterator[Metric]:
     peers = [(str(peer.endpoint), peer) for peer in status.peers]
     yield _info(status)
     if status.device is not None:
-        text = "Whether the device is up; 0 after somebody has set it down"
+        text = "Whether the device is up; 0 if another program has set it down"
         yield _gauge("tunnel_device_up", text, [((), status.device_up)])
     yield _gauge("tunnel_mtu_bytes", "MTU of the device", [((), status.mtu)])
     yield _gauge("tunnel_workers", "Threads that move packets", [((), status.workers)])
@@ -119,7 +119,7 @@ def _store(store: StoreStatus) -> Iterator[Metric]:
     if store.lease_remaining is not None:
         text = "Seconds until the node's lease expires unless it is renewed"
         yield _gauge("tunnel_lease_seconds", text, [((), store.lease_remaining)])
-    text = "Records and settings in the store that are wrong"
+    text = "Invalid records and settings in the store"
     yield _gauge("tunnel_store_troubles", text, [((), len(store.troubles))])
 
 
@@ -173,7 +173,7 @@ class TunnelCollector:
         return families(*self._tunnel.snapshot())
 
 
-# The server. Whatever comes from outside is bounded.
+# The server. Everything that a client controls is bounded.
 
 
 class Place(NamedTuple):
@@ -330,7 +330,7 @@ class MetricsServer:
 
     async def _read(self, encode: Callable[[_Scrape], bytes]) -> bytes:
         # With many peers the text takes most of the time, so a thread makes it. One scrape at a
-        # time: many clients delay the loop no more than one that asks often.
+        # time: many clients delay the loop no more than one frequent client does.
         async with self._scraping:
             status, stats = self._tunnel.snapshot()
             return await asyncio.to_thread(encode, _Scrape(status, stats, self._process))

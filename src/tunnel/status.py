@@ -112,8 +112,8 @@ class FdbEntry:
 
 
 class MacSource(Enum):
-    """Where the MAC of a peer's VTEP is from: its configuration, its control frames, its answer to
-    ARP or NDP; or it is unknown."""
+    """How the node knows the MAC of a peer's VTEP: by configuration, by the peer's control frames,
+    by its answers to ARP and NDP, or not at all."""
 
     CONFIGURED = "configured"
     CONTROL = "control"
@@ -143,9 +143,9 @@ class PeerStatus:
 
     Attributes:
         address: Its underlay address, None until its name is resolved.
-        mac: The MAC of its VTEP, None while it is sent the MAC that every node accepts.
+        mac: The MAC of its VTEP, None while frames to it carry the MAC that every node accepts.
         state_age: Seconds in `state`.
-        rtt: Smoothed round trip of echoes in seconds, None before the first answer.
+        rtt: Smoothed round-trip time of echoes in seconds, None before the first answer.
         loss: Share of the last echoes without an answer, 0 to 1; None before the first echo.
         path_mtu: Largest inner packet that reaches it, in bytes; None if unknown.
         trains: Whether datagram trains are sent to it.
@@ -225,13 +225,13 @@ class Status:
         drops: Dropped packets by reason, of all peers.
         subnets: The prefixes behind this node.
         mode: ``tun`` or ``tap``.
-        device_up: False if somebody has set the device down, so that no packet passes.
+        device_up: False if another program has set the device down, so that no packet passes.
         store: The store in which it finds its peers, None if they are configured.
         tasks: The health of each supervised task.
         phase: ``open``, or what the node does before or after that, as :attr:`tunnel.Tunnel.phase`
             says. Before it is open, there are no endpoints and no peers, and `mtu` is 0 unless it
             is configured.
-        pid: The process of the node, as it sees itself.
+        pid: The node's process id, in its own PID namespace.
         netns: The inode number of its network namespace, 0 if unknown.
     """
 

@@ -48,12 +48,12 @@ class Supervisor:
 
     def start(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
         """Runs `work` until :meth:`stop` or :meth:`close`; a return ends it for good."""
-        assert name not in self._tasks, f"{name} runs already"
+        assert name not in self._tasks, f"{name} is already running"
         self._health[name] = TaskHealth(name)
         self._tasks[name] = asyncio.create_task(self._keep(name, work), name=name)
 
     async def stop(self, names: Iterable[str]) -> None:
-        """Cancels tasks and waits for their end; one that does not run is fine."""
+        """Cancels tasks and waits for their end; ignores names of tasks that do not run."""
         ending = [task for name in names if (task := self._tasks.pop(name, None)) is not None]
         for task in ending:
             task.cancel()
@@ -64,13 +64,13 @@ class Supervisor:
         await self.stop(tuple(self._tasks))
 
     def failed(self, name: str, error: BaseException) -> None:
-        """Records that `name` failed; it need not be a task, but may be a thread."""
+        """Records that `name` failed, which may be a task or a thread."""
         before = self._health.get(name, TaskHealth(name))
         why = f"{type(error).__name__}: {error}"
-        # The traceback once: a fault that repeats would fill the log.
+        # Log the traceback once: a repeated fault would fill the log.
         repeated = why == before.why
         log.error(
-            "%s: %s failed: %s (restarts it)",
+            "%s: %s failed: %s (restarting it)",
             self._owner,
             name,
             why,

@@ -63,7 +63,7 @@ class Tunnel:
     Takes a :class:`Config`, or the keywords of one: ``Tunnel(vni=7)`` is ``Tunnel(Config(vni=7))``.
 
     Args:
-        device: ``"tun"`` creates the device that `mode` says, a TUN or a TAP; None creates none.
+        device: ``"tun"`` creates a TUN or a TAP device, as `mode` says; None creates none.
         confined: Gives up, for good, all privileges of the process but CAP_NET_ADMIN when the
             device is open, before any thread starts. For a process that only runs a node.
         user: The user that a confined process then runs as.
@@ -123,8 +123,8 @@ class Tunnel:
         await self.close()
 
     async def close(self) -> None:
-        """Closes the tunnel, as leaving the block does. However often it is cancelled, it finishes
-        first."""
+        """Closes the tunnel, as leaving the block does. It finishes first, however often it is
+        cancelled."""
         await self._node.close()
 
     async def wait_closed(self) -> None:
@@ -133,7 +133,7 @@ class Tunnel:
 
         Raises:
             StateError: The tunnel was not entered.
-            DeviceError: The tunnel closed by itself, because its device is gone.
+            DeviceError: The tunnel closed by itself, because its device was deleted.
             UnderlayError: The tunnel closed by itself, because its UDP socket failed.
         """
         await self._node.wait_closed()
@@ -179,8 +179,8 @@ class Tunnel:
                 `remove` as well.
             remove: Peers to remove. One that does not exist is fine.
 
-        Returns the peers that could not be added or changed, with the reason. Those are not there
-        afterwards; everything else of the change was done.
+        Returns the peers that could not be added or changed, with the reason. The tunnel does not
+        have them afterwards; the rest of the change is applied.
         """
         self._node.check_open()
         return await self._node.peers.change(add=add, remove=remove)
@@ -197,13 +197,15 @@ class Tunnel:
         """
         for word in differences(self.config, config):
             if word not in ("peer", "loop"):
-                raise ConfigError(f"{word} cannot change while it runs (restart it)", key=(word,))
+                raise ConfigError(
+                    f"{word} cannot change while the node runs (restart the node)", key=(word,)
+                )
         self._node.check_open()
         await self._node.peers.replace(config.peers)
 
     async def renumber(self, config: Config) -> None:
         """
-        Replaces the subnets and overlay addresses of this node by those of `config`. Cancelled, it
+        Replaces this node's subnets and overlay addresses with those of `config`. Cancelled, it
         may have been done in part.
 
         Raises:
@@ -315,19 +317,19 @@ class Tunnel:
 
     @property
     def peers(self) -> tuple[Endpoint, ...]:
-        """The current peers; :meth:`status` has more of each."""
+        """The endpoints of the current peers; :meth:`status` has more about each."""
         return tuple(self._opened.peers.indices)
 
     def find_peer(self, peer: str | Endpoint) -> Endpoint:
         """
-        Returns the endpoint of the peer that is meant.
+        Returns the endpoint of a peer.
 
         Args:
-            peer: Its endpoint, its host alone if no other peer is there, or an overlay address
-                that it owns.
+            peer: Its endpoint, its host alone if no other peer has that host, or an overlay
+                address that it owns.
 
         Raises:
-            PeerNotFoundError: There is no such peer; the text lists some that there are.
+            PeerNotFoundError: There is no such peer; the text lists some of the peers.
         """
         return self._opened.peers.find(peer)
 
@@ -384,7 +386,7 @@ class Tunnel:
         return snapshot.read_drops(self._opened)
 
     def neighbours(self) -> dict[Endpoint, Neighbour]:
-        """Returns the MAC of each peer's VTEP, and where it is known from."""
+        """Returns the MAC of each peer's VTEP, and how the node knows it."""
         peers = self._opened.peers
         return {endpoint: peers.neighbour(endpoint) for endpoint in peers.indices}
 
@@ -400,7 +402,7 @@ class Tunnel:
 
         Raises:
             ClosedError: The tunnel is closed.
-            DeviceError: The device is gone.
+            DeviceError: The device no longer exists.
         """
         self._node.check_open()
         return await snapshot.read_routes(self._node)
@@ -422,7 +424,7 @@ class Tunnel:
 
         Args:
             peer: As for :meth:`find_peer`.
-            size: Bytes behind the Ethernet header, which are not fragmented.
+            size: Bytes after the Ethernet header, which are not fragmented.
 
         Raises:
             PeerNotFoundError: There is no such peer.
@@ -490,7 +492,7 @@ class Tunnel:
                 ``device=None``, where the program has them itself.
             ClosedError: The tunnel is closed.
             DeviceError: CAP_NET_RAW is missing, or there is no route to any peer; while iterating,
-                an interface is gone.
+                an interface no longer exists.
         """
         self._node.check_open()
         prepared = await capture_node(self.status(watch=False), outer=outer, text=text)
@@ -511,7 +513,7 @@ class Tunnel:
         Returns the path of a packet to `address`, step by step: what decides at each, and where the
         path ends.
 
-        The kernel and the packet path are asked what they would do; nothing is sent. With
+        Asks the kernel and the packet path what they would do; sends nothing. With
         ``device=None`` the path begins at the packet path. Cancelled, nothing changes.
 
         Args:

@@ -86,7 +86,7 @@ class Mac:
 
 
 ANY_VTEP_MAC = Mac(bytes.fromhex("027674657000"))
-"""The MAC that every node accepts beside its own, so that no node may have it as its own. It is
+"""The MAC that every node accepts beside its own, so no node may use it as its own. It is
 repeated here because the C core, which defines it, is above the configuration."""
 
 
@@ -103,7 +103,7 @@ class Endpoint:
             raise ConfigError(f"endpoint {self} has a port out of range (1 to 65535)")
         # Compared and hashed as text, so each host has one spelling.
         object.__setattr__(self, "host", _canonical_host(self.host))
-        # Every table of peers is by endpoint: a status of many peers is a tenth faster so.
+        # Tables of peers are keyed by endpoint: caching the hash makes a status a tenth faster.
         object.__setattr__(self, "_hash", hash((self.host, self.port)))
 
     def __hash__(self) -> int:
@@ -155,7 +155,7 @@ class Peer:
     """
     Another node and the overlay prefixes that it owns.
 
-    Takes loose values and holds exact ones: ``Peer("192.0.2.2", ["10.244.2.0/24"])``. A peer
+    Accepts text and stores typed values: ``Peer("192.0.2.2", ["10.244.2.0/24"])``. A peer
     without prefixes is valid in TAP mode only.
 
     Args:
@@ -203,14 +203,14 @@ class KernelRoute:
     What the kernel of this host does with a packet, and by which route.
 
     Attributes:
-        entry: The route as ``ip route`` prints it; empty where the kernel refuses the packet.
-        kind: The type of route, as ``unicast`` or ``local``; empty where the kernel refuses.
+        entry: The route as ``ip route`` prints it; empty if the kernel refuses the packet.
+        kind: The type of route, as ``unicast`` or ``local``; empty if the kernel refuses it.
         device: The device that the packet leaves by or is delivered to.
         gateway: The next hop; None where the destination is on the link.
         source: The source address that the kernel chooses; None where the packet has one.
         mtu: MTU of the device or of the route, in bytes.
         mac: MAC address of the device; empty where it has none.
-        error: The errno with which the kernel refuses; 0 where it does not.
+        error: The errno with which the kernel refuses; 0 if it does not.
     """
 
     entry: str = ""
