@@ -172,7 +172,7 @@ async def test_ping_of_any_size() -> None:
             assert 0 < await one.ping(f"{TWO}:{PORT}", size=size) < 1
         with pytest.raises(TimeoutError):
             await one.ping(f"{TWO}:{PORT}", size=70_000)
-        with pytest.raises(PeerNotFoundError, match="not there"):
+        with pytest.raises(PeerNotFoundError, match="does not exist"):
             await one.ping("127.0.0.9")
 
 

@@ -160,7 +160,7 @@ async def test_a_peer_that_cannot_be_leaves_all_as_it_was() -> None:
         ]:
             with pytest.raises(ConfigError):
                 await one.add_peer(bad)
-        with pytest.raises(PeerNotFoundError, match="not there"):
+        with pytest.raises(PeerNotFoundError, match="does not exist"):
             await one.remove_peer("127.0.0.3")
         assert described.startswith("tunnel1: vni 1, 127.0.0.1:18472, mtu 64950, 1 peer, no device")
         assert one.stats.drops == {}

@@ -291,7 +291,7 @@ FOUR, SIX = "10.244.1.0/24", "fd00:244:1::/64"
         (
             {"network": ["10.244.0.0/16"], "subnet-file": "/x/y"},
             ("network", 0),
-            "has room for one subnet in network 10.244.0.0/16, not for 0",
+            "holds one subnet in network 10.244.0.0/16, not for 0",
         ),
         (
             {
