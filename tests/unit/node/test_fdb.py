@@ -178,7 +178,7 @@ async def test_what_cannot_be_in_an_fdb() -> None:
             (lambda: a.add_fdb(B, peer="192.0.2.9"), "does not exist"),
             (lambda: a.add_fdb(B, peer=a.peers[0], vlan=4095), "out of range"),
             (lambda: a.add_fdb("01:00:5e:00:00:01", peer=a.peers[0]), "not a unicast address"),
-            (lambda: a.add_fdb(theirs.mac, peer=a.peers[0]), "is that of peer"),
+            (lambda: a.add_fdb(theirs.mac, peer=a.peers[0]), "belongs to the VTEP of peer"),
             (lambda: a.add_fdb(a.status().mac, peer=a.peers[0]), "this node's own"),
             (lambda: a.remove_fdb(theirs.mac), "removed with the peer"),
             (lambda: a.remove_fdb(B), "does not exist"),

@@ -156,7 +156,7 @@ async def test_what_another_removes_is_added_without_a_dump(
     kernel.kernel_neighbours.clear()
     FakeWatch.notify(RouteRemoved(ROUTES[0]))
     FakeWatch.notify(NeighbourRemoved(NEIGHBOUR))
-    await until(lambda: "put back" in caplog.text)
+    await until(lambda: "restored" in caplog.text)
     assert kernel.kernel_routes == set(ROUTES)
     assert kernel.kernel_neighbours == {NEIGHBOUR: MAC}
     assert set(kernel.calls) == {"is_up"}
@@ -181,7 +181,7 @@ async def test_a_route_that_another_has_now_is_reported_and_not_counted(
     kernel.foreign = {ROUTES[0]}
     for prefix in ROUTES:
         FakeWatch.notify(RouteRemoved(prefix))
-    await until(lambda: "put back" in caplog.text)
+    await until(lambda: "restored" in caplog.text)
     assert f"{ROUTES[0]} exists already" in caplog.text
     assert "kernel routes 2)" in caplog.text
 
@@ -201,7 +201,7 @@ async def test_what_the_kernel_does_not_report_is_found(
         kernel.up = True
         change = LinkChanged(up=True)
     FakeWatch.notify(change)
-    await until(lambda: "put back" in caplog.text)
+    await until(lambda: "restored" in caplog.text)
     assert kernel.kernel_addresses == {ADDRESS}
     assert kernel.kernel_neighbours == {NEIGHBOUR: MAC}
     assert kernel.kernel_routes == set(ROUTES)
