@@ -1,5 +1,5 @@
 """
-The operating system: devices, sockets, netlink, nftables and privileges, one noun a file.
+The operating system: devices, sockets, netlink, nftables and privileges; one noun per file.
 
     tun, socketpair              the device of a node, and its stand-in without one
     udp, underlay, resolver      the sockets to the peers, the paths to them, their names
@@ -9,8 +9,8 @@ The operating system: devices, sockets, netlink, nftables and privileges, one no
     packet_socket, bpf           captured packets; filter programs
     epoll                        waits for packets, in the loop or in a thread
     privileges, preload, users, capabilities  what a node gives up when its device is open
-    files, inotify, systemd      atomic files, notices of them, notifications to systemd
-    interface, hostinfo          the interface to other nodes; what this host is like
+    files, inotify, systemd      atomic files, notices of changed files, notifications to systemd
+    interface, hostinfo          the interface to other nodes; facts about this host
 
 Imports config, errors and types. Raises DeviceError and UnderlayError from the OSError.
 """

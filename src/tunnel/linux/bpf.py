@@ -1,4 +1,4 @@
-"""Filter programs of classic BPF, in front of a socket (linux/filter.h)."""
+"""Classic BPF filter programs for sockets (linux/filter.h)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def assemble(lines: Sequence[Line]) -> bytes:
     The program that `lines` describe.
 
     ``load attribute K`` expects the offset of netlink attributes to be loaded; it loads the offset
-    of the attribute of kind K, 0 when there is none, and ``load word at N`` then reads behind it.
+    of the attribute of kind K, 0 when there is none, and ``load word at N`` then reads from there.
     """
     code: list[tuple[int, int, str, str]] = []
     labels: dict[str, int] = {}
@@ -114,7 +114,7 @@ def compile_filter(text: str, *, link: int) -> bytes:
     Compiles a filter expression of tcpdump's (pcap-filter(7)) with libpcap.
 
     Raises:
-        ConfigError: `text` is no such expression, or libpcap is not installed.
+        ConfigError: `text` is not such an expression, or libpcap is not installed.
     """
     library = _load_libpcap()
     handle = library.pcap_open_dead(_DLT[link], SNAPLEN)
@@ -123,8 +123,8 @@ def compile_filter(text: str, *, link: int) -> bytes:
     program = _Program()
     try:
         if library.pcap_compile(handle, ctypes.byref(program), text.encode(), 1, 0xFFFFFFFF):
-            said = library.pcap_geterr(handle).decode(errors="replace")
-            raise ConfigError(f"filter {text!r}: {said} (see pcap-filter(7))")
+            message = library.pcap_geterr(handle).decode(errors="replace")
+            raise ConfigError(f"filter {text!r}: {message} (see pcap-filter(7))")
         compiled = ctypes.string_at(program.instructions, 8 * program.length)
         library.pcap_freecode(ctypes.byref(program))
         return compiled

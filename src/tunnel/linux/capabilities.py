@@ -46,8 +46,8 @@ def permitted() -> set[int]:
 
 
 def restrict(keep: Iterable[int]) -> None:
-    """Leaves this thread no capability but `keep`, which must be permitted and below 32, and the
-    programs it starts none of them."""
+    """Drops all capabilities of this thread except `keep`, which must be permitted and below 32.
+    The programs that it starts get none."""
     mask = sum(1 << number for number in keep)
     _write_sets((_Sets * 2)(_Sets(effective=mask, permitted=mask)))
     _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
@@ -69,7 +69,7 @@ def limit_programs(keep: set[int]) -> None:
 
 
 def forbid_new_privileges() -> None:
-    """Makes set-user-ID bits and file capabilities of programs void (PR_SET_NO_NEW_PRIVS)."""
+    """Makes the kernel ignore set-user-ID bits and file capabilities (PR_SET_NO_NEW_PRIVS)."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 

@@ -1,10 +1,9 @@
 """
-Notifications of the kernel that something of a device has changed (rtnetlink(7)).
+The kernel's notifications of changes to a device (rtnetlink(7)).
 
-    the kernel  ->  a filter that lets pass what concerns the device  ->  a change, decoded
+    the kernel  ->  a filter for messages about the device  ->  a change, decoded
 
-Others' routes, however many come and go, and the routes that this node removes itself do not even
-wake the loop.
+Changes to other routes, and the routes that this node removes itself, do not wake the loop.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ _MESSAGE = struct.Struct("=IHHII")  # linux/netlink.h: length, type, flags, sequ
 
 @dataclass(frozen=True, slots=True)
 class RouteRemoved:
-    """Another program, or the kernel, removed a route of our protocol from the device."""
+    """Another program, or the kernel, removed one of this program's routes from the device."""
 
     prefix: Prefix
 
 
 @dataclass(frozen=True, slots=True)
 class NeighbourRemoved:
-    """An entry of the device is gone, whoever removed it."""
+    """A neighbour entry of the device was removed, by any program."""
 
     address: Address
 
@@ -103,7 +102,7 @@ class DeviceWatch:
         self._loop.add_reader(self._socket.fileno(), self._read)
 
     def close(self) -> None:
-        """Stops the notifications; closed already, it does nothing."""
+        """Stops the notifications; does nothing if already closed."""
         if self._socket.fileno() >= 0:
             self._loop.remove_reader(self._socket.fileno())
             self._socket.close()
@@ -148,9 +147,9 @@ def decode_change(message: bytes) -> Change | None:
 
 def notification_filter(index: int, *, ignored_port: int) -> bytes:
     """
-    Lets pass what concerns the device `index`: a link, an address that comes or goes, a neighbour
-    entry that goes, and a route of our protocol in the main table that goes, unless a request from
-    `ignored_port` removed it.
+    Returns the filter that passes changes of the device `index`: its link, an added or removed
+    address, a removed neighbour entry, and a removed route of this program in the main table,
+    unless a request from `ignored_port` removed it.
 
     The kernel sends each notification as a message of its own.
     """

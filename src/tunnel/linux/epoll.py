@@ -12,7 +12,7 @@ from typing import Protocol
 
 
 class Mover(Protocol):
-    """What moves packets: a :class:`tunnel._native.Forwarder`."""
+    """An object that moves packets: a :class:`tunnel._native.Forwarder`."""
 
     def move(self) -> bool: ...
     def run(self, epoll: int, stop: int, /) -> bool: ...
@@ -74,12 +74,12 @@ class Poller:
         if done.done():
             return
         try:
-            news = self._mover.move()
+            attend = self._mover.move()
         except Exception as error:
             self._stop()
             self._finish(done, error)
             return
-        if news:
+        if attend:
             self._attend()
 
     def _finish(self, done: asyncio.Future[None], error: Exception | None) -> None:

@@ -41,7 +41,7 @@ def replace_file(path: Path, content: bytes, *, mode: int = 0o600, sync: bool = 
 
 
 def _sync_directory(path: Path) -> None:
-    """Makes a rename durable. Some network file systems refuse it: there the rename is."""
+    """Makes a rename durable. Some network file systems refuse this; their renames are durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with suppress(OSError):

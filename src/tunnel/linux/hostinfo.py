@@ -1,4 +1,4 @@
-"""Facts about this host, read from /proc and from tools; nothing is changed."""
+"""Facts about this host, read from /proc and from tools; changes nothing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class UdpSocket:
 
 
 def has_net_admin() -> bool:
-    """Whether this thread has CAP_NET_ADMIN, in whichever user namespace."""
+    """Whether this thread has CAP_NET_ADMIN, in any user namespace."""
     for line in Path("/proc/thread-self/status").read_text().splitlines():
         if line.startswith("CapEff:"):
             return bool(int(line.split()[1], 16) >> _CAP_NET_ADMIN & 1)

@@ -25,7 +25,7 @@ from tunnel.types import Address, InterfaceAddress, KernelNeighbour, KernelRoute
 _HINTS = {
     errno.EPERM: 'run with CAP_NET_ADMIN, or inside "unshare -Urn"',
     errno.EACCES: 'is IPv6 off? see "sysctl net.ipv6.conf.default.disable_ipv6"',
-    errno.ENODEV: "it is gone, or its mtu is below the 1280 bytes that IPv6 needs",
+    errno.ENODEV: "it was deleted, or its mtu is below the 1280 bytes that IPv6 needs",
 }
 """What each refusal most often means, and what to do."""
 
@@ -93,11 +93,11 @@ class Netlink:
 
     async def check_not_in_use(self, name: str) -> None:
         """
-        Checks that no process has the TUN device `name` open: it has a carrier just then.
+        Checks that no process has the TUN device `name` open: only then does it have a carrier.
 
         Raises:
-            DeviceError: A process has. Of a device with several queues the kernel would give
-                this process another one, and with it a share of the packets.
+            DeviceError: A process has it open. The kernel would give this process another queue of
+                a device with several, and with it a share of the packets.
         """
         link = await self._find_link(name)
         if link is not None and link.kind == "tun" and link.carrier:
@@ -169,14 +169,14 @@ class Netlink:
     # Addresses.
 
     async def add_address(self, index: int, address: InterfaceAddress) -> None:
-        """Adds an address; one that exists already is fine. There is no duplicate address
-        detection: addresses are configured, and it would keep each from use for a second."""
+        """Adds an address, unless it exists. Skips duplicate address detection, which would delay
+        the use of each address by a second."""
         body = rtnetlink.address_request(index, address)
         number = await self._change_one(rtnetlink.NEWADDR, body, flags=CREATE | REPLACE)
         _check(number, f"add address {address} to device {device_name(index)}")
 
     async def remove_address(self, index: int, address: InterfaceAddress) -> None:
-        """Removes an address; one that is gone already is fine."""
+        """Removes an address, if it exists."""
         body = rtnetlink.address_request(index, address)
         number = await self._change_one(rtnetlink.DELADDR, body)
         if number not in (errno.EADDRNOTAVAIL, errno.ENODEV):
@@ -225,7 +225,7 @@ class Netlink:
         return await self._change(rtnetlink.NEWNEIGH, macs, bodies, flags=flags)
 
     async def remove_neighbours(self, index: int, addresses: Sequence[Address]) -> None:
-        """Removes our entries; one that is gone already is fine."""
+        """Removes this node's entries, if they exist."""
         bodies = [rtnetlink.neighbour_request(index, one) for one in addresses]
         refused = await self._change(rtnetlink.DELNEIGH, addresses, bodies)
         for address, number in refused.items():
@@ -233,7 +233,7 @@ class Netlink:
                 raise _refusal(f"remove neighbour {address}", number)
 
     async def neighbours(self, index: int) -> dict[Address, Mac]:
-        """Our own entries on a device."""
+        """This program's entries on a device."""
         body = rtnetlink.neighbours_filter(device=index)
         return {
             one.address: Mac.parse(one.mac)
@@ -274,7 +274,7 @@ class Netlink:
         """
         Adds a route of each prefix to the device, or by way of a gateway on its link.
 
-        Our own route is fine when it exists already; another's stays as it is. Returns why
+        A route of this program may exist already; another program's stays as it is. Returns why
         prefixes were refused.
         """
         _, refused = await self.restore_routes(index, routes)
@@ -295,7 +295,7 @@ class Netlink:
         return len(routes) - len(refused), errors
 
     async def remove_routes(self, index: int, prefixes: Sequence[Prefix]) -> None:
-        """Removes our routes; one that is gone already is fine."""
+        """Removes this program's routes, if they exist."""
         scope = rtnetlink.SCOPE_NOWHERE  # any
         bodies = [rtnetlink.route_request(index, prefix, scope=scope) for prefix in prefixes]
         refused = await self._change(rtnetlink.DELROUTE, prefixes, bodies)
@@ -304,7 +304,7 @@ class Netlink:
                 raise _refusal(f"remove kernel route {prefix}", number)
 
     async def routes(self, index: int) -> list[Prefix]:
-        """Our own routes to a device. Those of others cost nothing: the kernel filters."""
+        """This program's routes to a device. The kernel filters out all others."""
         body = rtnetlink.routes_filter(device=index, protocol=PROTOCOL)
         return await self._dump(rtnetlink.GETROUTE, body, rtnetlink.route_destination)
 
@@ -324,8 +324,8 @@ class Netlink:
         self, destination: Address, *, source: Address | None = None, arrival: str = ""
     ) -> KernelRoute:
         """
-        Asks what the kernel does with a packet, made here or, if that is given, received by the
-        device `arrival`. `source` has to be an address of this host when the packet is made here.
+        Asks what the kernel does with a packet, sent by this host or, if that is given, received by
+        the device `arrival`. `source` must be an address of this host if this host sends it.
         """
         index = 0
         if arrival:
@@ -361,7 +361,7 @@ class Netlink:
         return (await self.get_paths([address]))[0]
 
     async def get_paths(self, addresses: Sequence[Address]) -> list[UnderlayPath | None]:
-        """The path to each of these."""
+        """The path to each of `addresses`."""
         bodies = [rtnetlink.lookup(address) for address in addresses]
         answers = await self._requests.request(rtnetlink.GETROUTE, bodies, flags=0)
         found = [None if isinstance(one, int) else _path(Route.parse(one)) for one in answers]
@@ -400,8 +400,8 @@ class Netlink:
     # All of a device.
 
     async def flush_device(self, index: int) -> None:
-        """Removes our routes, our neighbour entries and every address but link-local ones from a
-        device that outlives its process; one that is gone already is fine."""
+        """Removes this program's routes and neighbour entries, and every address but link-local
+        ones, from a device that outlives its process."""
         await self.remove_routes(index, await self.routes(index))
         await self.remove_neighbours(index, list(await self.neighbours(index)))
         for address in await self.addresses(index):
@@ -429,7 +429,7 @@ class Netlink:
 
 
 def device_name(index: int | None) -> str:
-    """For messages: the device's name, its number when it is gone."""
+    """For messages: the device's name, or its number if it does not exist."""
     try:
         return socket.if_indextoname(index or 0)
     except OSError:

@@ -1,5 +1,5 @@
 """
-Requests to the kernel's routing, and its answers (netlink(7), rtnetlink(7)).
+Requests to the kernel's routing subsystem, and its answers (netlink(7), rtnetlink(7)).
 
     bodies  ->  64 messages in one send  ->  the kernel carries them out  ->  an answer for each
     a filter  ->  one dump request  ->  answers in pieces, decoded while packets have their turn
@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 class NetlinkSocket:
     """
-    One socket, of the network namespace in which it was opened. One request has it at a time.
+    One socket, of the network namespace in which it was opened. It serves one request at a time.
 
     Raises:
         DeviceError: The socket cannot be opened.
@@ -97,10 +97,10 @@ class NetlinkSocket:
         self, kind: int, body: bytes, decode: Callable[[bytes], T | None], *, flags: int = 0
     ) -> list[T]:
         """
-        Returns what `decode` makes of each message of a dump, leaving out what it gives None for.
+        Returns what `decode` returns for each message of a dump, except None.
 
         Other tasks run while it is decoded. When the table changes meanwhile, an entry may be
-        there twice or missing, as with every dump. Cancelled, nothing changes.
+        duplicated or missing, as in every dump. Cancelled, nothing changes.
 
         Raises:
             DeviceError: As of :meth:`request`; or the kernel refuses the filter in `body`.
@@ -128,7 +128,7 @@ class NetlinkSocket:
         self, kind: int, bodies: Sequence[bytes], *, flags: int
     ) -> list[bytes | int]:
         first = self._send(kind, bodies, flags=flags)
-        # The kernel may have no memory for an answer: what is not answered counts as refused.
+        # The kernel may have no memory for an answer: a request without one counts as refused.
         answers: dict[int, bytes | int] = dict.fromkeys(
             range(first, first + len(bodies)), errno.ENOBUFS
         )
@@ -169,11 +169,11 @@ class NetlinkSocket:
         try:
             self._socket.send(messages)
         except OSError as error:
-            raise _failed("ask the kernel", error) from error
+            raise _failed("send to the kernel", error) from error
         return first
 
     async def _receive(self, *, wait: bool = True) -> bytes:
-        """What one read gives, once there is something to read; without `wait` perhaps nothing."""
+        """Returns the result of one read; without `wait`, nothing if there is nothing to read."""
         deadline = asyncio.get_running_loop().time() + TIME_LIMIT
         while True:
             try:

@@ -17,7 +17,7 @@ _ARPHRD_ETHER, _ARPHRD_LOOPBACK = 1, 772
 _ETH_P_ALL = 0x0003
 _SO_RCVBUFFORCE, _SO_TIMESTAMPNS = 33, 35
 _SOL_PACKET, _PACKET_STATISTICS = 263, 6
-_BUFFER = 32 << 20  # bytes: what 10 Gbit/s bring in 25 ms
+_BUFFER = 32 << 20  # bytes: 25 ms at 10 Gbit/s
 _TIMESPEC = struct.Struct("@ll")
 
 
@@ -72,13 +72,13 @@ def find_interface(name: str, *, inner: bool = False) -> CaptureInterface:
 
 class PacketSocket:
     """
-    Copies of the packets of an interface in both directions, as far as they pass a filter.
+    Copies of the packets of an interface, in both directions, that pass a filter.
 
     Args:
         program: The filter, as :mod:`tunnel.linux.bpf` makes it; empty lets everything pass.
 
     Raises:
-        DeviceError: No CAP_NET_RAW, or the interface is gone.
+        DeviceError: No CAP_NET_RAW, or the interface does not exist.
     """
 
     def __init__(self, interface: CaptureInterface, *, program: bytes) -> None:
@@ -124,7 +124,7 @@ class PacketSocket:
         Returns up to `most` packets that have arrived.
 
         Raises:
-            DeviceError: The interface is gone.
+            DeviceError: The interface no longer exists.
         """
         packets: list[Packet] = []
         for _ in range(most):
@@ -136,19 +136,19 @@ class PacketSocket:
                 self._check_there(error)
                 continue
             outbound = sender[2] == socket.PACKET_OUTGOING
-            # A packet to ourselves passes twice.
+            # A packet from this host to itself passes twice.
             if not (self.interface.loopback and outbound):
                 data = bytes(memoryview(self._room)[:size])
                 packets.append(Packet(self.interface, _time(control), outbound, data))
         return packets
 
     def _check_there(self, error: OSError) -> None:
-        """Raises DeviceError when the interface is gone. One that is set down reports that once,
-        and may be set up again."""
+        """Raises DeviceError if the interface no longer exists. One that is set down reports it
+        once, and may be set up again."""
         try:
             socket.if_nametoindex(self.interface.name)
         except OSError:
-            raise DeviceError(f"device {self.interface.name} is gone") from error
+            raise DeviceError(f"device {self.interface.name} no longer exists") from error
         if error.errno != errno.ENETDOWN:
             raise _refused(self.interface, error) from error
 

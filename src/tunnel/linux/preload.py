@@ -40,12 +40,12 @@ _NOT_OURS = {
     "tunnel.testing",
 }
 """Modules that no node imports, or that need a library which the caller imports before the node is
-opened: an optional one must not be missed where nothing uses it."""
+opened: an optional one may be missing where nothing uses it."""
 
 
 def import_all() -> None:
     """
-    Imports every module that a running node may reach, our own and those of the library.
+    Imports every module that a running node may reach: this program's and the library's.
 
     A module that cannot be imported is left out: a node that starts as a user who cannot read the
     installation has what it was started with.

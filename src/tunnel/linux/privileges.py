@@ -1,5 +1,5 @@
 """
-Drops what a running node does not need, for good.
+Drops, for good, the privileges that a running node does not need.
 
     imports what is needed later  ->  changes the user  ->  drops all capabilities but CAP_NET_ADMIN
 """
@@ -44,7 +44,7 @@ def drop_privileges(*, user: str | None, port: int) -> None:
         if (chosen := choose_user(user)) is not None:
             _change_user(chosen)
         elif os.geteuid() == 0:
-            log.info("runs as root: it cannot change to user %s here", NOBODY)
+            log.info("continues as root: cannot change to user %s here", NOBODY)
         capabilities.restrict(keep & capabilities.permitted())
         capabilities.forbid_new_privileges()
 

@@ -51,7 +51,7 @@ class Resolver:
 
         def end(_: object) -> None:
             del self._running[name]
-            future.exception()  # it is no fault when nothing waits for it any more
+            future.exception()  # no fault if nothing awaits it any more
 
         future.add_done_callback(end)
         threading.Thread(

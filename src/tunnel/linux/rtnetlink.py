@@ -15,8 +15,8 @@ from tunnel.linux.netlink_socket import pack_attributes, parse_attributes
 from tunnel.types import Address, InterfaceAddress, Mac, Prefix
 
 PROTOCOL = 84
-"""Protocol number of our kernel routes and neighbour entries (``ip route show proto 84``), unused
-in linux/rtnetlink.h and iproute2's rt_protos: entries that have it may be removed by a node."""
+"""Protocol number of this program's kernel routes and neighbours (``ip route show proto 84``),
+unused in linux/rtnetlink.h and iproute2's rt_protos. A node may remove entries that have it."""
 
 NEWLINK, GETLINK = 16, 18
 NEWADDR, DELADDR, GETADDR = 20, 21, 22
@@ -285,7 +285,7 @@ def address_request(index: int, address: InterfaceAddress | None = None) -> byte
 
 
 def neighbour_request(index: int, address: Address, *, mac: Mac | None = None) -> bytes:
-    """Adds our permanent entry, or removes the one of an address."""
+    """Adds a permanent entry of this program, or removes the entry of an address."""
     attributes = {NDA_DST: address.packed}
     if mac is not None:
         attributes |= {NDA_LLADDR: mac.packed, NDA_PROTOCOL: bytes([PROTOCOL])}
@@ -304,7 +304,7 @@ def neighbours_filter(*, family: int = 0, device: int = 0, bridge: int = 0) -> b
 def route_request(
     index: int, prefix: Prefix, *, via: Address | None = None, scope: int | None = None
 ) -> bytes:
-    """Adds or removes our route to a device, by way of a gateway on its link."""
+    """Adds or removes a route of this program to a device, via a gateway on its link."""
     if scope is None:
         on_link = prefix.version == 4 and via is None
         scope = SCOPE_LINK if on_link else SCOPE_UNIVERSE
@@ -326,7 +326,7 @@ def routes_filter(*, family: int = 0, device: int = 0, protocol: int = 0) -> byt
 def lookup(
     destination: Address, *, source: Address | None = None, arrival: int = 0, flags: int = 0
 ) -> bytes:
-    """Asks where the kernel sends a packet, made here or received by the device `arrival`."""
+    """Asks where the kernel sends a packet of this host, or one that `arrival` received."""
     attributes = {RTA_DST: destination.packed}
     if source is not None:
         attributes[_RTA_SRC] = source.packed

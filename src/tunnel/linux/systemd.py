@@ -18,11 +18,11 @@ class Notify(Protocol):
 @contextmanager
 def notifications() -> Iterator[Notify]:
     """
-    Gives a function that notifies the service manager, and does nothing when this process was not
-    started by one (no NOTIFY_SOCKET).
+    Yields a function that notifies the service manager. It does nothing if no service manager
+    started this process (no NOTIFY_SOCKET).
 
     The socket is connected here, before privileges are dropped. A notification that cannot be
-    delivered is lost: no node ends for that.
+    delivered is lost; the node continues.
     """
     path = os.environ.get("NOTIFY_SOCKET", "")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:

@@ -38,9 +38,9 @@ class Device:
     """
     An open TUN or TAP device, non-blocking, one packet or frame per read and write.
 
-    With several queues, packets are written to a descriptor whose queue is detached. From an
-    attached queue the kernel learns: it answers a flow through the queue by which it came. Flows
-    would change queues, and thereby source ports, as this node's workers and the peer's answer each
+    With several queues, packets are written to a descriptor whose queue is detached. The kernel
+    learns from an attached queue: it returns a flow through the queue by which it came. Flows would
+    change queues, and thereby source ports, as this node's workers and the peer's answer each
     other. With a detached queue only the hash of a flow decides (tun_select_queue() in
     drivers/net/tun.c).
 
@@ -90,11 +90,11 @@ class Device:
         return False
 
     def close(self) -> None:
-        """Closes its descriptors. A device that is not persistent vanishes, and its addresses and
-        kernel routes with it."""
+        """Closes its descriptors. A device that is not persistent disappears, with its addresses
+        and kernel routes."""
         self.overflows()
         # On a persistent device the mask stays, and the next program to open it may not expect
-        # super-packets. When the device is gone, so is the mask.
+        # super-packets. A deleted device has no mask.
         with suppress(OSError):
             fcntl.ioctl(self.output, _TUNSETOFFLOAD, 0)
         _close(self._tuns)
@@ -167,8 +167,8 @@ def _is_persistent(fd: int) -> bool:
 
 
 def read_drops(name: str) -> int:
-    """The device's transmit drops, 0 when it is gone. /proc/thread-self shows the network namespace
-    of this thread; /sys shows that in which it was mounted."""
+    """The device's transmit drops, 0 if it does not exist. /proc/thread-self shows the network
+    namespace of this thread; /sys shows that in which it was mounted."""
     for line in Path("/proc/thread-self/net/dev").read_text().splitlines():
         device, _, counters = line.partition(":")
         if device.strip() == name:
@@ -190,7 +190,7 @@ def _reason(name: str, error: OSError, *, queues: int, mode: str) -> str:
             return f"device {name} is in use by another process (stop it, or choose another --name)"
         case errno.EINVAL:
             return (
-                f"device {name} exists and is no {mode.upper()} device with "
+                f"device {name} exists and is not a {mode.upper()} device with "
                 f"{'several queues' if queues > 1 else 'one queue'} "
                 f'(choose another --name, or remove it with "ip link delete {name}")'
             )

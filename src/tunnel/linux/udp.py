@@ -74,7 +74,7 @@ def open_sockets(
     datagrams to one of them. The others, `count` - 1 in all, have ports of their own and only send.
 
     Raises:
-        UnderlayError: The address is not of this host, or the port is in use (its cause has
+        UnderlayError: The address is not one of this host, or the port is in use (its cause has
             errno EADDRINUSE).
     """
     opened: list[list[socket.socket]] = [[] for _ in range(workers)]

@@ -188,7 +188,7 @@ class Underlay:
         self, prefixes: Iterable[Prefix], *, device: int
     ) -> dict[Prefix, ConfigError]:
         """Returns those of `prefixes` that contain the underlay address of a peer which the kernel
-        routes to this node's own `device`: its datagrams would go round for ever."""
+        routes to this node's own `device`: its datagrams would loop."""
         held = _peers_within(self._addresses.values(), prefixes)
         paths = await self._netlink.get_paths(list(held))
         return {
@@ -206,7 +206,7 @@ class Underlay:
         that receives; None when they are open already.
 
         Raises:
-            UnderlayError: The port is in use, or the local address is not of this host.
+            UnderlayError: The port is in use, or the local address is not one of this host.
         """
         if family in self._sockets:
             return None
@@ -264,7 +264,7 @@ class Underlay:
             udp.close_sockets(sockets)
 
     async def _name_port_owner(self, error: UnderlayError) -> UnderlayError:
-        """The error, with the kernel vxlan device that has the port, which ss does not show."""
+        """Adds the name of a kernel vxlan device that has the port, which ss does not show."""
         cause = error.__cause__
         if isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE:
             holder = await self._netlink.find_vxlan_device(self._config.port)

@@ -41,7 +41,7 @@ def _may_change_to(user: pwd.struct_passwd) -> bool:
 
 
 def _is_mapped(kind: str, number: int) -> bool:
-    """Whether our user namespace has that uid or gid."""
+    """Whether this user namespace has that uid or gid."""
     try:
         lines = Path(f"/proc/self/{kind}_map").read_text().splitlines()
     except FileNotFoundError:  # this kernel has no user namespaces

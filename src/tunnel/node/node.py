@@ -381,7 +381,7 @@ class Node:
             return
         name, why = self.config.name, error.strerror
         if error.filename in self.device.queues:
-            self.failure = DeviceError(f"device {name} is gone: {why}")
+            self.failure = DeviceError(f"device {name} no longer works: {why}")
         else:
             self.failure = UnderlayError(f"the UDP socket of {name} failed: {why}")
         self.failure.__cause__ = error
