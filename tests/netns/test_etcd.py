@@ -407,7 +407,9 @@ async def test_a_client_certificate(
             await store.put("/a", b"", expect=0)
         for certificate in (("", ""), stranger.certificate("node")):
             async with trusting(etcd, authority.ca, certificate) as store:
-                with pytest.raises(StoreRefusedError, match="does not accept our certificate"):
+                with pytest.raises(
+                    StoreRefusedError, match="does not accept the client certificate"
+                ):
                     await store.read("/a")
 
 

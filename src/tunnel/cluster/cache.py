@@ -1,5 +1,5 @@
 """
-The file format of what a node knows of the store, with which it can start without the store.
+The file format of a node's copy of the store, with which it can start without the store.
 
     Snapshot  <->  one JSON object
 
@@ -41,7 +41,7 @@ def load(text: bytes) -> Snapshot:
         entries = {key: _read_entry(*one) for key, one in found["entries"].items()}
         return Snapshot(_read_number(found["revision"]), entries)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ConfigError("the saved members cannot be read (ignores them)") from error
+        raise ConfigError("the saved members cannot be read (ignoring them)") from error
 
 
 def _read_entry(value: str, revision: object, lease: object, created: object) -> Entry:

@@ -2,10 +2,10 @@
 Joins a cluster: from the options of a node to the whole configuration of its tunnel.
 
     ClusterConfig  ->  addresses of this host, identity on disk, network in the store
-                   ->  a subnet  ->  Config, and the Membership with which the node goes on
+                   ->  a subnet  ->  Config, and the Membership of the running node
 
-Only where an earlier run left its members on disk does a node start without the store: after two
-seconds without an answer it begins with those.
+A node starts without the store only if an earlier run left the members on disk: after two seconds
+without an answer it uses those.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ _PATIENCE = 2.0  # seconds that the store has at the start, if the disk has enou
 @dataclass(frozen=True)
 class Membership:
     """
-    What a node of a cluster has after it joined.
+    The state of a node that has joined its cluster.
 
     Attributes:
-        addresses: Its own in the underlay, by IP version.
+        addresses: The node's underlay addresses, by IP version.
         identity: As it is on disk.
         revision: The state of the store that `roster` knows.
-        updates: What is to be applied to the tunnel.
+        updates: The changes to apply to the tunnel.
     """
 
     config: ClusterConfig
@@ -122,7 +122,7 @@ class StoreConfigSource:
         return await self._start(member)
 
     async def close(self) -> None:
-        """Gives back what the store holds."""
+        """Closes the store."""
         if self._is_entered:
             self._is_entered = False
             await self._connection.store.__aexit__(None, None, None)
@@ -188,7 +188,7 @@ class StoreConfigSource:
                 return snapshot, network
             except (StoreUnavailableError, ConfigError) as error:
                 if self._waits_for != (why := str(error)):
-                    log.warning("%s: waits, and tries again: %s", self._name, why)
+                    log.warning("%s: waits for the network: %s", self._name, why)
                 self._waits_for = why
             await self._connection.pause(failures)
             failures += 1
@@ -255,7 +255,7 @@ class StoreConfigSource:
         config, mac = self._config, self._config.node.mac or identity.mac
         address: Any = config.public_ip or addresses.get(4)
         address6: Any = config.public_ipv6 or addresses.get(6)
-        # As flannel has it: nobody needs the address of a family that the network does not have.
+        # As in flannel: no node needs an address of a family that the network does not have.
         families = {prefix.version for prefix in network.prefixes}
         if address is not None and 6 not in families:
             address6 = None
@@ -274,8 +274,8 @@ class StoreConfigSource:
         prefer = self._config.prefer
         if not set(prefer) <= set(subnets):
             log.warning(
-                "%s: has %s, not %s as preferred (that is taken or not in this network, or the "
-                "node had this one before)",
+                "%s: has %s, not %s as preferred (that is taken, not in this network, or not "
+                "the subnet that the node had before)",
                 self._name,
                 join_prefixes(subnets),
                 join_prefixes(prefer),
@@ -285,7 +285,7 @@ class StoreConfigSource:
             identity = replace(member.identity, subnets=subnets)
             try:
                 await asyncio.to_thread(self._state.save_identity, identity)
-            except ConfigError as error:  # no reason to go without the subnet
+            except ConfigError as error:  # the node can run all the same
                 log.error("%s: %s", self._name, error)
             member = self.membership = replace(member, identity=identity)
         return member.configure(subnets)

@@ -105,8 +105,8 @@ class Exhausted:
 
 @dataclass(frozen=True)
 class Doubled:
-    """Another host has this node's id, as a copy of its disk has. Each overwrites the record of the
-    other, with long pauses, until an administrator gives one of them another id."""
+    """Another host has this node's id, as after its disk was copied. Each overwrites the record of
+    the other, with long pauses, until an administrator gives one of them another id."""
 
     where: str
 
@@ -167,8 +167,8 @@ class Claim:
 
     @property
     def subnets(self) -> tuple[Prefix, ...]:
-        """The subnets of the node, also while the store is away or others are being acquired;
-        empty until the first are."""
+        """The subnets of the node, also while the store does not answer or others are being
+        acquired; empty until the first are acquired."""
         return self._subnets
 
     @property
@@ -212,7 +212,7 @@ class Claim:
         rival = next((one for one in others if one.is_member and best.yields_to(one)), None)
         if rival is not None and not best.is_reservation:
             self._held, self._planned = None, Delete(best.key, best.entry.revision)
-            return events + self._report_loss(best.subnets, f"{rival.key} was there first")
+            return events + self._report_loss(best.subnets, f"{rival.key} has precedence")
         held = self._match(best, now)
         if held is None:
             ttl = None if best.is_reservation else self._ttl
@@ -248,7 +248,7 @@ class Claim:
         self._pause(now)
 
     def away(self, *, now: float) -> None:
-        """Answers any step: the store did not, so a write may have been done or not."""
+        """Answers any step if the store did not answer: a write may have been done or not."""
         self._pause(now)
 
     def changed(self, batch: Batch) -> None:
@@ -274,8 +274,8 @@ class Claim:
         return own, others
 
     def _concerns(self, change: Change) -> bool:
-        """Whether a change is about our key or subnets, or makes another key of this node. Without
-        a key every change is."""
+        """Whether a change is about the node's key or subnets, or makes another key of this node.
+        Without a key every change is relevant."""
         held, entry = self._held, change.entry
         if held is None:
             return True
@@ -287,13 +287,13 @@ class Claim:
             name = change.key.removeprefix(self._directory)
             lease = Lease.read(name, entry, key=change.key)
             return self._is_spare(lease) or any(
-                overlap(ours, theirs) for ours in held.subnets for theirs in lease.subnets
+                overlap(own, other) for own in held.subnets for other in lease.subnets
             )
         return False
 
     def _preference(self, lease: Lease) -> tuple[bool, bool, bool, bool, str]:
-        """The lowest of several leases of this node is used: the one that it holds, a reservation,
-        earlier subnets, its own id."""
+        """The sort key of this node's leases. The lowest is used: the one that it holds, a
+        reservation, earlier subnets, its own id."""
         assert lease.record
         return (
             self._held is None or lease.key != self._held.key,
@@ -308,7 +308,7 @@ class Claim:
         return self._subnets + self._prefer
 
     def _match(self, lease: Lease, now: float) -> _Held | None:
-        """What the node holds by this lease, None if it has to be written for that."""
+        """What the node holds by this lease, None if its record has to be written first."""
         held, entry = self._held, lease.entry
         if entry.value != self._record.text():
             return None
@@ -318,7 +318,7 @@ class Claim:
         return held if known and not _needs_renewal(held, now) else None
 
     def _is_spare(self, lease: Lease) -> bool:
-        """Whether this node made it: not flannel, and not as a reservation."""
+        """Whether this node created it, rather than flannel or an administrator."""
         return (
             lease.record is not None
             and lease.record.node == self._record.node
@@ -356,7 +356,9 @@ class Claim:
         taken = next((one for one in others if one.key == held.key), None)
         if taken is None:
             return self._report_loss(held.subnets, f"{held.key} was deleted, or its lease expired")
-        return self._report_loss(held.subnets, f"{held.key} is {_describe_owner(taken)} now")
+        return self._report_loss(
+            held.subnets, f"{held.key} now belongs to {_describe_owner(taken)}"
+        )
 
     def _check_for_double(self, lease: Lease, now: float) -> list[LeaseEvent]:
         held, record = self._held, lease.record
@@ -410,9 +412,9 @@ def _needs_renewal(held: _Held | None, now: float) -> bool:
 
 def _describe_owner(lease: Lease) -> str:
     if lease.record is None:
-        return "a record that cannot be read"
+        return "a node whose record cannot be read"
     where = _address_of(lease.record)
-    return f"of node {lease.record.node} at {where}" if lease.record.node else f"of {where}"
+    return f"node {lease.record.node} at {where}" if lease.record.node else where
 
 
 def _address_of(record: Record) -> str:

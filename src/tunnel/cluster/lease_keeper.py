@@ -87,7 +87,7 @@ class LeaseKeeper:
         self._connection, self._store = connection, connection.store
         self._acquired = acquired
         self._prefix, self._name, self._identity_path = prefix, name, identity_path
-        self._known = Snapshot(0, {})  # as read last, or our key as written last
+        self._known = Snapshot(0, {})  # as read last, or the node's key as written last
         self._next_lease = _new_lease()
 
     async def acquire(self) -> tuple[Prefix, ...]:
@@ -174,7 +174,7 @@ class LeaseKeeper:
                     self._acquired.put_nowait(subnets)
                 case Lost(subnets, why):
                     log.error(
-                        "%s: lost %s: %s (acquires subnets again)",
+                        "%s: lost %s: %s (acquiring subnets again)",
                         self._name,
                         join_prefixes(subnets),
                         why,
@@ -185,8 +185,8 @@ class LeaseKeeper:
                     self.problem = why
                 case Doubled(where):
                     log.error(
-                        "%s: %s has the same node id, from a copy of %s (remove the copy: that "
-                        "host is a new node then)",
+                        "%s: %s has the same node id, from a copy of %s (remove the copy, so "
+                        "that the host becomes a new node)",
                         self._name,
                         where,
                         self._identity_path,

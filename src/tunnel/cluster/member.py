@@ -97,7 +97,7 @@ class Cluster:
         await self.close()
 
     async def close(self) -> None:
-        """Does what leaving the block does. Cancelled, it finishes first, however often."""
+        """Does what leaving the block does. It finishes first, however often it is cancelled."""
         if self._closing is None:
             self._closing = asyncio.create_task(self._close())
         cancelled: asyncio.CancelledError | None = None

@@ -1,6 +1,6 @@
 """
 The records of nodes in the store, as flannel writes them (its pkg/lease/lease.go), and which of
-several has a subnet.
+several overlapping ones gets a subnet.
 
     value  <->  Record
     a key and its entry  ->  Lease: subnets, record or the fault of it, rank
@@ -41,7 +41,7 @@ class Record:
     Attributes:
         address, address6: In the underlay; flannel sends inner IPv4 to the one and inner IPv6 to
             the other.
-        mac, mac6: Of its VTEP at each address; nodes of ours have one VTEP.
+        mac, mac6: Of its VTEP at each address; nodes of this program have one VTEP.
         vni: None if the record has none. Flannel writes the lower 16 bits.
         node: Its id, empty for a node of flannel.
         backend: Empty in a reservation that is not in use.
@@ -164,9 +164,9 @@ class Lease:
     def yields_to(self, other: Lease) -> bool:
         """Whether `other` has a subnet of this lease."""
         return any(
-            overlap(ours, theirs) and other.rank(theirs) < self.rank(ours)
-            for ours in self.subnets
-            for theirs in other.subnets
+            overlap(own, subnet) and other.rank(subnet) < self.rank(own)
+            for own in self.subnets
+            for subnet in other.subnets
         )
 
 

@@ -160,7 +160,7 @@ class Registry:
         if not network.fits(subnets):
             wanted = " and ".join(f"a /{pool.length} of {pool.network}" for pool in network.pools)
             raise ConfigError(
-                f"{join_prefixes(subnets)} is not what a node has in this network ({wanted})"
+                f"{join_prefixes(subnets)} does not fit this network (a node has {wanted})"
             )
         key = subnets_directory(self._prefix) + make_key(subnets)
         for lease in await self._read():
@@ -192,12 +192,12 @@ class Registry:
         if not lease.is_reservation and not force:
             raise ConfigError(
                 f"{lease.key} is the lease of a node, which would acquire it again (give --force "
-                "if the node is gone for good)"
+                "if the node will not return)"
             )
         try:
             await self._store.delete(lease.key, expect=lease.entry.revision)
         except ConflictError as error:
-            raise ConfigError(f"{lease.key} has just been renewed: its node runs") from error
+            raise ConfigError(f"{lease.key} has just been renewed: its node is running") from error
         return lease.subnets
 
     async def _read(self) -> list[Lease]:

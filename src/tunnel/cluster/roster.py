@@ -3,9 +3,9 @@ The other members of a cluster: their records in the store, made into peers.
 
     snapshot, changes  ->  Roster  ->  Difference: peers to add, change and remove
 
-A node of ours is one peer: both its subnets are behind one endpoint, of a family that it and this
-node have in common. A node of flannel is one peer for each family, because flannel sends inner
-IPv4 over outer IPv4 only, and inner IPv6 over outer IPv6.
+A node of this program is one peer: both its subnets are behind one endpoint, of a family that it
+and this node have in common. A node of flannel is one peer for each family, because flannel sends
+inner IPv4 over outer IPv4 only, and inner IPv6 over outer IPv6.
 
 Where records disagree, in this order:
 
@@ -36,7 +36,7 @@ from tunnel.types import Address, Endpoint, Mac, Peer, Prefix
 
 LINGER = 60.0
 """Seconds for which a peer stays after its record vanished in an outage of the store: its node may
-be about to write the record again, or still be cut off from the store but not from us."""
+be about to write the record again, or still be cut off from the store but not from this node."""
 
 
 @dataclass(frozen=True)
@@ -228,16 +228,16 @@ class Roster:
         problem = ""
         try:
             if entry is None:
-                problem = "the network's config is gone from the store"
+                problem = "the network's config was deleted from the store"
             elif Network.parse(entry.value) != self._network:
                 problem = "the network's config has changed (restart this node)"
         except ConfigError as error:
-            problem = f"the network's config is wrong now: {error}"
+            problem = f"the network's config is invalid now: {error}"
         if problem:
             self._problems[self._config_key] = (problem,)
 
     def _read_member(self, key: str, entry: Entry, faults: list[str]) -> _Member | None:
-        """None for our own record, a reservation that is not in use, and a faulty record."""
+        """None for this node's own record, an unused reservation, and a faulty record."""
         try:
             lease = Lease.read(key.removeprefix(self._directory), entry, key=key)
         except ConfigError as error:
@@ -291,7 +291,7 @@ class Roster:
             self._assignments.remove(_assign_location(member, location))
 
     def _mark(self, member: _Member) -> None:
-        """The peers of a member are to be made again, and those with overlapping subnets."""
+        """Marks the peers of a member, and those with overlapping subnets, to be made again."""
         for location in member.locations:
             self._affected.add(location.endpoint)
             self._mark_overlapping(location.subnets)

@@ -46,7 +46,7 @@ class Identity:
 
     @classmethod
     def make(cls) -> Identity:
-        """A random one; its MAC is locally administered, and unicast."""
+        """Makes a random identity; its MAC is locally administered, and unicast."""
         mac = bytes([secrets.randbits(8) & 0xFC | 0x02]) + secrets.token_bytes(5)
         return cls(secrets.token_hex(16), Mac(mac))
 
@@ -66,7 +66,7 @@ class State:
         self._directory = directory
         self.identity_path = directory / f"{name}.json"
         self._members_path = directory / f"{name}.members"
-        self._writing = threading.Lock()  # a write that was cancelled goes on in its thread
+        self._writing = threading.Lock()  # a cancelled write continues in its thread
 
     def prepare(self, *, user: str | None) -> None:
         """Makes the directory, and gives it and its files to the user that the process changes to.
@@ -98,7 +98,7 @@ class State:
             # A new identity would make this another node, with another subnet.
             raise ConfigError(
                 f"{self.identity_path} is not the identity of a node: {error} (repair it, or "
-                "remove it: this host is a new node then)",
+                "remove it to make this host a new node)",
                 key=("state-dir",),
             ) from error
 

@@ -54,7 +54,7 @@ class PeerUpdater:
         roster: Of the other nodes; the updater alone changes it.
         identity: As it is on disk.
         configure: Makes the configuration of the tunnel for other subnets.
-        updates: What is to be applied.
+        updates: The changes to apply.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class PeerUpdater:
             added = {endpoint: peer for endpoint, peer in pending.items() if peer is not None}
             removed = [endpoint for endpoint in pending if endpoint not in added]
             if self._subnets != self._tunnel.config.subnets:
-                # Our new subnets may have been a peer's, and the old ones may be one's now.
+                # The new subnets may have been a peer's, and a peer may own the old ones now.
                 removed += added.keys() & set(self._tunnel.peers)
                 await self._tunnel.change_peers(remove=removed)
                 await self._move()
@@ -181,7 +181,7 @@ class PeerUpdater:
         self._unsaved = True
 
     def _due(self) -> float | None:
-        """When something is to be done although nothing arrives."""
+        """When the next action is due even if no update arrives."""
         due = [refusal.due for refusal in self._refused.values()]
         if self._pending or self._subnets != self._tunnel.config.subnets:
             due.append(self._retry_at)
@@ -205,8 +205,7 @@ class PeerUpdater:
         before = self._tunnel.config.subnets
         await self._tunnel.renumber(self._configure(self._subnets))
         log.warning(
-            "%s: has %s now, not %s: containers with addresses in the old subnet must be created "
-            "again",
+            "%s: has %s now, not %s: recreate the containers with addresses in the old subnet",
             self._name,
             join_prefixes(self._subnets),
             join_prefixes(before),

@@ -462,7 +462,7 @@ def test_a_key_that_somebody_took_is_his() -> None:
     store.write(key(name), theirs(3, node="").text())
     lost, acquired = one.run()
     assert isinstance(lost, Lost)
-    assert "of 198.51.100.3 now" in lost.why
+    assert "now belongs to 198.51.100.3" in lost.why
     assert isinstance(acquired, Acquired)
     assert acquired.before == before != acquired.subnets
     assert store.entries[key(name)].value == theirs(3, node="").text()

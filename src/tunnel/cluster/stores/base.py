@@ -106,8 +106,8 @@ class Store(Protocol):
         """
         Writes a key whose last revision is `expect`; 0 means that the key must not exist.
 
-        With a lease it also succeeds if the key has this value and lease already: that is our own
-        write, whose answer was lost.
+        With a lease it also succeeds if the key has this value and lease already: that is the
+        caller's own write, whose answer was lost.
 
         Returns: The new revision of the key.
 
@@ -130,7 +130,7 @@ class Store(Protocol):
         choose a longer time.
 
         Args:
-            lease: The id, 1 to 2**63-1; 0 has one chosen. A lease that exists is kept alive
+            lease: The id, 1 to 2**63-1; 0 chooses one. A lease that exists is kept alive
                 instead, so the caller can repeat a call whose answer was lost.
 
         Returns: The id.

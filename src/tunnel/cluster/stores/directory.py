@@ -8,7 +8,7 @@ A watch learns of changes from inotify, and reads the file once a second: inotif
 what another host writes to a network file system.
 
 Leases expire by a clock that is in the file, so the wall clocks of the hosts do not matter. Each
-node advances it by its own monotonic clock and writes it down with every change, at least every few
+node advances it by its own monotonic clock and writes it with every change, at least every few
 minutes. It stands still while no node runs. A file server's clock (the mtime of a file) would be
 simpler, but some clients of network file systems set that from their own clock.
 """

@@ -209,7 +209,7 @@ class EtcdStore:
         stream, (cluster, revision) = await self._gateway.stream(
             "watch", {"create_request": create}, _created
         )
-        # The store was restored from a backup, or is another one: until its revision reaches ours
+        # The store was restored from a backup, or is another one: until its revision is reached
         # the watch would report nothing, and keys that it lost would never be removed. A member
         # that lags looks the same for a moment; then reading again is a small price.
         if revision < after or cluster != (self._cluster or cluster):
@@ -304,7 +304,7 @@ def _entry(found: Any) -> tuple[bytes, Entry]:
 
 
 def _key(key: bytes) -> str:
-    """Our keys are text; other keys only have to be shown."""
+    """This program's keys are text; other keys are only displayed."""
     return key.decode(errors="backslashreplace")
 
 

@@ -149,8 +149,8 @@ class Gateway:
         return asked
 
     async def _try_endpoints(self, attempt: Callable[[str], Awaitable[T]]) -> tuple[T, bool]:
-        """What comes of an attempt at the first endpoint where it does not fail, and whether it
-        failed at others before."""
+        """The result of the first attempt that succeeds, one endpoint after another, and whether
+        others failed before."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + self._timeout
         failed: dict[str, EndpointError] = {}
@@ -381,7 +381,7 @@ def _describe_tls_error(error: ssl.SSLError) -> EndpointError:
     if "wrong version" in reason:
         return EndpointError("does not speak TLS (http:// instead of https://)", refused=True)
     if "alert" in reason:
-        return EndpointError(f"does not accept our certificate: {reason}", refused=True)
+        return EndpointError(f"does not accept the client certificate: {reason}", refused=True)
     return EndpointError(f"TLS: {reason}", refused=True)
 
 

@@ -39,7 +39,7 @@ class StoredLease:
 @dataclass
 class Keys:
     """
-    All that is in the file. `now` is the time by the clock of the store.
+    The content of the file. `now` is the time by the clock of the store.
 
     Attributes:
         clock: The time by the clock of the store when the file was written, in seconds.
