@@ -56,7 +56,7 @@ struct bridge {
 
 struct forwarder {
     struct priority_lock lock; /* low: the thread that moves packets; high: all others */
-    bool attention;            /* the control plane should look: see forwarder_move() */
+    bool attention;            /* the control plane has work: see forwarder_move() */
     struct device device;
     struct vtep vtep;
     struct peers peers;

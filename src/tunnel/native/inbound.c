@@ -158,7 +158,7 @@ static bool is_of_other_peer(const struct forwarder *forwarder, const uint8_t *a
     return owner != ROUTE_NONE && !is_at(forwarder, owner, from);
 }
 
-/* Queues a copy of an ARP or NDP message that tells the MAC of an address. */
+/* Queues a copy of an ARP or NDP message that announces the MAC of an address. */
 static void queue_neighbour_message(struct forwarder *forwarder, const struct arrival *arrival,
                                     uint16_t sender, const struct neighbour_message *message,
                                     const struct inner_frame *frame)

@@ -47,7 +47,7 @@ struct neighbour_message {
     bool asks;                 /* requests the MAC of `target` */
     const uint8_t *sender;     /* NULL if the sender has no address yet */
     const uint8_t *sender_mac; /* NULL if the message does not contain it */
-    const uint8_t *target;     /* address whose MAC is requested or told */
+    const uint8_t *target;     /* address whose MAC is requested or announced */
 };
 
 enum neighbour_verdict { NEIGHBOUR_NONE, NEIGHBOUR_OK, NEIGHBOUR_BAD };

@@ -5,7 +5,7 @@
 #include "forwarder.h"
 
 /*
- * Moves up to one budget of packets each way. Returns 1 if the control plane should look: an
+ * Moves up to one budget of packets each way. Returns 1 if the control plane has work: an
  * offload was turned off, or control messages arrived, since this last returned 1. Otherwise
  * returns 0, or -errno with the descriptor at fault in `failed`.
  */

@@ -14,7 +14,7 @@ uint8_t *send_take_header(struct forwarder *forwarder, size_t size);
 void send_add(struct forwarder *forwarder, struct ticket ticket, const struct iovec *pieces,
               unsigned count);
 
-/* Adds a frame of our own for a peer; dropped and counted if that peer has no address. */
+/* Adds a frame of this node's own for a peer; dropped and counted if that peer has no address. */
 void send_own_frame(struct forwarder *forwarder, uint16_t index, const uint8_t *frame,
                     size_t length);
 

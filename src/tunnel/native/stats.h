@@ -66,7 +66,7 @@ enum drop {
     X(trains_received)                                                                             \
     X(icmp_sent)                                                                                   \
     X(frames_flooded)    /* from the device, to every peer */                                      \
-    X(neighbours_heard)  /* ARP and NDP messages from peers that tell a MAC */                     \
+    X(neighbours_heard)  /* ARP and NDP messages from peers that announce a MAC */                 \
     X(neighbour_answers) /* ARP and NDP requests answered here */                                  \
     X(neighbour_floods)  /* ARP and NDP requests from the device that were flooded */              \
     X(socket_overflows)  /* datagrams lost because the socket's buffer was full */
