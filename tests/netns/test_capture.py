@@ -229,7 +229,7 @@ def test_a_device_that_vanishes_ends_it(nodes: tuple[Node, Node]) -> None:
     process.stderr.readline()
     a.down()
     _, err = ended(process, code=1)
-    assert err.splitlines()[-1] == "tunnel: device tunnel1 is gone"
+    assert err.splitlines()[-1] == "tunnel: device tunnel1 no longer exists"
 
 
 # ---- the filter, asked of the kernel ----

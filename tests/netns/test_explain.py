@@ -168,7 +168,7 @@ def test_where_it_ends(lab: Lab) -> None:
     )
     assert "leaves through eth0, although peer 192.0.2.2:8472 owns 10.244.2.0/24" in why
 
-    assert end(host, b.ipv4, host.ipv4)[0] == "their checks"
+    assert end(host, b.ipv4, host.ipv4)[0] == "peer checks"
     assert end(host, a.ipv4, "10.5.5.5")[0] == "source check"
     assert "does not forward IPv4" in end(host, "10.244.1.7", b.ipv4)[1]
     host.run("sysctl -w net.ipv4.ip_forward=1")

@@ -311,7 +311,7 @@ def test_in_a_user_namespace_it_stays_who_it_is(host: Host) -> None:
     assert thread["CapEff"] == f"{NET_ADMIN:016x}"
     process.terminate()
     _, errors = process.communicate(timeout=30)
-    assert errors.splitlines()[0] == "INFO runs as root: it cannot change to user nobody here"
+    assert errors.splitlines()[0] == "INFO continues as root: cannot change to user nobody here"
     refused = host.popen(["unshare", "--user", "--map-root-user", "--net", *up, "--user", "nobody"])
     _, errors = refused.communicate(timeout=30)
     assert refused.returncode == 2

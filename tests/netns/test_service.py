@@ -288,7 +288,7 @@ def test_up_without_a_control_socket(lab: Lab) -> None:
 def test_up_with_an_impossible_control_socket(lab: Lab) -> None:
     a, b = pair(lab)
     said = tell(a.host, f"up --peer {b.at(4)} --control /nowhere/x/y.sock", code=2)
-    assert "cannot make control socket /nowhere/x/y.sock: no such file" in said
+    assert "cannot create control socket /nowhere/x/y.sock: no such file" in said
     assert "tunnel1" not in a.host.run("ip -o link").stdout
 
 
@@ -361,7 +361,7 @@ def repeated(change: Any) -> Iterator[list[int]]:
 
 MISTAKES = {
     "mtu = 1": r"a\.toml:3: mtu: mtu 1 is out of range",
-    "mtu = 1300": r"a\.toml:3: mtu: mtu cannot change while the node runs \(restart it\)",
+    "mtu = 1300": r"a\.toml:3: mtu: mtu cannot change while the node runs \(restart the node\)",
     "peer = 3": r"a\.toml:3: not TOML: Cannot overwrite a value",
     'loop = "twisted"': r"a\.toml:3: loop: ",
 }
@@ -432,7 +432,7 @@ def test_watching_on_a_terminal_until_the_node_ends(lab: Lab) -> None:
     drain.join()
     os.close(ours)
     assert watching.returncode == 1
-    assert re.fullmatch(r"tunnel: the node at \S+ is gone \(.*\)\n", said)
+    assert re.fullmatch(r"tunnel: the node at \S+ closed the connection \(.*\)\n", said)
     b.down()
 
 

@@ -156,7 +156,7 @@ def test_a_persistent_device_stays_and_is_left_clean(lab: Lab) -> None:
     until(lambda: len(ours(a.host)) == 4)
     a.down()
     assert not [line for line in state(a.host) if "proto 84" in line or "scope global" in line]
-    with pytest.raises(AssertionError, match="is no TUN device"):
+    with pytest.raises(AssertionError, match="is not a TUN device"):
         a.up("--mode", "tun", "--workers", "1", peers=[b.at(4)])
 
 

@@ -154,7 +154,7 @@ def test_a_deleted_device_ends_the_node_with_one_line(hosts: tuple[Host, Host]) 
     a.run("ip link delete tunnel1")
     _, errors = node.process.communicate(timeout=30)
     assert node.process.returncode == 1
-    assert "device tunnel1 is gone" in errors.splitlines()[-1]
+    assert "device tunnel1 no longer works" in errors.splitlines()[-1]
     assert "Traceback" not in errors
 
 
@@ -162,7 +162,7 @@ FAULTS = {
     "a bridge of that name": (
         "ip link add tunnel1 type bridge",
         "",
-        "device tunnel1 exists and is no TUN device",
+        "device tunnel1 exists and is not a TUN device",
     ),
     "a kernel vxlan device": (
         "ip link add vx0 up type vxlan id 9 dstport 8472",

@@ -1,5 +1,5 @@
 """
-The command ``tunnel``: one file a verb, and one way to report a failure.
+The command ``tunnel``: one file per verb, and one way to report a failure.
 
     control   the options --name, --control and --json, and requests to a running node
     output    JSON, tables and durations

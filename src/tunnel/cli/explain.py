@@ -64,7 +64,7 @@ def explain(  # noqa: PLR0917 - click names them
     """
     Trace the path of a packet to ADDRESS, and name what decides each step.
 
-    The kernel and the node are asked what they would do; nothing is sent. If ADDRESS is on this
+    Asks the kernel and the node what they would do; sends nothing. If ADDRESS is on this
     side, the packet comes from a peer, and --from gives its source. Exits with 1 if the path ends
     before the packet arrives.
     """

@@ -247,10 +247,10 @@ def reserve(
     """
     Reserve a subnet for a node, or one of each family, until it is released.
 
-    The node gets it at its next start, and keeps it for any time that it is away.
+    The node gets it at its next start, and keeps it however long it is stopped.
     """
     if bool(owner) == bool(address):
-        raise ConfigError("for which node? (give --node ID, or --for ADDR)")
+        raise ConfigError("no node is given (give --node ID, or --for ADDR)")
     wanted = tuple(sorted(map(parse_prefix, subnets), key=lambda subnet: subnet.version))
     record = make_owner(node=owner, address=address)
     _run(lambda registry: registry.reserve(wanted, owner=record), config=config, options=options)
@@ -260,7 +260,7 @@ def reserve(
 @network.command()
 @click.argument("subnets", metavar="SUBNET...", nargs=-1, required=True)
 @click.option(
-    "--force", is_flag=True, help="Also release the lease of a node, if that is gone for good."
+    "--force", is_flag=True, help="Also release the lease of a node, if it will not return."
 )
 @_options
 def release(

@@ -22,7 +22,7 @@ from rich.text import Text
 from tunnel.cli import output
 
 Status = Mapping[str, Any]
-"""A status as JSON has it: the fields of :class:`tunnel.status.Status` by name."""
+"""A status as JSON values: the fields of :class:`tunnel.status.Status` by name."""
 
 _GAP = 2  # columns between two columns of a table
 _STYLES = {"up": "green", "silent": "red", "unknown": "yellow"}

@@ -32,13 +32,13 @@ from tunnel.rpc.server import Service
 log = logging.getLogger(__name__)
 
 Server = Callable[[Tunnel], AbstractAsyncContextManager[object]]
-"""Makes what serves a tunnel while it is entered."""
+"""Makes a context that serves a tunnel while it is entered."""
 
 
 def _load_metrics(
     _context: click.Context, _parameter: click.Parameter, text: str | None
 ) -> Server | None:
-    """Imports the metrics server, and the library that it needs, only if it is asked for."""
+    """Imports the metrics server, and the library that it needs, only if the option is given."""
     if text is None:
         return None
     from tunnel.metrics import MetricsServer, Place  # noqa: PLC0415
@@ -96,7 +96,7 @@ def _set_up_logging(verbose: int) -> None:
 
 @dataclass(frozen=True)
 class _Run:
-    """What one run of the command is to do."""
+    """The configuration of one run of the command."""
 
     config: Config | ClusterConfig
     options: MergedOptions
@@ -110,7 +110,7 @@ class _Run:
         return uvloop.new_event_loop if node.loop == "uvloop" else asyncio.new_event_loop
 
     def create(self) -> tuple[Tunnel | Cluster, Tunnel]:
-        """What is to be entered, and its tunnel."""
+        """Returns the object to enter, and its tunnel."""
         if isinstance(self.config, ClusterConfig):
             cluster = Cluster(self.config, confined=True, user=self.user)
             return cluster, cluster.tunnel
@@ -206,7 +206,9 @@ async def _reload(options: MergedOptions, node: Tunnel | Cluster) -> None:
             case Cluster(), ClusterConfig() as config:
                 await node.reload(config)
             case _:
-                raise ConfigError("a node cannot join or leave a cluster while it runs (restart)")
+                raise ConfigError(
+                    "a node cannot join or leave a cluster while it runs (restart it)"
+                )
     log.info("%s: reloaded", options.path)
 
 

@@ -1,4 +1,4 @@
-"""A packet built as Linux would send it, to ask what would happen to it."""
+"""A packet built as Linux would send it, to find out what would happen to it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ICMP_HEADER, TCP_HEADER, UDP_HEADER = 8, 20, 8
 """Bytes."""
 
 TTL = 64
-"""Of packets that Linux sends, and of our datagrams."""
+"""Of packets that Linux sends, and of a node's datagrams."""
 
 _ICMPV6, _ECHO_REQUEST, _ECHO_REQUEST_V6 = 58, 8, 128
 _FRAGMENT, _FRAGMENT_HEADER = 44, 8  # the IPv6 extension header

@@ -1,4 +1,4 @@
-"""What a host and its node are like, as far as it matters to an overlay: values alone."""
+"""What the checks need to know about a host and its node: plain values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class PeerPath:
 
     Attributes:
         address: The peer's, None if its name does not resolve.
-        source: Ours, None if no route leads to the peer.
+        source: This host's address, None if no route leads to the peer.
         device: By which datagrams leave.
         source_device: The device that has `source`.
         inner_mtu: The largest inner packet, in bytes, that fits the MTU of the route.
@@ -56,7 +56,7 @@ class HostReport:
         vxlan_device: The kernel vxlan device that has it bound.
         ruleset: The output of ``nft -j list ruleset``.
         ruleset_error: Why it could not be read, empty if it could.
-        legacy_rules: Whether iptables-legacy has rules besides.
+        legacy_rules: Whether iptables-legacy has rules as well.
         peer_paths: One for each peer.
         strict_devices: Devices with a strict reverse-path filter.
         filtered: Packets that reverse-path filters have dropped so far.
@@ -64,13 +64,13 @@ class HostReport:
         prefix_devices: The device to which the kernel routes each peer's prefix, for a node that
             runs.
         buffers: Bytes that a socket gets to send and to receive.
-        wanted_buffer: Bytes that a node asks for, each way.
+        wanted_buffer: Bytes that a node requests, each way.
         missing_offloads: Offloads that this kernel lacks, a line each.
         device_mtu: Of the node's device, None if it is not in this network namespace.
         device_up: Whether the device is up.
         device_drops: Packets dropped in the device's full queue.
         socket_drops: Datagrams dropped in full socket buffers.
-        clock_synchronised: None if the kernel does not say.
+        clock_synchronised: None if the kernel does not report it.
         drop_meanings: What each drop reason means and what to do about it.
     """
 

@@ -1,7 +1,7 @@
 """
 One line about a packet, as ``tunnel capture`` prints it.
 
-The bytes come from anybody: no length in them is trusted without a check.
+The bytes come from an untrusted sender: every length in them is checked.
 """
 
 from __future__ import annotations

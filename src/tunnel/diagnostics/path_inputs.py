@@ -52,7 +52,7 @@ class PathInputReader:
                 f"{self.status.name} has no device: the program itself chooses the destination "
                 "MAC of a packet (open it with a device, or in TUN mode)"
             )
-        inbound = await self._is_ours(destination)
+        inbound = await self._is_local(destination)
         if source is None:
             if inbound:
                 raise ConfigError(
@@ -61,7 +61,7 @@ class PathInputReader:
                 )
             source = await self._choose_source(destination)
         elif inbound:
-            inbound = not await self._is_ours(source)
+            inbound = not await self._is_local(source)
         flow = Flow(destination, source, size, protocol, sport, dport)
         return await (self._inbound(flow) if inbound else self._outbound(flow))
 
@@ -168,7 +168,7 @@ class PathInputReader:
             return ""
         return await self.node.netlink.bridge_of(self.node.device.index)
 
-    async def _is_ours(self, address: Address) -> bool:
+    async def _is_local(self, address: Address) -> bool:
         """Returns whether the address is in a subnet of the node, or this host's own."""
         if any(address in subnet for subnet in self.node.config.subnets):
             return True
@@ -203,7 +203,7 @@ class PathInputReader:
     async def _underlay(
         self, peer: PeerStatus | None
     ) -> tuple[KernelRoute | None, KernelNeighbour | None, Address | None]:
-        """Returns the route of datagrams to the peer, its next hop and our source address."""
+        """Returns the route of datagrams to the peer, its next hop and the source address."""
         if peer is None or peer.address is None:
             return None, None, next(iter(self.node.underlay.locals.values()), None)
         local = self.node.underlay.locals.get(peer.address.version)

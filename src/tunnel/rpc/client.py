@@ -59,7 +59,7 @@ class NodeIdentity:
     The node that has answered a request.
 
     Attributes:
-        pid: Its process, as the node itself sees it.
+        pid: Its process id, in its own PID namespace.
         netns: The inode number of its network namespace, 0 if unknown.
     """
 
@@ -122,7 +122,7 @@ class Client:
 
     async def call(self, call: str, /, **args: Any) -> Any:
         """
-        Sends any request, and returns its result as JSON has it.
+        Sends any request, and returns its result as JSON values.
 
         Raises:
             TunnelError: The error of the node, by its class; or the node has ended.
@@ -248,7 +248,9 @@ class Client:
         try:
             async for reply in _replies(self._reader, self.path):
                 self._deliver(reply)
-            self._failure = _Ended(f"the node at {self.path} is gone (it ended, or was stopped)")
+            self._failure = _Ended(
+                f"the node at {self.path} closed the connection (it ended, or was stopped)"
+            )
         except TunnelError as error:
             self._failure = error
         for answer in self._waiting.values():
@@ -257,9 +259,9 @@ class Client:
 
     def _deliver(self, reply: Mapping[str, Any]) -> None:
         number = reply.get("id")
-        if number is None:  # an older node, which answers in order, or one that refuses us
+        if number is None:  # an older node, which answers in order, or one that refuses this client
             number = next(iter(self._waiting), None)
-        # A cancelled call stays here, so that its answer is not taken for that of another one.
+        # A cancelled call stays here, so that no other call gets its answer.
         answer = self._waiting.pop(number, None)  # type: ignore[arg-type]
         if answer is not None and not answer.done():
             answer.set_result(reply)
@@ -359,9 +361,9 @@ def _spell_peer(peer: Peer) -> str:
 def _explain(path: Path, error: OSError) -> str:
     match error:
         case FileNotFoundError():
-            return f'control socket {path} is not there (see "tunnel up --control")'
+            return f'control socket {path} does not exist (see "tunnel up --control")'
         case ConnectionRefusedError() if not path.is_socket():
-            return f"control socket {path} is no socket (name another)"
+            return f"control socket {path} is not a socket (choose another)"
         case ConnectionRefusedError():
             return (
                 f"control socket {path} is dead: its node was killed "

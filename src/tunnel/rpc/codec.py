@@ -42,7 +42,7 @@ _EVENTS: dict[str, type] = {kind.__name__: kind for kind in get_args(Event)}
 
 
 def encode(value: Any) -> Any:
-    """Returns `value` as JSON has it: numbers, text, lists and maps with text as keys."""
+    """Returns `value` as JSON values: numbers, text, lists and maps with text as keys."""
     match value:
         case None | bool() | int() | float() | str():
             same: Any = value
@@ -67,7 +67,7 @@ def decode(kind: type[T], value: object) -> T:
     Returns the `kind` that :func:`encode` made `value` of.
 
     Raises:
-        CodecError: It is none; the text names the field and the value.
+        CodecError: It is not one; the text names the field and the value.
     """
     decoded: T = _decode(kind, value, kind.__name__)
     return decoded
@@ -137,7 +137,7 @@ def _decode_fields(kind: Any, value: object, place: str) -> Any:
         if name in value:
             given[name] = _decode(hint, value[name], f"{place}.{name}")
         elif needed:
-            raise _wrong(f"{place}.{name}", None, "there")
+            raise _wrong(f"{place}.{name}", None, "a value")
     return kind(**given)
 
 

@@ -6,9 +6,9 @@ The control socket of a running tunnel, which answers the requests in :mod:`tunn
     or  {"v": 1, "id": 7, "node": {...}, "error": "one line", "kind": "ConfigError"}
 
 Each direction is a stream of msgpack maps. Requests with an id are answered when their result is
-there, in any order; requests without one, as older clients send them, in order and without an id.
-Results hold what JSON can: times in seconds, sizes in bytes, enums as their values, addresses as
-text. Whoever may write to the file of the socket may request everything.
+ready, in any order; requests without one, as older clients send them, in order and without an id.
+Results hold JSON values: times in seconds, sizes in bytes, enums as their values, addresses as
+text. Any process that may write to the socket may send every request.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class Service:
         """
         Lets the user that the program changes to remove the socket: it becomes the owner of the
         directory in /run, unless sockets of other nodes are in use there. A user that is named
-        also becomes the owner of the socket; nobody, whom many programs run as, does not.
+        also becomes the owner of the socket; nobody, as which many programs run, does not.
 
         Args:
             user: The user as :func:`tunnel.linux.users.choose_user` takes it.
@@ -195,7 +195,7 @@ class Service:
         except Exception as error:
             # A bug of the node: packets continue to flow, and the client gets an answer.
             log.exception("%s: the call %s failed", self._tunnel.config.name, request.call)
-            return self._refuse(TunnelError(f"{request.call} failed inside of the node: {error!r}"))
+            return self._refuse(TunnelError(f"{request.call} failed inside the node: {error!r}"))
 
     def _reply(self, **content: Any) -> dict[str, Any]:
         node = {"name": self._tunnel.config.name, "pid": os.getpid(), "netns": network_namespace()}
@@ -226,7 +226,9 @@ class Service:
 
     async def _down(self, _: Mapping[str, Any]) -> Any:
         if self._stop_program is None:
-            raise ConfigError("this program does not let its tunnel be taken down (end it itself)")
+            raise ConfigError(
+                "this program does not allow its tunnel to be stopped (end the program itself)"
+            )
         self._down_requests.add(asyncio.current_task())
         self._stop_program()
         await self._ended.wait()
@@ -243,7 +245,9 @@ class _Request:
     def parse(cls, message: object) -> _Request:
         """Raises CodecError."""
         if not isinstance(message, dict) or message.get("v") != VERSION:
-            raise CodecError(f"this is no request of version {VERSION} (compare tunnel --version)")
+            raise CodecError(
+                f"this is not a request of version {VERSION} (compare tunnel --version)"
+            )
         call, args, number = message.get("call"), message.get("args", {}), message.get("id")
         if not isinstance(call, str) or not isinstance(args, dict):
             raise CodecError("a request has a call, which is text, and args, which is a map")
@@ -317,7 +321,7 @@ async def _until_disconnected(serve: Awaitable[None], writer: asyncio.StreamWrit
 async def _refuse_connection(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, refuse: Refuse
 ) -> None:
-    """Refuses one client too many, after its request: a client that is still writing when the
+    """Refuses a client beyond the limit, after its request: a client that is still writing when the
     connection closes does not read the reply."""
     async with asyncio.timeout(_GRACE):
         await reader.read(_CHUNK)
@@ -330,7 +334,7 @@ def _parse(unpacker: Any, chunk: bytes) -> list[_Request]:
     Returns the requests that are complete with `chunk`.
 
     Raises:
-        CodecError: It is no request, or too long for one.
+        CodecError: It is not a request, or too long for one.
     """
     try:
         unpacker.feed(chunk)
@@ -338,7 +342,7 @@ def _parse(unpacker: Any, chunk: bytes) -> list[_Request]:
     except CodecError:
         raise
     except (ValueError, msgpack.UnpackException) as error:
-        raise CodecError(f"this is no request: {error or type(error).__name__}") from error
+        raise CodecError(f"this is not a request: {error or type(error).__name__}") from error
 
 
 async def _send(writer: asyncio.StreamWriter, reply: Mapping[str, Any]) -> None:
@@ -372,7 +376,7 @@ def _listen(path: Path) -> socket.socket:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise TunnelError(
-            f"cannot make control socket {path}: {reason} (choose another --control)"
+            f"cannot create control socket {path}: {reason} (choose another --control)"
         ) from error
 
 
@@ -380,10 +384,10 @@ def _remove_dead_socket(path: Path) -> None:
     if not path.exists():
         return
     if not path.is_socket():
-        raise TunnelError(f"{path} is there and no socket (choose another --control)")
+        raise TunnelError(f"{path} exists and is not a socket (choose another --control)")
     if is_served(path):
         raise TunnelError(
-            f"control socket {path} is another node's (choose another --name or --control)"
+            f"control socket {path} belongs to another node (choose another --name or --control)"
         )
     path.unlink()
 

@@ -1,5 +1,5 @@
 """
-Where the control sockets of nodes are, and which socket is meant by the name of a node.
+Where the control sockets of nodes are, and which one belongs to the name of a node.
 
     /run/tunnel/NAME.sock           a node in the network namespace of the host
     /run/tunnel/NAME@INODE.sock     a node in the network namespace with that inode number
@@ -27,7 +27,7 @@ _CREDENTIALS = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 @dataclass(frozen=True)
 class ControlSocket:
     """
-    A control socket in one of the directories; the process that listened to it may be gone.
+    A control socket in one of the directories; the process that listened to it may have ended.
 
     Attributes:
         name: The name of its node.
@@ -46,14 +46,14 @@ class ControlSocket:
         return cls(path, match["name"], int(namespace) if namespace else None)
 
     @property
-    def is_ours(self) -> bool:
+    def is_local(self) -> bool:
         """Whether its node is in the network namespace of this process."""
         if self.namespace is None:
             return is_initial()
         return self.namespace == network_namespace()
 
     def __str__(self) -> str:
-        if self.is_ours:
+        if self.is_local:
             return self.name
         inode = self.namespace
         place = "the network namespace of the host" if inode is None else f"netns {inode}"
@@ -127,7 +127,7 @@ def control_sockets() -> list[ControlSocket]:
 
 def nodes() -> dict[str, Path]:
     """Returns the control sockets of this network namespace by the name of their node."""
-    return {one.name: one.path for one in reversed(control_sockets()) if one.is_ours}
+    return {one.name: one.path for one in reversed(control_sockets()) if one.is_local}
 
 
 def find(name: str | None = None) -> Path:
@@ -142,19 +142,19 @@ def find(name: str | None = None) -> Path:
         TunnelError: There is no such node, or there are several; the text lists them.
     """
     sockets = control_sockets()
-    ours = {one.name: one for one in reversed(sockets) if one.is_ours}
+    local = {one.name: one for one in reversed(sockets) if one.is_local}
     if name is not None:
-        others = [one for one in sockets if one.name == name and not one.is_ours]
-        return _only(name, ours.get(name), others, sockets)
-    if len(ours) > 1:
+        others = [one for one in sockets if one.name == name and not one.is_local]
+        return _only(name, local.get(name), others, sockets)
+    if len(local) > 1:
         # The dead sockets of killed nodes are ignored if there is a living one.
-        ours = {one.name: one for one in ours.values() if is_served(one.path)} or ours
-    if len(ours) > 1:
-        names = ", ".join(sorted(ours))
+        local = {one.name: one for one in local.values() if is_served(one.path)} or local
+    if len(local) > 1:
+        names = ", ".join(sorted(local))
         raise TunnelError(
-            f"{len(ours)} nodes have control sockets here (choose by --name: {names})"
+            f"{len(local)} nodes have control sockets here (choose by --name: {names})"
         )
-    for one in ours.values():
+    for one in local.values():
         return one.path
     raise _not_found("no node", sockets)
 
@@ -177,7 +177,7 @@ def _not_found(missing: str, known: list[ControlSocket]) -> TunnelError:
     if known:
         listed = ", ".join(sorted(map(str, known)))
         return TunnelError(
-            f"{missing} has a control socket in this network namespace (there is: {listed}; choose "
+            f"{missing} has a control socket in this network namespace (others: {listed}; choose "
             "one by --name)"
         )
     places = " or ".join(map(str, directories()))

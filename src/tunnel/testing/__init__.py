@@ -1,5 +1,5 @@
 """
-What tests of an overlay need, ours and those of programs that embed a tunnel.
+What tests of an overlay need: this project's tests, and those of programs that embed a tunnel.
 
     lab    hosts made of network namespaces on this machine, and links between them
     bench  measures what a path between two hosts carries

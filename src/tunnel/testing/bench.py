@@ -5,7 +5,7 @@ What a path between two hosts carries, measured by iperf3 and by a loop of reque
     MEASURES["tcp1"](path, seconds=3)       # {"tcp1": 5.1, "tcp1_back": 5.0, "cpu1": 1.4, ...}
 
 ``tunnel bench`` and the benchmarks of this project use it. It reads nothing but iperf3's JSON, and
-does not know what the path is: an overlay, ours or another, or a bare link.
+does not know what the path is: this overlay, another one, or a bare link.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def _pids() -> list[int]:
 
 def _stat(pid: int) -> list[str]:
     """Returns /proc/PID/stat from field 3 on (proc(5)); the name before it may contain blanks.
-    Zeros for a process that is gone."""
+    Zeros for a process that has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

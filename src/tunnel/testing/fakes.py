@@ -24,7 +24,7 @@ from tunnel.cluster.stores.base import Batch, Snapshot
 from tunnel.cluster.stores.keys import Keys
 from tunnel.errors import StoreUnavailableError
 
-_POLL = 0.05  # seconds between two looks at a clock that may be a fake one
+_POLL = 0.05  # seconds between two readings of a clock that may be a fake one
 
 
 class FakeClock:
@@ -39,7 +39,7 @@ class FakeClock:
 
 class MemoryStore:
     """
-    A :class:`tunnel.cluster.stores.base.Store` in memory, shared by all that are given it.
+    A :class:`tunnel.cluster.stores.base.Store` in memory, shared by all of its users.
 
     Args:
         monotonic: The clock of its leases.

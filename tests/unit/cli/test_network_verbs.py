@@ -99,8 +99,8 @@ def test_a_subnet_is_kept_for_a_node(network: Verb) -> None:
     assert network.tell("reserve 10.42.7.0/24 --for 192.0.2.3") == "+ 10.42.7.0/24\n"
     network.ask("reserve 10.42.7.0/24 --for 192.0.2.3", schema="change")  # again is fine
     assert "overlaps" in network.tell("reserve 10.42.7.0/24 --node abc", code=2)
-    assert "not what a node has" in network.tell("reserve 10.42.8.0/25 --node abc", code=2)
-    assert "for which node?" in network.tell("reserve 10.42.8.0/24", code=2)
+    assert "does not fit this network" in network.tell("reserve 10.42.8.0/25 --node abc", code=2)
+    assert "no node is given" in network.tell("reserve 10.42.8.0/24", code=2)
     assert "'host7' is not an IP" in network.tell("reserve 10.42.8.0/24 --for host7", code=2)
     assert "Node is not an id" in network.tell("reserve 10.42.8.0/24 --node a:b", code=2)
     (one,) = network.ask("leases", schema="leases")

@@ -172,7 +172,7 @@ def test_reload_without_a_file(one: Node) -> None:
 
 def test_down(one: Node) -> None:
     assert one.tell("down") == "tunnel1 is down\n"
-    assert "is not there" in one.tell("status", code=2)
+    assert "does not exist" in one.tell("status", code=2)
 
 
 def test_down_as_json(one: Node) -> None:
@@ -191,7 +191,7 @@ def test_watching_a_node_until_it_ends(tmp_path: Path, capsys: pytest.CaptureFix
     assert len(lines) >= 2
     check("status", json.loads(lines[0]))
     assert err.startswith("tunnel: the node at ")
-    assert err.endswith(" is gone (it ended, or was stopped)\n")
+    assert err.endswith(" closed the connection (it ended, or was stopped)\n")
 
 
 VERBS = [
@@ -218,7 +218,8 @@ VERBS = [
 
 @pytest.mark.parametrize("words", VERBS, ids=" ".join)
 @pytest.mark.parametrize(
-    ("state", "says"), [("none", "is not there"), ("dead", "is dead"), ("file", "is no socket")]
+    ("state", "says"),
+    [("none", "does not exist"), ("dead", "is dead"), ("file", "is not a socket")],
 )
 def test_no_node(
     words: list[str], state: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

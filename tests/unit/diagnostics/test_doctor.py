@@ -536,4 +536,4 @@ def test_words_that_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--mtu", "17"]) == 2
     assert capsys.readouterr().err == "tunnel: mtu 17 is out of range (68 to 65535)\n"
     assert main(["doctor", "--control", "/no/such.sock"]) == 2
-    assert "control socket /no/such.sock is not there" in capsys.readouterr().err
+    assert "control socket /no/such.sock does not exist" in capsys.readouterr().err

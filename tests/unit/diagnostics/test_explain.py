@@ -140,7 +140,7 @@ def test_the_whole_way_out() -> None:
         "headers",
         "underlay",
         "peer",
-        "their checks",
+        "peer checks",
     ]
     assert [(one.name, one.bytes) for one in found.headers] == [
         ("outer IPv4", 20),
@@ -337,7 +337,7 @@ FROM_POD: dict[str, Any] = {"ingress": "cni0", "flow": Flow(A("10.244.2.7"), A("
         (peer(**SILENT, last_drop="other_vni"), "peer", "42 s; last drop of its", "tunnel ping"),
         (
             replace(OUT, flow=replace(FLOW, source=A("192.0.2.1"))),
-            "their checks",
+            "peer checks",
             "not in this node's 10.244.1.0/24: the peer drops the packet as spoofed",
             "tunnel explain 10.244.2.7 --from 10.244.1.0",
         ),
@@ -348,7 +348,7 @@ FROM_POD: dict[str, Any] = {"ingress": "cni0", "flow": Flow(A("10.244.2.7"), A("
                 flow=replace(FLOW, source=A("10.244.3.1")),
                 status=replace(STATUS, peers=(PEER, OTHER)),
             ),
-            "their checks",
+            "peer checks",
             "the peer drops the packet as spoofed",
             "--from 10.244.1.0",
         ),
@@ -438,8 +438,8 @@ def test_where_it_ends(inputs: TraceInputs, at: str, why: str, what: str) -> Non
             "via 192.0.2.254",
         ),
         (peer(state=PeerState.UNKNOWN), "peer", "never answered"),
-        (peer(state=PeerState.UNKNOWN), "their checks", "must know this node's address and VNI"),
-        (TO_ANY, "their checks", "a kernel vxlan device does not"),
+        (peer(state=PeerState.UNKNOWN), "peer checks", "must know this node's address and VNI"),
+        (TO_ANY, "peer checks", "a kernel vxlan device does not"),
         (TO_ANY, "headers", "every node accepts"),
         (peer(last_drop="spoofed"), "peer", "last drop of its packets here: spoofed"),
         (
@@ -462,7 +462,7 @@ def test_where_it_ends(inputs: TraceInputs, at: str, why: str, what: str) -> Non
         (replace(TAP, mode="tap"), "fdb", "behind 192.0.2.2:8472"),
         (
             replace(TAP, flow=replace(FLOW, source=A("10.7.0.1"))),
-            "their checks",
+            "peer checks",
             "a peer in TAP mode accepts it, others drop it as spoofed",
         ),
         (replace(IN, mode="tap"), "mac", "every destination MAC"),

@@ -154,7 +154,7 @@ WRONG_ARGUMENTS: list[tuple[str, dict[str, Any], str]] = [
     ("peer_remove", {"endpoint": "::1:"}, "endpoint"),
     ("frobnicate", {}, "known: status, peers"),
     ("reload", {}, "not started from a file"),
-    ("down", {}, "end it itself"),
+    ("down", {}, "end the program itself"),
 ]
 
 
@@ -176,7 +176,7 @@ async def test_a_program_adds_calls_of_its_own(
 
     async with served(path, calls={"greet": greet}) as (_, node):
         assert await node.call("greet", who="you") == {"hello": "you"}
-        with pytest.raises(TunnelError, match="greet failed inside of the node: KeyError"):
+        with pytest.raises(TunnelError, match="greet failed inside the node: KeyError"):
             await node.call("greet")
         assert "the call greet failed" in caplog.text
         assert await node.call("status")
@@ -463,7 +463,7 @@ async def test_a_dead_socket_is_replaced(path: Path) -> None:
 
 async def test_a_living_socket_is_not_replaced(path: Path) -> None:
     async with served(path) as (one, node):
-        with pytest.raises(TunnelError, match="is another node's"):
+        with pytest.raises(TunnelError, match="belongs to another node"):
             async with Service(one, path=path):
                 pass
         assert await node.call("status")
@@ -471,7 +471,7 @@ async def test_a_living_socket_is_not_replaced(path: Path) -> None:
 
 async def test_another_file_is_not_replaced(path: Path) -> None:
     path.write_text("precious")
-    with pytest.raises(TunnelError, match="is there and no socket"):
+    with pytest.raises(TunnelError, match="exists and is not a socket"):
         async with served(path):
             pass
     assert path.read_text() == "precious"
@@ -480,7 +480,7 @@ async def test_another_file_is_not_replaced(path: Path) -> None:
 @pytest.mark.parametrize("where", ["x" * 200, "file/one.sock"])
 async def test_an_impossible_path(where: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(TunnelError, match="cannot make control socket"):
+    with pytest.raises(TunnelError, match="cannot create control socket"):
         async with served(tmp_path / where):
             pass
 
@@ -509,8 +509,8 @@ async def impostor(path: Path, says: bytes, *, stays: bool = False) -> AsyncIter
 @pytest.mark.parametrize(
     ("says", "match"),
     [
-        (b"", "is gone"),
-        (b"\x82\xa1v\x01", "is gone"),
+        (b"", "closed the connection"),
+        (b"\x82\xa1v\x01", "closed the connection"),
         (b"\xc1", "speaks another protocol"),
         (b"\x01", "another version"),
         (msgpack.packb({"v": 2, "result": 1}), "another version"),

@@ -81,7 +81,7 @@ def test_no_node(directory: Path, here: Here) -> None:
     with pytest.raises(TunnelError, match="no node tunnel1 has a"):
         find("tunnel1")
     leave(directory / "tunnel2.sock")
-    with pytest.raises(TunnelError, match="there is: tunnel2"):
+    with pytest.raises(TunnelError, match="others: tunnel2"):
         find("tunnel1")
     assert find() == directory / "tunnel2.sock"
 
@@ -106,7 +106,7 @@ def test_a_node_of_this_namespace_comes_first(directory: Path, here: Here) -> No
 
 def test_a_node_of_another_namespace_is_found_by_its_name_only(directory: Path, here: Here) -> None:
     other = leave(directory / "tunnel1@7.sock")
-    with pytest.raises(TunnelError, match=r"in this network .*there is: tunnel1 in netns 7"):
+    with pytest.raises(TunnelError, match=r"in this network .*others: tunnel1 in netns 7"):
         find()
     assert find("tunnel1") == other
     assert nodes() == {}

@@ -32,8 +32,8 @@ def dissect(packet: CapturedPacket) -> Packet:
     """
     Returns scapy's view of a packet.
 
-    scapy turns a layer that it cannot read into bytes, except for the first: on that it raises
-    whatever it comes across.
+    scapy turns a layer that it cannot read into bytes, except for the first: on that it may
+    raise any exception.
     """
     conf.debug_dissector = False
     first = _FIRST.get(packet.kind) or (IPv6 if packet.data[:1] >= b"\x60" else IP)

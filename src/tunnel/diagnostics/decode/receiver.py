@@ -1,4 +1,4 @@
-"""What the checks of a receiving node say; the packet path's own C code is asked."""
+"""The checks of a receiving node, made by the packet path's own C code."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from tunnel.types import Endpoint
 __all__ = ["Finding", "Level", "diagnose", "examine", "try_peers"]
 
 _ANSWER_TIMEOUT = 3.0
-"""Seconds in which peers may answer: while somebody looks, each is asked every second."""
+"""Seconds in which peers may answer: reading the status makes the node send an echo a second."""
 
 _POLL = 0.2  # seconds between two readings of the status
 

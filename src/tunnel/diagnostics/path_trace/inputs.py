@@ -44,14 +44,14 @@ class TraceInputs:
             this host sends itself, None if no kernel route leads to its source.
         kernel_route: What the kernel does with the packet: before it enters the device or, inbound,
             after it leaves the device. None for a node without a device.
-        kernel_neighbour: What the kernel knows of that route's next hop, if the route needs one.
+        kernel_neighbour: What the kernel knows about that route's next hop, if it needs one.
         bridge: The bridge of which the device is a port, empty if there is none.
         forwarding: Whether this host forwards packets of this family.
         decisions: Of each worker, for an outbound packet.
-        fdb_entry: Our FDB entry for the destination MAC, in TAP mode.
+        fdb_entry: The node's FDB entry for the destination MAC, in TAP mode.
         owner: The peer that owns the source, for an inbound packet.
         underlay_route: What the kernel does with the datagram.
-        underlay_neighbour: What the kernel knows of that route's next hop.
+        underlay_neighbour: What the kernel knows about that route's next hop.
         local_address: Outer source address of the datagram.
     """
 

@@ -141,7 +141,7 @@ def _peer_checks(inputs: TraceInputs) -> Iterator[TraceStep]:
     else:
         why = "the peer must know this node's address and VNI"
     yield goes_on(
-        "their checks", entry, f"{why}; it must also assign the same prefixes to this node"
+        "peer checks", entry, f"{why}; it must also assign the same prefixes to this node"
     )
 
 
@@ -149,13 +149,13 @@ def _source_in_no_subnet(inputs: TraceInputs) -> TraceStep:
     flow, subnets = inputs.flow, inputs.status.subnets
     entry = f"source {flow.source}"
     if inputs.mode == "tap" and inputs.owner_of(flow.source) is None:
-        why = "in nobody's prefix: a peer in TAP mode accepts it, others drop it as spoofed"
-        return goes_on("their checks", entry, why)
+        why = "in no peer's prefix: a peer in TAP mode accepts it, others drop it as spoofed"
+        return goes_on("peer checks", entry, why)
     listed = ", ".join(str(subnet) for subnet in subnets)
     first = next((one for one in subnets if one.version == flow.version), None)
     source = first.network_address if first else "ADDRESS"
     return ends(
-        "their checks",
+        "peer checks",
         entry,
         f"not in this node's {listed}: the peer drops the packet as spoofed, unless it assigns "
         "another prefix to this node",
