@@ -61,26 +61,26 @@ static bool same_flow(const struct ip_packet *a, const struct ip_packet *b)
 /* Compares the fields that a joined packet has once for all its segments. */
 static bool same_ip_fields(const struct run *run, const struct ip_packet *packet)
 {
-    const uint8_t *ours = run->first.data, *theirs = packet->data;
+    const uint8_t *first = run->first.data, *next = packet->data;
     if (packet->version == 6) /* traffic class and flow label; hop limit */
-        return memcmp(ours, theirs, 4) == 0 && ours[7] == theirs[7];
-    if (ours[1] != theirs[1] || ours[8] != theirs[8] || ours[6] != theirs[6])
+        return memcmp(first, next, 4) == 0 && first[7] == next[7];
+    if (first[1] != next[1] || first[8] != next[8] || first[6] != next[6])
         return false;
     /* Split increments ids. Without DF they matter for later reassembly (RFC 6864). */
-    return ours[6] & IP4_DF || (uint16_t)(get16(ours + 4) + run->segments) == get16(theirs + 4);
+    return first[6] & IP4_DF || (uint16_t)(get16(first + 4) + run->segments) == get16(next + 4);
 }
 
 static bool same_tcp_fields(const struct run *run, const struct ip_packet *packet, uint16_t header)
 {
-    const uint8_t *ours = run->first.data + run->first.header;
-    const uint8_t *theirs = packet->data + packet->header;
+    const uint8_t *first = run->first.data + run->first.header;
+    const uint8_t *next = packet->data + packet->header;
     size_t options = (size_t)header - packet->header - 20;
-    return header == run->header && get32(theirs + TCP_SEQUENCE) == run->sequence &&
-           memcmp(ours + TCP_ACKNOWLEDGEMENT, theirs + TCP_ACKNOWLEDGEMENT, 4) == 0 &&
-           ours[TCP_OFFSET] == theirs[TCP_OFFSET] &&
-           ((ours[TCP_FLAGS] ^ theirs[TCP_FLAGS]) & ~TCP_PSH) == 0 &&
-           memcmp(ours + TCP_WINDOW, theirs + TCP_WINDOW, 2) == 0 &&
-           memcmp(ours + TCP_URGENT, theirs + TCP_URGENT, 2 + options) == 0;
+    return header == run->header && get32(next + TCP_SEQUENCE) == run->sequence &&
+           memcmp(first + TCP_ACKNOWLEDGEMENT, next + TCP_ACKNOWLEDGEMENT, 4) == 0 &&
+           first[TCP_OFFSET] == next[TCP_OFFSET] &&
+           ((first[TCP_FLAGS] ^ next[TCP_FLAGS]) & ~TCP_PSH) == 0 &&
+           memcmp(first + TCP_WINDOW, next + TCP_WINDOW, 2) == 0 &&
+           memcmp(first + TCP_URGENT, next + TCP_URGENT, 2 + options) == 0;
 }
 
 static bool may_join(const struct run *run, const struct ip_packet *packet, uint16_t header)
@@ -145,9 +145,9 @@ void coalesce_add(struct coalescer *coalescer, struct ip_packet *packet, uint16_
 
     uint8_t *open = &coalescer->open[ip_flow_hash(packet) % sizeof coalescer->open];
     struct run *run = *open ? &coalescer->runs[*open - 1] : NULL;
-    bool ours = run && same_flow(&run->first, packet);
+    bool same = run && same_flow(&run->first, packet);
     if (role == ENDS) {
-        if (ours)
+        if (same)
             *open = 0;
         begin(coalescer, packet, peer);
         return;
@@ -155,7 +155,7 @@ void coalesce_add(struct coalescer *coalescer, struct ip_packet *packet, uint16_
 
     uint32_t payload = packet->length - header;
     bool push = packet->protocol == IP_TCP && packet->data[packet->header + TCP_FLAGS] & TCP_PSH;
-    if (ours && may_join(run, packet, header) && checksums_right(run, packet)) {
+    if (same && may_join(run, packet, header) && checksums_right(run, packet)) {
         join(run, packet, header);
     } else {
         /* The run of another flow with the same hash ends early. */

@@ -153,10 +153,10 @@ bool ip_finish_checksum(struct ip_packet *packet)
 
 bool ip_same_link(const struct ip_packet *a, const struct ip_packet *b)
 {
-    const uint8_t *ours = a->data - a->link, *theirs = b->data - b->link;
+    const uint8_t *one = a->data - a->link, *other = b->data - b->link;
     /* Constant lengths, which the compiler inlines: the header without its tag, and the tag. */
-    return a->link == b->link && memcmp(ours, theirs, 14) == 0 &&
-           (a->link == 14 || memcmp(ours + 14, theirs + 14, 4) == 0);
+    return a->link == b->link && memcmp(one, other, 14) == 0 &&
+           (a->link == 14 || memcmp(one + 14, other + 14, 4) == 0);
 }
 
 bool ip_is_multicast(const struct ip_packet *packet)

@@ -177,7 +177,7 @@ enum neighbour_verdict ndp_parse(const struct ip_packet *packet, struct neighbou
         return NEIGHBOUR_BAD;
     if (!solicitation)
         read.sender =
-            read.target; /* an advertisement is about its target, whatever its source is */
+            read.target; /* an advertisement is about its target, not about its source */
     *message = read;
     return NEIGHBOUR_OK;
 }

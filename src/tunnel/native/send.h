@@ -28,7 +28,7 @@ void send_icmp(struct forwarder *forwarder, const struct ip_packet *packet, size
 
 /*
  * Whether the underlay must fragment a packet of this length that is too large for it: the sender
- * allows it, would not send less at any MTU (RFC 8200, 5), or cannot be told because it is not IP.
+ * allows it, would not send less at any MTU (RFC 8200, 5), or gets no ICMP because it is not IP.
  */
 static inline bool send_may_fragment(const struct ip_packet *packet, size_t length)
 {
