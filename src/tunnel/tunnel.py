@@ -129,7 +129,7 @@ class Tunnel:
 
     async def wait_closed(self) -> None:
         """
-        Returns when the tunnel is closed. Cancelled, nothing changes.
+        Returns when the tunnel is closed. If cancelled, nothing changes.
 
         Raises:
             StateError: The tunnel was not entered.
@@ -142,7 +142,7 @@ class Tunnel:
 
     async def add_peer(self, peer: str | Peer) -> None:
         """
-        Adds a peer. The packets of others are not affected. Cancelled, it is still done.
+        Adds a peer. The packets of others are not affected. If cancelled, it still completes.
 
         Raises:
             ConfigError: The peer exists, or one of its prefixes overlaps another's.
@@ -155,7 +155,7 @@ class Tunnel:
 
     async def remove_peer(self, peer: str | Endpoint | Peer) -> None:
         """
-        Removes a peer; its counters stay in the sums. Cancelled, it is still done.
+        Removes a peer; its counters stay in the sums. If cancelled, it still completes.
 
         Args:
             peer: As for :meth:`find_peer`.
@@ -171,8 +171,8 @@ class Tunnel:
         self, *, add: Iterable[Peer] = (), remove: Iterable[Endpoint] = ()
     ) -> dict[Endpoint, TunnelError]:
         """
-        Removes and adds many peers at once. The packets of others are not affected. Cancelled, it
-        is still done.
+        Removes and adds many peers at once. The packets of others are not affected. If cancelled,
+        it still completes.
 
         Args:
             add: Peers to add. One that exists is changed to what is given, also if it is in
@@ -188,7 +188,7 @@ class Tunnel:
     async def reload(self, config: Config) -> None:
         """
         Applies the peers of `config`: adds, removes and changes those that differ. The packets of
-        others are not affected. Cancelled, it is still done.
+        others are not affected. If cancelled, it still completes.
 
         Raises:
             ConfigError: Something else differs, which takes a restart, or a new peer is this node.
@@ -205,7 +205,7 @@ class Tunnel:
 
     async def renumber(self, config: Config) -> None:
         """
-        Replaces this node's subnets and overlay addresses with those of `config`. Cancelled, it
+        Replaces this node's subnets and overlay addresses with those of `config`. If cancelled, it
         may have been done in part.
 
         Raises:
@@ -263,13 +263,13 @@ class Tunnel:
     async def send(self, packet: bytes) -> None:
         """
         Sends one inner IP packet (with ``device=None``); waits while the buffer is full.
-        Cancelled, the packet is not sent.
+        If cancelled, the packet is not sent.
         """
         await self._pair().send(packet)
 
     async def receive(self) -> bytes:
         """
-        Returns the next inner IP packet (with ``device=None``). Cancelled, no packet is lost.
+        Returns the next inner IP packet (with ``device=None``). If cancelled, no packet is lost.
 
         Raises:
             ClosedError: The tunnel was closed.
@@ -398,7 +398,7 @@ class Tunnel:
         """
         Returns the prefixes of all peers, and whether the kernel routes each into the device: if
         not, another program removed that kernel route. With ``device=None`` there are no kernel
-        routes. Cancelled, nothing changes.
+        routes. If cancelled, nothing changes.
 
         Raises:
             ClosedError: The tunnel is closed.
@@ -419,7 +419,7 @@ class Tunnel:
 
     async def ping(self, peer: str | Endpoint, *, size: int = 0) -> float:
         """
-        Sends one echo through the data path and returns the seconds until the reply. Cancelled,
+        Sends one echo through the data path and returns the seconds until the reply. If cancelled,
         nothing changes.
 
         Args:
@@ -437,7 +437,7 @@ class Tunnel:
     async def try_trains(self, peer: str | Endpoint) -> bool:
         """
         Returns whether trains of datagrams reach a peer undamaged. If they do not, though single
-        datagrams do, the peer gets no more trains. Cancelled, nothing changes.
+        datagrams do, the peer gets no more trains. If cancelled, nothing changes.
 
         Raises:
             PeerNotFoundError: There is no such peer.
@@ -454,7 +454,7 @@ class Tunnel:
         may not read, like the firewall without CAP_NET_ADMIN, is a finding as well. With
         ``device=None`` the checks of the device are left out.
 
-        Cancelled, it stops; a peer that trains did not reach gets no more of them.
+        If cancelled, it stops; a peer that trains did not reach gets no more of them.
 
         Raises:
             ClosedError: The tunnel is closed.
@@ -514,7 +514,7 @@ class Tunnel:
         path ends.
 
         Asks the kernel and the packet path what they would do; sends nothing. With
-        ``device=None`` the path begins at the packet path. Cancelled, nothing changes.
+        ``device=None`` the path begins at the packet path. If cancelled, nothing changes.
 
         Args:
             source: By default what the kernel would choose. Required if `address` belongs to this

@@ -8,7 +8,7 @@ Nodes that find each other in a store: etcd, in flannel's format, or a shared di
     updater               applies that to the tunnel
     connection            whether the store answers
     lease, roster         the rules: how a subnet is acquired; which peers follow from records
-    network, record       what is in the store
+    network, record       the content of the store
     state, cache          what a node keeps on disk
     registry              the network as an administrator sees it
     stores/               the stores themselves

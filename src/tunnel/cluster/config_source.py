@@ -102,7 +102,7 @@ class StoreConfigSource:
 
     async def load(self) -> Config:
         """The configuration of the tunnel, once there is a network and a subnet for this node.
-        Cancelled, a subnet may have been acquired; the next start finds it."""
+        If cancelled, a subnet may have been acquired; the next start finds it."""
         identity = await asyncio.to_thread(self._state.identity)
         await self._connection.store.__aenter__()
         self._is_entered = True

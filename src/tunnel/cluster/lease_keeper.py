@@ -194,5 +194,5 @@ class LeaseKeeper:
 
 
 def _new_lease() -> int:
-    """A lease id that nobody else chooses; etcd's ids are positive and have 63 bits."""
+    """A lease id that no other node chooses; etcd's ids are positive and have 63 bits."""
     return secrets.randbits(62) + 1

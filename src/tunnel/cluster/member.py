@@ -112,7 +112,7 @@ class Cluster:
 
     async def reload(self, config: ClusterConfig) -> None:
         """
-        Applies the configured peers of `config`. Cancelled, it is still done.
+        Applies the configured peers of `config`. If cancelled, it still completes.
 
         Raises:
             ConfigError: Another option differs, which takes a restart; nothing was changed.

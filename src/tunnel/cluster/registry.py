@@ -91,7 +91,7 @@ class Registry:
     """
     The network in a store that is open.
 
-    Every method raises what the store raises. Cancelled, one that writes may have written.
+    Every method raises what the store raises. If cancelled, one that writes may have written.
 
     Args:
         prefix: Of all keys.

@@ -102,7 +102,7 @@ class PeerUpdater:
 
     async def reload(self, peers: Iterable[Peer]) -> None:
         """
-        Replaces the configured peers. Cancelled, it is still done.
+        Replaces the configured peers. If cancelled, it still completes.
 
         Raises:
             TunnelError: The tunnel refused one of them. The others are applied.

@@ -149,7 +149,7 @@ def peer(name: str, value: object) -> Peer:
     return value if isinstance(value, Peer) else Peer.parse(text(name, value))
 
 
-# Files, and what is specific to a cluster.
+# Files, and options of a cluster.
 
 
 def file(name: str, value: object) -> Path:

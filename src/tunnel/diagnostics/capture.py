@@ -3,7 +3,7 @@ Packets as they pass a node: inner packets on its device, or the datagrams that 
 
     interfaces, filter  ->  packet sockets beside the packet path  ->  packets
 
-The packet path is not involved, so a packet that nobody captures costs nothing.
+The packet path is not involved, so a packet costs nothing unless it is captured.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Capture:
         return self
 
     async def __anext__(self) -> Packet:
-        """Cancelled, no packet is lost. Raises DeviceError if an interface is gone."""
+        """If cancelled, no packet is lost. Raises DeviceError if an interface no longer exists."""
         while not self._received:
             if not self._closed:
                 await self._wait_readable()

@@ -32,7 +32,7 @@ _STRICT = 1  # rp_filter; 2 is loose
 async def inspect_host(
     config: Config, *, status: Status | None, trains: Mapping[Endpoint, bool | None]
 ) -> HostReport:
-    """Returns all that the checks need. Cancelled, nothing changes."""
+    """Returns all that the checks need. If cancelled, nothing changes."""
     async with Netlink() as netlink:
         paths = await _peer_paths(netlink, config, status)
         port_error, in_use = ("", False) if status else _try_port(config, paths)

@@ -42,7 +42,7 @@ class PathInputReader:
         dport: int,
     ) -> TraceInputs:
         """
-        Returns the inputs for one packet. Cancelled, nothing changes.
+        Returns the inputs for one packet. If cancelled, nothing changes.
 
         Raises:
             ConfigError: There is no such packet, or its source is needed and missing.

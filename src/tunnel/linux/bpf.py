@@ -83,7 +83,7 @@ def port_filter(ports: Collection[int], *, link: int) -> bytes:
     """
     ip = 14 if link == ETHERNET else 0
     program = [
-        (_LD_WORD, _AD_PROTOCOL, 0, 0),  # the EtherType, whatever the link
+        (_LD_WORD, _AD_PROTOCOL, 0, 0),  # the EtherType, for any link type
         (_IF_EQUAL, 0x0800, 1, 0),
         (_IF_EQUAL, 0x86DD, 6, 8),
         (_LD_BYTE, ip + 9, 0, 0),  # IPv4: the protocol,

@@ -106,7 +106,7 @@ def ambient_capability(capability: int) -> Iterator[None]:
         _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability)
         yield
     finally:
-        # What is not inheritable is not ambient either.
+        # A capability that is not inheritable is not ambient either.
         _write_sets(before)
 
 

@@ -43,7 +43,7 @@ class Poller:
     async def run(self) -> None:
         """
         Moves packets until :meth:`close`. Raises what the mover raises; no packet moves then until
-        this is called again. Cancelled, it closes.
+        this is called again. If cancelled, it closes.
         """
         if self._epoll.closed:
             return

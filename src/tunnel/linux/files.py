@@ -16,7 +16,7 @@ def replace_file(path: Path, content: bytes, *, mode: int = 0o600, sync: bool = 
     :func:`asyncio.to_thread`.
 
     Args:
-        mode: The permissions of the new file, whatever the umask is.
+        mode: The permissions of the new file, regardless of the umask.
         sync: Whether the content survives a power failure once this returns (fsync(2), of the file
             and of its directory).
 

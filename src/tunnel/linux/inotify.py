@@ -41,7 +41,7 @@ class DirectoryWatch:
 
     async def wait(self, seconds: float) -> bool:
         """Whether a file was renamed into the directory since the last call, or is within `seconds`
-        from now. Cancelled, the notice is kept for the next call."""
+        from now. If cancelled, the notice is kept for the next call."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._changed.wait()

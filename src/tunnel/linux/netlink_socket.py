@@ -79,7 +79,8 @@ class NetlinkSocket:
         Sends a message for each body, all of one kind, and returns for each the body of the answer,
         or the errno of the kernel's refusal, 0 for an acknowledgement.
 
-        Other tasks run between batches. Cancelled, any of the requests may have been carried out.
+        Other tasks run between batches. If cancelled, any of the requests may have been carried
+        out.
 
         Raises:
             DeviceError: The socket is closed or fails, or an answer does not come in time.
@@ -100,7 +101,7 @@ class NetlinkSocket:
         Returns what `decode` returns for each message of a dump, except None.
 
         Other tasks run while it is decoded. When the table changes meanwhile, an entry may be
-        duplicated or missing, as in every dump. Cancelled, nothing changes.
+        duplicated or missing, as in every dump. If cancelled, nothing changes.
 
         Raises:
             DeviceError: As of :meth:`request`; or the kernel refuses the filter in `body`.

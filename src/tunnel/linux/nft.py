@@ -42,7 +42,8 @@ class Nft:
 
     async def run(self, commands: list[dict[str, Any]]) -> None:
         """
-        Applies all commands, or none. Cancelled, it finishes first: the caller may have to undo it.
+        Applies all commands, or none. If cancelled, it finishes first: the caller may have to undo
+        it.
 
         Raises:
             DeviceError: The kernel or nft refuses.
@@ -57,7 +58,7 @@ class Nft:
 
     async def list_table(self, family: str, name: str) -> dict[str, Any]:
         """Returns the contents of a table with their handles, empty when it does not exist or
-        cannot be read. Cancelled, nothing changes."""
+        cannot be read. If cancelled, nothing changes."""
         with suppress(DeviceError):
             output = await asyncio.to_thread(self._call, ["list", "table", family, name])
             listing: dict[str, Any] = json.loads(output)

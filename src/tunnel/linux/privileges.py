@@ -1,7 +1,7 @@
 """
 Drops, for good, the privileges that a running node does not need.
 
-    imports what is needed later  ->  changes the user  ->  drops all capabilities but CAP_NET_ADMIN
+    imports modules needed later  ->  changes the user  ->  drops all capabilities but CAP_NET_ADMIN
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class Resolver:
 
     async def resolve(self, name: str) -> Address:
         """
-        Returns the first address of a name. Cancelled, the look-up goes on for others.
+        Returns the first address of a name. If cancelled, the look-up goes on for others.
 
         Raises:
             OSError: The name has no address, or the resolver is closed.

@@ -25,7 +25,7 @@ NEWNEIGH, DELNEIGH, GETNEIGH = 28, 29, 30
 
 MAIN_TABLE = 254
 FIB_MATCH = 0x2000  # RTM_F_FIB_MATCH: the entry that decides, not the route made from it
-ONLINK = 4  # RTNH_F_ONLINK: the gateway is on the link, whatever the routes say
+ONLINK = 4  # RTNH_F_ONLINK: the gateway is on the link, even if no route says so
 SCOPE_UNIVERSE, SCOPE_LINK, SCOPE_NOWHERE = 0, 253, 255
 UP = 1  # IFF_UP
 

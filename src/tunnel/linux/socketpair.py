@@ -47,7 +47,7 @@ class SocketPair:
 
     async def send(self, packet: bytes) -> None:
         """
-        Sends one IP packet, waiting while the buffer is full. Cancelled, nothing was sent.
+        Sends one IP packet, waiting while the buffer is full. If cancelled, nothing was sent.
 
         Raises:
             DeviceError: Closed, or the packet is empty or longer than 65,535 bytes.
@@ -65,7 +65,7 @@ class SocketPair:
         raise DeviceError("the tunnel is closed (send inside its async with block)")
 
     async def receive(self) -> bytes | None:
-        """Returns the next packet, None once closed. Cancelled, no packet is lost."""
+        """Returns the next packet, None once closed. If cancelled, no packet is lost."""
         async with self._reading:
             while self._far.fileno() >= 0:
                 try:

@@ -175,7 +175,7 @@ def _prepare_input(sock: socket.socket, *, gro: bool) -> None:
 
 
 def _drop_input(sock: socket.socket) -> None:
-    """Lets nothing queue on a socket that nobody reads."""
+    """Drops everything that arrives at a socket that is never read."""
     attach_filter(sock, DROP_ALL)
 
 
@@ -206,7 +206,7 @@ def _reason(local: Address, port: int, error: OSError) -> str:
         case errno.EADDRINUSE:
             return (
                 f"UDP port {port} on {local} is in use "
-                f'(see by whom with "ss -ulnp sport = :{port}", or choose another --port)'
+                f'(find the process with "ss -ulnp sport = :{port}", or choose another --port)'
             )
         case errno.EADDRNOTAVAIL:
             return (

@@ -123,7 +123,7 @@ class Underlay:
 
     async def resolve(self, endpoint: Endpoint) -> Address | UnderlayError:
         """Returns the address of a peer, or the error when its name has none within 3 s or the
-        node closes. Cancelled, nothing waits for the look-up."""
+        node closes. If cancelled, nothing waits for the look-up."""
         if endpoint.address is not None:
             return endpoint.address
         try:

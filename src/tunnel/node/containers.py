@@ -50,7 +50,7 @@ class Containers:
 
     async def start(self) -> None:
         """
-        Installs the masquerade rules, if they are wanted. Cancelled, :meth:`close` removes them.
+        Installs the masquerade rules, if they are wanted. If cancelled, :meth:`close` removes them.
 
         Raises:
             DeviceError: The kernel refuses the rules.

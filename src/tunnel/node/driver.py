@@ -165,7 +165,7 @@ class Driver:
         return refused
 
     def _place(self, put: PutPeer) -> None:
-        """Puts a peer into the packet path, and resets what is known of its path if its address
+        """Puts a peer into the packet path, and resets what is known about its path if its address
         changed."""
         endpoint, address = put.peer.endpoint, put.address
         before = self._places.get(endpoint)

@@ -87,7 +87,7 @@ class Monitor:
         self._soliciting.wake(self._vteps.next_tick(now))
 
     def watch(self) -> None:
-        """Makes echoes more frequent for a while, because somebody watches."""
+        """Makes echoes more frequent for a while, for a caller that watches."""
         now = time.monotonic()
         self._prober.watch(now=now)
         self._probing.wake(self._prober.next_tick(now))

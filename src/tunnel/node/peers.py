@@ -72,7 +72,7 @@ class Peers:
         fdb: Fdb | None,
         kernel: Reconciler | None,
     ) -> None:
-        # Request ids start at random: nobody can guess a reply, and replies to a node that had
+        # Request ids start at random: no sender can guess a reply, and replies to a node that had
         # this address before do not match.
         ids = itertools.count(random.SystemRandom().getrandbits(62))
         self._table = PeerTable(subnets=config.subnets, local=underlay.endpoints, mode=config.mode)
@@ -153,7 +153,7 @@ class Peers:
         return self._table.address(endpoint)
 
     def neighbour(self, endpoint: Endpoint) -> Neighbour:
-        """Returns what is known of a peer's VTEP."""
+        """Returns what is known about a peer's VTEP."""
         return self._vteps.get(endpoint, now=time.monotonic())
 
     def destination_mac(self, peer: Peer) -> Mac | None:

@@ -93,7 +93,7 @@ class Prober:
         self._paths.remove(endpoint)
 
     def watch(self, *, now: float) -> None:
-        """Makes echoes more frequent for a while, because somebody watches."""
+        """Makes echoes more frequent for a while, for a caller that watches."""
         self._liveness.watch(until=now + WATCHED, now=now)
 
     def health(self, endpoint: Endpoint) -> Health | None:

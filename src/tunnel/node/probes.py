@@ -1,5 +1,5 @@
 """
-Probes of one peer that somebody asked for: an echo, or trains of datagrams.
+Probes of one peer, by request: an echo, or trains of datagrams.
 
     echo    ->  seconds, or at which stage it failed
     trains  ->  whether they arrive undamaged, compared with single datagrams

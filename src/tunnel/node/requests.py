@@ -56,7 +56,7 @@ class Requests:
     async def ping(self, endpoint: Endpoint, *, size: int = 0) -> float:
         """
         Sends one echo of `size` bytes, which must not be fragmented. Returns seconds until the
-        reply. Cancelled, it stops waiting.
+        reply. If cancelled, it stops waiting.
 
         Raises:
             TimeoutError: There was no reply.
@@ -78,8 +78,8 @@ class Requests:
     async def try_train(self, endpoint: Endpoint, *, size: int) -> tuple[Samples, Samples]:
         """
         Sends samples of `size` bytes, or less if a train of them would be too long, first one by
-        one, then as one train. Returns what became of the former and of the latter. Cancelled, it
-        stops waiting.
+        one, then as one train. Returns what became of the former and of the latter. If cancelled,
+        it stops waiting.
         """
         size = min(size, _TRAIN_BYTES // SAMPLES - control_frames.HEADERS.size)
         singly = await self._sample(endpoint, size, as_train=False)

@@ -109,10 +109,10 @@ class Vteps:
         self._answers_of: dict[Prefix, bytes] = {}
         self._answers_used: Counter[bytes] = Counter()  # two default routes share a gateway
 
-    # Questions.
+    # Queries.
 
     def get(self, endpoint: Endpoint, *, now: float) -> Neighbour:
-        """Returns what is known of a peer's VTEP."""
+        """Returns what is known about a peer's VTEP."""
         return self._neighbours.get(endpoint, now=now)
 
     def destination_mac(self, peer: Peer) -> Mac | None:
@@ -154,7 +154,7 @@ class Vteps:
             self._neighbours.add(peer, now=now)
 
     def remove(self, endpoints: Iterable[Endpoint]) -> None:
-        """Ignores peers that are about to be removed: no MAC of theirs is learned any more."""
+        """Ignores peers that are about to be removed: their MACs are no longer learned."""
         for endpoint in endpoints:
             self._neighbours.remove(endpoint)
 
@@ -202,9 +202,9 @@ class Vteps:
 
     def _source_for(self, address: Address) -> Address | None:
         """Returns an address of this node in the same subnet, else any of that family."""
-        ours = [one for one in self._addresses if one.version == address.version]
-        ours.sort(key=lambda one: address not in one.network)
-        return ours[0].ip if ours else None
+        own = [one for one in self._addresses if one.version == address.version]
+        own.sort(key=lambda one: address not in one.network)
+        return own[0].ip if own else None
 
     # The packet path answers ARP and NDP: peers' for addresses of this node in TUN mode, the
     # device's for addresses of the peers' VTEPs in TAP mode.

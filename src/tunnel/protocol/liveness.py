@@ -19,7 +19,7 @@ INTERVAL = 15.0
 """Seconds between echoes to a peer."""
 
 WATCHED = 1.0
-"""Seconds between echoes while somebody watches or after an echo was lost. Also the shortest time
+"""Seconds between echoes while a caller watches or after an echo was lost. Also the shortest time
 between an echo and one that is sent because the peer sent an echo."""
 
 PATIENCE = 1.0
@@ -102,7 +102,7 @@ class Liveness:
         self._pulses.pop(endpoint, None)
 
     def watch(self, *, until: float, now: float) -> None:
-        """Sends an echo every second until then, because somebody watches."""
+        """Sends an echo every second until then, for a caller that watches."""
         self._watched = max(self._watched, until)
         for pulse in self._pulses.values():
             pulse.due = min(pulse.due, now + WATCHED)

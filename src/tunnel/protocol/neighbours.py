@@ -192,7 +192,7 @@ class Neighbours:
         vtep.tries -= 1
         vtep.due = now + (PAUSE if vtep.tries else RETRY)
         if not vtep.tries:
-            vtep.address = None  # the next answer counts, whatever its address
+            vtep.address = None  # the next answer counts, for any address
         return (SendSolicitation(vtep.peer.endpoint, address) for address in vtep.solicited)
 
     def _is_usable(self, vtep: _Vtep, mac: Mac) -> bool:

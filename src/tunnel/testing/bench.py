@@ -211,7 +211,7 @@ def serve(port: int, *, ready: Callable[[], None]) -> None:
         with _listen(port + 1) as listening:
             threading.Thread(target=_accept, args=(listening,), daemon=True).start()
             ready()
-            # Nobody reads its reports, but they must not fill the pipe.
+            # Its reports are not used, but they must not fill the pipe.
             _, stderr = iperf3.communicate()
     finally:
         iperf3.kill()

@@ -57,7 +57,7 @@ class Keys:
 
     @classmethod
     def parse(cls, text: bytes) -> Keys:
-        """Raises ValueError, or whatever reading another structure raises, for any other text."""
+        """Raises ValueError, or another error of the parsing, for any other text."""
         found = json.loads(text)
         version = int(found.get("version", 1))
         if not 1 <= version <= _VERSION:

@@ -1,5 +1,5 @@
 """
-Explains captured packets header by header, and says what a node's checks make of them.
+Explains captured packets header by header, and says what a node's checks decide.
 
     hex, pcap or pcapng  ->  CapturedPacket  ->  Explanation
 
@@ -92,7 +92,7 @@ def explain_packet(packet: CapturedPacket, *, receiver: Receiver | None = None) 
     Returns all that can be said about one packet; headers that make no sense are shown as bytes.
 
     Args:
-        receiver: The node whose checks are asked, by default :class:`Receiver`'s defaults.
+        receiver: The node whose checks apply, by default :class:`Receiver`'s defaults.
     """
     draft, verdict = _Draft(complete=not packet.missing), None
     if packet.missing:

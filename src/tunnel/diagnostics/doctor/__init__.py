@@ -78,7 +78,7 @@ async def examine(
         trains: For each peer that was tried the result of :meth:`tunnel.Tunnel.try_trains`, None
             for no answer.
 
-    Cancelled, nothing changes.
+    If cancelled, nothing changes.
 
     Raises:
         ConfigError: `status` is of a node that cannot exist.
