@@ -63,7 +63,7 @@ class Node:
         self._process.communicate()
 
     def wait(self) -> None:
-        """Until it has ended by itself, well or not."""
+        """Waits until it has ended, with or without success."""
         assert self._process is not None
         self._process.communicate(timeout=_PATIENCE)
 
@@ -74,7 +74,7 @@ class Node:
         return self.ended()
 
     def ended(self) -> dict[str, int]:
-        """Its drops by reason, when somebody has ended it."""
+        """Its drops by reason, once it was stopped."""
         assert self._process is not None
         stdout, stderr = self._process.communicate(timeout=_PATIENCE)
         assert self._process.returncode == 0, stderr

@@ -41,7 +41,7 @@ def peer(number: int, *, prefix: str = "", mac: int = 0) -> Peer:
 
 
 def routes(host: Host, *, device: str = "tunnel1") -> dict[str, str]:
-    """Gateways, empty where there is none, by prefix."""
+    """Gateways by prefix, empty for none."""
     listed = json.loads(host.run(f"ip -j -4 route show dev {device} proto 84").stdout)
     return {one["dst"]: one.get("gateway", "") for one in listed}
 
@@ -104,7 +104,7 @@ async def test_a_reload_that_the_kernel_refuses_changes_nothing(host: Host) -> N
 
 @pytest.mark.parametrize("mode", ["tun", "tap"])
 async def test_a_prefix_that_moves_stays_routed(host: Host, mode: str) -> None:
-    """By the kernel's own account: no route of ours was ever deleted."""
+    """By the kernel's notifications: no route of this program was deleted."""
     with inside(host):
         monitor = host.popen("stdbuf -oL ip monitor route neigh")
     async with Tunnel(subnets=[SUBNET], peers=[peer(0), peer(1)], mode=mode) as tunnel:
@@ -153,7 +153,7 @@ async def test_a_node_that_moves(host: Host, mode: str) -> None:
 
 
 async def test_very_many_routes_in_one_go(host: Host) -> None:
-    """Ten thousand, IPv6 as well, and again: what is ours already is fine."""
+    """Ten thousand, IPv6 as well, twice: routes of this program may exist already."""
     host.run("ip link add d0 type veth peer name d1")
     host.run("ip link set d0 up")
     index = socket.if_nametoindex("d0")

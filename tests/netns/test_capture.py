@@ -136,7 +136,7 @@ def test_outside_takes_a_filter_and_text(nodes: tuple[Node, Node]) -> None:
 
 
 def test_streamed(nodes: tuple[Node, Node]) -> None:
-    """Each packet comes out as it passes, to who reads along; who stops ends the capture."""
+    """Each packet is printed when it passes; a reader that ends also ends the capture."""
     a, b = nodes
     stream = f"{' '.join(PYTHON)} capture -w - icmp | tshark -l -c 2 -r - -T fields -e icmp.type"
     process = a.host.popen(["sh", "-c", stream])

@@ -102,7 +102,7 @@ class Stranger:
 
 @asynccontextmanager
 async def with_stranger() -> AsyncIterator[tuple[Tunnel, Stranger]]:
-    """A tunnel whose peer is not what it seems to be."""
+    """A tunnel whose peer is an impostor."""
     stranger = Stranger(TWO)
     with stranger.socket:
         async with asyncio.timeout(30), tunnel(ONE, f"{TWO}:{PORT}=10.2.0.0/16") as one:
@@ -206,7 +206,7 @@ async def test_who_waits_when_it_closes_waits_no_longer() -> None:
 
 
 async def test_closing_with_a_tick_pending_is_the_end() -> None:
-    """Also for who looks afterwards: nothing is scheduled, nothing sent."""
+    """Also for a later caller: nothing is scheduled, nothing is sent."""
     failures: list[object] = []
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: failures.append(context))
@@ -237,7 +237,7 @@ async def test_peers_that_come_and_go_in_the_middle_of_everything() -> None:
 
 
 async def test_nodes_that_share_an_address_are_told_apart() -> None:
-    """By the port that they say is theirs."""
+    """By the port that their messages name."""
     two = tunnel(TWO, f"{ONE}:{PORT}=10.1.0.0/16")
     three = tunnel(TWO, f"{ONE}:{PORT}=10.1.0.0/16", port=PORT + 1)
     one = tunnel(ONE, f"{TWO}:{PORT}=10.2.0.0/16", f"{TWO}:{PORT + 1}=10.3.0.0/16")
@@ -316,7 +316,7 @@ async def test_strangers_are_not_answered() -> None:
 
 
 async def test_forged_answers_change_nothing() -> None:
-    """Who can send from a peer's address but has not seen the question."""
+    """A sender at a peer's address that has not seen the request."""
     async with with_stranger() as (one, stranger):
         echo = await stranger.next()
         assert isinstance(echo, EchoRequest)
@@ -379,7 +379,7 @@ def cpu() -> float:
 
 
 async def test_a_thousand_peers_cost_little() -> None:
-    """None of them is there; every echo goes to nowhere."""
+    """None of the peers exists; every echo is lost."""
     peers = [f"127.1.{n // 250}.{n % 250 + 1}=10.{n // 250}.{n % 250}.0/24" for n in range(1000)]
     async with asyncio.timeout(60), tunnel(ONE, *peers):
         await asyncio.sleep(3)  # until all were asked once
@@ -402,7 +402,7 @@ def test_an_idle_pair_hardly_wakes(lab: Lab) -> None:
 
 
 def switches(pid: int) -> int:
-    """How often its threads went to sleep."""
+    """How often its threads have slept."""
     count = 0
     for task in os.listdir(f"/proc/{pid}/task"):
         with open(f"/proc/{pid}/task/{task}/status", encoding="ascii") as file:

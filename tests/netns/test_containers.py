@@ -1,4 +1,4 @@
-"""Masquerade and subnet.env of a node: what the kernel has, and as whom others see containers."""
+"""Masquerade and subnet.env of a node: the kernel's rules, and the address others see."""
 
 import json
 import signal
@@ -36,7 +36,7 @@ class Place:
         self.node.up(*words, *NETWORKS, peers=[PEER])
 
     def seen(self, container: str) -> str:
-        """As whom the neighbour sees a container of the node, from whose address it is sent."""
+        """The address with which the neighbour sees a container of the node."""
         six = ":" in container
         family = socket.AF_INET6 if six else socket.AF_INET
         there = self.outside.ipv6 if six else self.outside.ipv4
@@ -67,7 +67,7 @@ def place(lab: Lab) -> Place:
 
 
 def table(host: Host, name: str = "tunnel-tunnel1") -> list[str]:
-    """The comments of its rules, in order; nothing where there is no such table."""
+    """The comments of its rules, in order; empty if there is no such table."""
     listing = json.loads(host.run("nft -j list ruleset").stdout)["nftables"]
     found = (entry["rule"] for entry in listing if "rule" in entry)
     return [rule.get("comment", "") for rule in found if rule["table"] == name]
@@ -176,7 +176,7 @@ def test_two_nodes_of_a_host_have_a_table_each(place: Place) -> None:
 
 
 def stopped(node: Node) -> tuple[str, str]:
-    """All that it has said."""
+    """All of its output."""
     assert node._process is not None
     node._process.send_signal(signal.SIGTERM)
     return node._process.communicate(timeout=30)

@@ -1,4 +1,4 @@
-"""``tunnel explain`` against nodes that move packets: what it says is what is then on the wire."""
+"""``tunnel explain`` against nodes that move packets: the wire carries what it predicts."""
 
 import asyncio
 import re
@@ -60,7 +60,7 @@ def end(host: Host, address: str, source: str | None = None) -> tuple[str, str, 
 
 @contextmanager
 def watching(host: Host) -> Iterator[socket.socket]:
-    """Frames that come to a host's eth0."""
+    """Frames that arrive at a host's eth0."""
     with inside(host), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
         sock.bind(("eth0", _ETH_P_ALL))
         sock.settimeout(_PATIENCE)

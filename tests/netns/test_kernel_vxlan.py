@@ -48,7 +48,7 @@ def flannel_up(kernel: Node, ours: Node, *, outer: int) -> None:
 def joined(
     lab: Lab, *, outer: int, mtu: int = 1500, offloads: bool = True, offload: str = "auto"
 ) -> tuple[Node, Node]:
-    """Our node and the kernel's, ready for packets; `offloads` are the veth's, `offload` ours."""
+    """This program's node and the kernel's device, ready for packets; `offloads` of the veth."""
     ours, kernel = Node(lab.host("ours"), 1), Node(lab.host("kernel"), 2)
     lab.link(ours.host, kernel.host, mtu=mtu, offloads=offloads)
     flannel_up(kernel, ours, outer=outer)

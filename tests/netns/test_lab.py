@@ -1,4 +1,4 @@
-"""Hosts of network namespaces: joined, separate, and gone with whoever made them."""
+"""Hosts of network namespaces: linked, separate, and removed with the process that made them."""
 
 import os
 import signal

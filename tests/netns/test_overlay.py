@@ -104,7 +104,7 @@ def test_mtu_is_what_the_underlay_carries(lab: Lab, outer: int) -> None:
 
 
 def test_fragments_pass(lab: Lab) -> None:
-    """A datagram larger than the MTU comes as fragments, and goes as them."""
+    """A datagram larger than the MTU arrives and leaves as fragments."""
     a, b = pair(lab)
     up_all(a, b)
     for address in (b.ipv4, b.ipv6):
@@ -241,7 +241,7 @@ def test_killed_and_started_again(lab: Lab) -> None:
 @pytest.mark.parametrize("offload", ["none", "auto"])
 @pytest.mark.parametrize("outer", [4, 6])
 def test_the_underlay_shrinks(lab: Lab, outer: int, offload: str) -> None:
-    """No black hole: who sends too much is told, who cannot be told is fragmented."""
+    """No black hole: a sender of large packets gets ICMP, or its packets are fragmented."""
     a, b = pair(lab)
     up_all(a, b, outer=outer, words=("--offload", offload))
     for node in (a, b):
@@ -256,7 +256,7 @@ def test_the_underlay_shrinks(lab: Lab, outer: int, offload: str) -> None:
 
 @pytest.mark.parametrize("outer", [4, 6])
 def test_a_router_on_the_way_takes_less(lab: Lab, outer: int) -> None:
-    """It fragments over IPv4; over IPv6 it says so, and the node tells who sent."""
+    """Fragments over IPv4; over IPv6 it reports the MTU, and the node informs the sender."""
     a, b = Node(lab.host("a"), 1), Node(lab.host("b"), 2)
     route_between(lab, (a.host, 1500), (b.host, 1400))
     up_all(a, b, outer=outer)

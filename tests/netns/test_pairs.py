@@ -66,7 +66,7 @@ def check_traffic(a: Node, b: Node, *, first: bool = True) -> None:
 @pytest.mark.parametrize("outer", [4, 6])
 @pytest.mark.parametrize(("left", "right"), list(NOISE))
 def test_nodes(lab: Lab, left: str, right: str, outer: int) -> None:
-    """Nothing is configured but who owns what."""
+    """Only the owners of prefixes are configured."""
     a, b = linked(lab)
     a.up("--mode", left, peers=[b.at(outer)])
     b.up("--mode", right, peers=[a.at(outer)])
@@ -89,7 +89,7 @@ def test_flannels_node(lab: Lab, mode: str, outer: int) -> None:
 
 
 def by_hand(kernel: Node, ours: Node, *, outer: int) -> None:
-    """A kernel vxlan device in a common subnet, with nothing but a remote: it asks and learns."""
+    """A kernel vxlan device in a common subnet, with only a remote: it asks and learns."""
     local, remote = (
         (kernel.host.ipv4, ours.host.ipv4) if outer == 4 else (kernel.host.ipv6, ours.host.ipv6)
     )
@@ -114,7 +114,7 @@ def addresses_of(node: Node) -> tuple[str, str]:
 
 
 def common(node: Node) -> list[str]:
-    """The words by which a node of ours has an address in the common subnet."""
+    """The arguments that give a node an address in the common subnet."""
     node.ipv4, node.ipv6 = addresses_of(node)
     return ["--address", f"{node.ipv4}/24", "--address", f"{node.ipv6}/64"]
 
@@ -123,7 +123,7 @@ def common(node: Node) -> list[str]:
 @pytest.mark.parametrize("speaks_first", ["ours", "kernel"])
 @pytest.mark.parametrize("mode", ["tun", "tap"])
 def test_a_kernel_device_by_hand(lab: Lab, mode: str, speaks_first: str, outer: int) -> None:
-    """Nobody was told anybody's MAC."""
+    """No MAC is configured on either side."""
     ours, kernel = linked(lab)
     words = common(ours)
     by_hand(kernel, ours, outer=outer)
@@ -145,7 +145,7 @@ def mac_of(host: Host, device: str) -> str:
 
 @pytest.mark.parametrize("mode", ["tun", "tap"])
 def test_a_kernel_device_that_gets_another_mac(lab: Lab, mode: str) -> None:
-    """It asks for us when it comes back, and that tells."""
+    """It sends a request when it returns, which announces its MAC."""
     ours, kernel = linked(lab)
     words = common(ours)
     by_hand(kernel, ours, outer=4)

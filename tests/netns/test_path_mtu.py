@@ -126,7 +126,7 @@ def narrow(router: Host, b: Host, mtu: int) -> None:
 
 
 def narrow_silently(router: Host, b: Host, mtu: int) -> None:
-    """What is longer vanishes, and nobody is told."""
+    """Longer packets are lost, and no ICMP is sent."""
     router.run("nft flush ruleset")
     if mtu < 1500:
         router.run("nft add table inet fault")
@@ -202,7 +202,7 @@ def test_tcp_goes_on_while_the_path_changes(
 @pytest.mark.parametrize("outer", [4, 6])
 @pytest.mark.parametrize("mtu", [1400, 1300])
 def test_a_stream_that_begins_on_a_narrow_path(lab: Lab, outer: int, mtu: int) -> None:
-    """Both ways at once, with a router that tells nobody."""
+    """Both ways at once, with a router that sends no ICMP."""
     a, b = Node(lab.host("a"), 1), Node(lab.host("b"), 2)
     router = route_between(lab, a.host, b.host, offloads=False)
     narrow_silently(router, b.host, mtu)
@@ -240,7 +240,7 @@ def told(host: Host, ping: str) -> str:
 
 
 def test_messages_have_a_limit(lab: Lab) -> None:
-    """Four hundred packets at once that are too long: fifty of their senders are told, and then a
+    """Four hundred packets at once that are too long: fifty get an ICMP error, and then a
     hundred a second."""
     a, b = Node(lab.host("a"), 1), Node(lab.host("b"), 2)
     router = route_between(lab, a.host, b.host, offloads=True)

@@ -81,7 +81,7 @@ def test_the_demo_says_what_does_not_work(
 
 
 def test_a_table_that_forbids_forwarding_is_found(made: Cluster) -> None:
-    """As Docker leaves it. Rules of another table, such as ours, cannot allow what it drops."""
+    """As Docker leaves it. Rules of another table cannot allow what it drops."""
     (a1, _), (b1, _) = made.a.pods, made.b.pods
     for iptables, address in (("iptables", b1.ipv4), ("ip6tables", b1.ipv6)):
         made.a.host.run(f"{iptables} -P FORWARD DROP")

@@ -262,7 +262,7 @@ def test_a_persistent_device_is_cleared_and_left(lab: Lab) -> None:
 def test_the_control_socket_goes_with_the_node(
     lab: Lab, words: tuple[str, ...], owner: str
 ) -> None:
-    """Nobody is many, and not all of them are to be asked for peers."""
+    """Many programs run as nobody, and not all of them may change peers."""
     a, b = Node(lab.host("a"), 1), Node(lab.host("b"), 2)
     lab.link(a.host, b.host)
     a.up(*words, peers=[b.at(4)])
@@ -289,7 +289,7 @@ def test_a_file_that_cannot_be_read_again_is_told(lab: Lab) -> None:
 
 
 def test_metrics_on_a_low_port(host: Host) -> None:
-    """Taken before the privilege for it is gone."""
+    """Opened before the privilege for it is dropped."""
     process = host.popen([sys.executable, "-m", "tunnel", "up", "--metrics", "127.0.0.1:99"])
     assert process.stdout is not None
     assert process.stdout.readline().startswith("tunnel1: ")

@@ -1,5 +1,5 @@
-"""Kernel entries on a real device: what others remove comes back, what this node removes costs
-nothing more."""
+"""Kernel entries on a real device: entries that others remove are restored; the node's own removals
+cost nothing more."""
 
 import asyncio
 import json

@@ -78,7 +78,7 @@ def test_it_goes_with_the_peer_and_comes_with_it(lab: Lab) -> None:
 
 
 def test_a_node_that_comes_back_with_another_mac(lab: Lab) -> None:
-    """Its first echo tells: the entries are replaced, and nobody is left with the old ones."""
+    """Its first echo announces its MAC: all old entries are replaced."""
     a, b = linked(lab)
     up(a, b)
     until(lambda: len(ours(a.host)) == 4)
@@ -93,7 +93,7 @@ def test_a_node_that_comes_back_with_another_mac(lab: Lab) -> None:
 
 
 def test_a_default_route_goes_by_the_vteps_link_local_address(lab: Lab) -> None:
-    """Its network address is nobody's; IPv4 has an IPv6 next hop then."""
+    """No host has its network address; IPv4 then has an IPv6 next hop."""
     a, b = linked(lab)
     peer = a.at(4)
     a.prefixes = ()
@@ -236,7 +236,7 @@ def plugged(host: Host) -> Iterator[socket.socket]:
 
 
 def count(plug: socket.socket) -> int:
-    """Frames that come until none does."""
+    """Frames that arrive until none does."""
     frames = 0
     while True:
         try:
@@ -268,7 +268,7 @@ def test_three_bridges_are_one_ethernet_without_a_loop(lab: Lab) -> None:
 
 
 def test_a_mac_that_moves_is_found_long_before_its_entry_ages(lab: Lab) -> None:
-    """A host goes from one node to another, with its MAC and addresses, and says something."""
+    """A host moves from one node to another, with its MAC and addresses, and sends a packet."""
     _, (here, there, elsewhere) = bridged(lab)
     until(lambda: reaches(here, there.ipv4))
     there.run("ip link set eth0 down")
@@ -284,7 +284,7 @@ def test_a_mac_that_moves_is_found_long_before_its_entry_ages(lab: Lab) -> None:
 
 @contextmanager
 def tapped(host: Host) -> Iterator[socket.socket]:
-    """Sends frames and sees all that come, their tags taken off (packet(7), PACKET_AUXDATA)."""
+    """Sends frames and receives all frames, without tags (packet(7), PACKET_AUXDATA)."""
     with inside(host):
         tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0003))
     with tap:
@@ -295,7 +295,7 @@ def tapped(host: Host) -> Iterator[socket.socket]:
 
 
 def tags(tap: socket.socket, wanted: int) -> list[int]:
-    """VLANs of the next frames of our EtherType that came from others."""
+    """VLANs of the next frames of the test's EtherType that others sent."""
     found: list[int] = []
     while len(found) < wanted:
         data, (control,), _, address = tap.recvmsg(2048, 256)

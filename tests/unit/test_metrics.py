@@ -217,7 +217,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def send(place: Place, request: bytes) -> bytes:
-    """All that comes back."""
+    """The whole response."""
     reader, writer = await asyncio.open_connection(place.host, place.port)
     try:
         writer.write(request)

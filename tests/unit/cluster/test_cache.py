@@ -1,4 +1,4 @@
-"""What is kept on disk of a store."""
+"""The copy of a store on disk."""
 
 import pytest
 from hypothesis import given

@@ -285,7 +285,7 @@ OLD = (
 
 
 async def test_a_file_of_version_1_is_read(tmp_path: Path) -> None:
-    """Its leases get their full time: nobody knows by which clock they were to end."""
+    """Its leases get their full time, because the clock by which they end is unknown."""
     (tmp_path / "store.json").write_text(OLD)
     clock = FakeClock(0)
     async with DirectoryStore(tmp_path, monotonic=clock) as store:

@@ -756,7 +756,7 @@ class Cluster(RuleBasedStateMachine):
             assert there.lease is not None
 
     def teardown(self) -> None:
-        """Undisturbed, every node comes to rest: with its own subnets, or with none free."""
+        """Undisturbed, every node settles: with its own subnets, or with none free."""
         if not hasattr(self, "store"):
             return
         for _ in range(60):

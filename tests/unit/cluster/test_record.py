@@ -1,4 +1,4 @@
-"""What stands under keys: to the byte as flannel writes it, and whatever else may stand there."""
+"""Values of keys: byte for byte as flannel writes them, and malformed ones."""
 
 import ipaddress
 import json

@@ -1,4 +1,4 @@
-"""What is said of packets: layers, notes, and the verdict that the packet path would give."""
+"""Explanations of packets: layers, notes, and the verdict of the packet path."""
 
 import io
 import json

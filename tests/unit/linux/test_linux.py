@@ -115,7 +115,7 @@ def test_a_port_in_use_is_named_and_nothing_stays_open(holders: int, workers: in
 
 
 def test_each_worker_receives_on_the_port_and_sends_from_ports_of_its_own() -> None:
-    """A flow of datagrams comes to one of them, many flows to all."""
+    """A flow of datagrams arrives at one of them, many flows at all."""
     with opened_for(3, count=8) as sockets, ExitStack() as senders:
         ports = [[sock.getsockname()[1] for sock in own] for own in sockets]
         assert len({own[0] for own in ports}) == 1

@@ -1,4 +1,4 @@
-"""Requests to the kernel: their answers, and answers that do not come."""
+"""Requests to the kernel: their answers, and missing answers."""
 
 import asyncio
 import errno

@@ -1,4 +1,4 @@
-"""What is left for containers: subnet.env to the letter, and masquerade rules as a table."""
+"""What containers need: the exact subnet.env, and masquerade rules as a table."""
 
 import asyncio
 import errno

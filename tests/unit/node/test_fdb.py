@@ -1,4 +1,4 @@
-"""TAP mode without a device: who gets which frame, and the FDB as people see and change it."""
+"""TAP mode without a device: which peer gets a frame, and the FDB as callers change it."""
 
 import asyncio
 import json
@@ -51,7 +51,7 @@ def frame(source: str, destination: str, vlan: int = 0) -> bytes:
 
 
 async def arrived(tunnel: Tunnel) -> bytes | None:
-    """The next frame, None if none comes soon."""
+    """The next frame, None if none arrives soon."""
     try:
         async with asyncio.timeout(0.1):
             return await tunnel.receive()
@@ -64,7 +64,7 @@ def entry(mac: str, peer: Endpoint, *, vlan: int | None = None, static: bool = F
 
 
 def vteps(tunnel: Tunnel) -> set[FdbEntry]:
-    """What is there by itself: the peers' own."""
+    """The entries of the peers' VTEPs."""
     return {
         FdbEntry(one.mac, None, end, static=True, age=0)
         for end, one in tunnel.neighbours().items()
@@ -214,7 +214,7 @@ async def test_a_peer_that_owns_nothing_is_none_in_tun_mode() -> None:
 
 
 async def test_arp_for_a_vtep_is_answered_here() -> None:
-    """Once its MAC is known; the question reaches nobody."""
+    """Once its MAC is known; the request reaches no peer."""
     async with ethernet(2) as (a, b):
         (peer,) = a.peers
         await a.remove_peer(peer)

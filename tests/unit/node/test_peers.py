@@ -253,7 +253,7 @@ async def test_nothing_runs_after_the_end(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 async def test_a_random_mac_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is neither a local address nor an id of the machine, as in a container."""
+    """Without a local address and without a machine id, as in a container."""
     numbers = itertools.count()
     monkeypatch.setattr(underlay, "_machine_id", lambda: f"{os.getpid()} {next(numbers)}")
     async with Tunnel(device=None, port=free_port()) as one:

@@ -1,4 +1,4 @@
-"""What is repaired of the kernel's entries, and what is not even looked at."""
+"""Which of the kernel's entries are repaired, and which are not even read."""
 
 import asyncio
 import ipaddress

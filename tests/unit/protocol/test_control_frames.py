@@ -1,4 +1,4 @@
-"""Control frames: what is written can be read, and nothing that comes from outside does harm."""
+"""Control frames: encoded messages can be decoded, and malformed ones do no harm."""
 
 import tracemalloc
 from typing import Any

@@ -362,7 +362,7 @@ def test_our_subnets_can_become_others_if_nobody_has_them() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("+-*"), st.integers(1, 5)), max_size=30))
 def test_indices_are_never_used_twice(steps: list[tuple[str, int]]) -> None:
-    """However many come, go, and become others in one change."""
+    """Many peers are added, removed and changed in one change."""
     table = made()
     used: dict[Endpoint, int] = {}
     for number, (how, count) in enumerate(steps):

@@ -1,4 +1,4 @@
-"""What is read from iperf3's report, and what is said when something is missing."""
+"""Values read from iperf3's report, and errors if something is missing."""
 
 import json
 import os
