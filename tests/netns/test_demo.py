@@ -101,7 +101,7 @@ def children_of(parent: int) -> list[int]:
 
 
 def alive(pid: int) -> bool:
-    # A zombie has no namespace any more; who reaps it is not our concern.
+    # A zombie has no namespace any more.
     try:
         return bool(os.readlink(f"/proc/{pid}/ns/net"))
     except OSError:

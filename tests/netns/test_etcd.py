@@ -205,7 +205,7 @@ async def test_an_answer_that_was_lost(one: Etcd) -> None:
         await store.delete("/a", expect=revision)
         assert (await store.read("/a")).revision == revision + 1
 
-    # Without a lease it may be another's, who wrote the same.
+    # Without a lease it may be another node's write of the same value.
     async with deaf(one) as lost, EtcdStore([lost, *one.endpoints]) as store:
         with pytest.raises(StoreUnavailableError, match="whether /a was written"):
             await store.put("/a", b"1", expect=0)
@@ -351,7 +351,7 @@ async def test_many_changes_at_once(one: Etcd) -> None:
         assert changes == 2000
 
 
-# Who is who.
+# Identification of keys and leases.
 
 
 @pytest.fixture(scope="module")

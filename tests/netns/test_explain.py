@@ -151,7 +151,7 @@ def test_where_it_ends(lab: Lab) -> None:
     assert end(host, "9.9.9.9")[:2] == ("kernel route", "no kernel route matches 9.9.9.9")
     assert end(host, "10.244.8.1")[0] == "name"
     assert end(host, "10.244.9.1")[0] == "underlay"
-    # Who is on the link and does not answer, once the kernel has asked for him.
+    # A neighbour that does not answer, once the kernel has sent a request.
     host.run("sysctl -w net.ipv4.neigh.eth0.retrans_time_ms=20")
     send(host, a.ipv4, 1, "10.244.77.1", 9, size=1)
     while explain(host, "10.244.77.1")["ends"] != "underlay":

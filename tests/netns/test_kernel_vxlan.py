@@ -102,7 +102,7 @@ def test_every_byte_on_the_wire(lab: Lab, outer: int, tmp_path: Path) -> None:
 
 
 def check_frame(frame: Packet, *, outer: int) -> tuple[str, type[Packet], type[Packet]]:
-    """Checks all that is in it; returns who sent it, the inner network and transport."""
+    """Checks every header; returns the sender, and the inner network and transport headers."""
     assert frame.type == (0x0800 if outer == 4 else 0x86DD)
     datagram = frame[UDP]
     inner = datagram[Ether]

@@ -98,7 +98,7 @@ def test_nothing_outlives_a_killed_maker() -> None:
 
 
 def _alive(namespace: Path) -> bool:
-    # A zombie has no namespace any more; who reaps it is not our concern.
+    # A zombie has no namespace any more.
     try:
         return bool(os.readlink(namespace))
     except OSError:

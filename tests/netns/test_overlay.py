@@ -248,7 +248,7 @@ def test_the_underlay_shrinks(lab: Lab, outer: int, offload: str) -> None:
         node.host.run("ip link set eth0 mtu 1400")
     for address in (b.ipv4, b.ipv6):
         exchange(a.host, b.host, address, size=SMALL)
-        # The first may be what its sender, and then who answers, is told by.
+        # The first packets may be lost to ICMP errors, one each way.
         a.host.run(f"ping -c 4 -i 0.1 -W 1 -s 20000 {address}")
     for drops in (a.down(), b.down()):
         assert drops.keys() <= {"too_big"}

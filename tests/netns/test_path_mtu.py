@@ -226,7 +226,7 @@ def test_who_sends_too_much_is_told(lab: Lab, outer: int) -> None:
         said = told(a.host, f"ping -{family} -n -c 1 -W 1 -M do -s {mtu - header + 1} {address}")
         assert re.search(rf"(mtu = {mtu}|mtu={mtu})\b", said)
         a.host.run(f"ping -{family} -n -c 1 -W 1 -M do -s {mtu - header} {address}")
-        # Who lets it be fragmented is not refused.
+        # A packet that may be fragmented is not refused.
         a.host.run(f"ping -{family} -n -c 1 -W 1 -M dont -s {mtu - header + 1} {address}")
     here.stop()
     there.stop()

@@ -110,5 +110,5 @@ def test_a_pod_that_goes_leaves_nothing(made: Cluster) -> None:
         assert "--dport 8080" not in node.host.run(listing).stdout
     assert "10.244.1.2" not in node.host.run("ls /run/tunnel/cni/pods").stdout
     back = node.runtime.add(pod.host, ports=pod.ports)
-    # host-local goes on where it is, so that nobody is taken for who was there before.
+    # host-local continues with the next address, so that no pod gets the address of a previous one.
     assert back.ipv4 not in (pod.ipv4, made.a.pods[1].ipv4)

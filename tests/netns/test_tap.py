@@ -332,11 +332,11 @@ def test_a_flood_of_macs_from_one_peer_stays_within_its_share(lab: Lab) -> None:
             if number % 500 == 0:
                 time.sleep(0.005)
     entries = tell(node.host, "fdb", "list")
-    theirs, his = (
+    theirs, flooder = (
         [one for one in entries if one["peer"] == f"192.0.2.{number}:8472"] for number in (2, 3)
     )
     assert mac_of(there) in {one["mac"] for one in theirs}
-    assert 1000 < len(his) <= 8192 + 2
+    assert 1000 < len(flooder) <= 8192 + 2
     assert memory(node) - before < 8 << 20
     here.ping(there.ipv4, count=10)
 

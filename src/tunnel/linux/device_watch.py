@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from tunnel.errors import DeviceError
 from tunnel.linux import bpf, rtnetlink
 from tunnel.linux.netlink import device_name
-from tunnel.linux.rtnetlink import LINK, PROTOCOL, Neighbour
+from tunnel.linux.rtnetlink import LINK, PROTOCOL, NeighbourEntry
 from tunnel.types import Address, Prefix
 
 _GROUPS = 0x1 | 0x4 | 0x10 | 0x40 | 0x100 | 0x400  # links, neighbours, addresses and routes
@@ -138,7 +138,7 @@ def decode_change(message: bytes) -> Change | None:
         case rtnetlink.DELADDR:
             return AddressRemoved()
         case rtnetlink.DELNEIGH:
-            address = Neighbour.parse(body).address
+            address = NeighbourEntry.parse(body).address
             return None if address is None else NeighbourRemoved(address)
         case rtnetlink.DELROUTE:
             return RouteRemoved(rtnetlink.route_destination(body))

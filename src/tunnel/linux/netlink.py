@@ -19,7 +19,7 @@ from typing import Self, TypeVar
 from tunnel.errors import DeviceError
 from tunnel.linux import rtnetlink
 from tunnel.linux.netlink_socket import ACK, CREATE, EXCL, REPLACE, NetlinkSocket
-from tunnel.linux.rtnetlink import PROTOCOL, DeviceAddress, Link, Neighbour, Route
+from tunnel.linux.rtnetlink import PROTOCOL, DeviceAddress, Link, NeighbourEntry, RouteEntry
 from tunnel.types import Address, InterfaceAddress, KernelNeighbour, KernelRoute, Mac, Prefix
 
 _HINTS = {
@@ -237,7 +237,7 @@ class Netlink:
         body = rtnetlink.neighbours_filter(device=index)
         return {
             one.address: Mac.parse(one.mac)
-            for one in await self._dump(rtnetlink.GETNEIGH, body, Neighbour.parse)
+            for one in await self._dump(rtnetlink.GETNEIGH, body, NeighbourEntry.parse)
             if one.protocol == PROTOCOL and one.state == rtnetlink.PERMANENT
             if one.address is not None
         }
@@ -248,18 +248,18 @@ class Netlink:
             index = socket.if_nametoindex(device)
             family = rtnetlink.family_of(address)
             body = rtnetlink.neighbours_filter(family=family, device=index)
-            for one in await self._dump(rtnetlink.GETNEIGH, body, Neighbour.parse):
+            for one in await self._dump(rtnetlink.GETNEIGH, body, NeighbourEntry.parse):
                 if one.address == address:
                     return await self._describe_neighbour(one, device=device)
         return None
 
-    async def _describe_neighbour(self, entry: Neighbour, *, device: str) -> KernelNeighbour:
+    async def _describe_neighbour(self, entry: NeighbourEntry, *, device: str) -> KernelNeighbour:
         state = _NEIGHBOUR_STATES.get(entry.state, str(entry.state))
         body = rtnetlink.neighbours_filter(family=socket.AF_BRIDGE, bridge=entry.device)
         # The kernel refuses the filter when this is no bridge.
-        fdb: list[Neighbour] = []
+        fdb: list[NeighbourEntry] = []
         with suppress(DeviceError):
-            fdb = await self._dump(rtnetlink.GETNEIGH, body, Neighbour.parse)
+            fdb = await self._dump(rtnetlink.GETNEIGH, body, NeighbourEntry.parse)
         port = next((one.device for one in fdb if one.mac == entry.mac), None)
         if port is None or port == entry.device:
             return KernelNeighbour(device, entry.mac, state)
@@ -315,7 +315,7 @@ class Netlink:
         found = await self._dump(
             rtnetlink.GETROUTE,
             rtnetlink.routes_filter(family=number),
-            lambda body: None if body[1] else Route.parse(body),
+            lambda body: None if body[1] else RouteEntry.parse(body),
         )
         routes = [(one.metric, one.device) for one in found if one.device]
         return device_name(min(routes)[1]) if routes else None
@@ -341,7 +341,7 @@ class Netlink:
         for answer in answers:
             if isinstance(answer, int):
                 return KernelRoute(error=answer)
-        route, entry = (Route.parse(one) for one in answers if isinstance(one, bytes))
+        route, entry = (RouteEntry.parse(one) for one in answers if isinstance(one, bytes))
         link = await self._find_link(route.device)
         if link is None:
             return KernelRoute(error=errno.ENODEV)
@@ -364,7 +364,7 @@ class Netlink:
         """The path to each of `addresses`."""
         bodies = [rtnetlink.lookup(address) for address in addresses]
         answers = await self._requests.request(rtnetlink.GETROUTE, bodies, flags=0)
-        found = [None if isinstance(one, int) else _path(Route.parse(one)) for one in answers]
+        found = [None if isinstance(one, int) else _path(RouteEntry.parse(one)) for one in answers]
         devices = {path.device for path in found if path is not None and not path.mtu}
         mtus = {device: (await self._get_link(device)).mtu for device in devices}
         return [path and replace(path, mtu=path.mtu or mtus[path.device]) for path in found]
@@ -376,9 +376,9 @@ class Netlink:
         if not prefixes:
             return {}
 
-        def decode(body: bytes) -> Route | None:
+        def decode(body: bytes) -> RouteEntry | None:
             prefix = rtnetlink.route_destination(body)
-            return Route.parse(body) if prefix in prefixes else None
+            return RouteEntry.parse(body) if prefix in prefixes else None
 
         families = {rtnetlink.family_of(one) for one in prefixes}
         found = [
@@ -436,7 +436,7 @@ def device_name(index: int | None) -> str:
         return str(index)
 
 
-def _path(route: Route) -> UnderlayPath | None:
+def _path(route: RouteEntry) -> UnderlayPath | None:
     """Its MTU is 0 when it is the device's; None when no address of this host could be the
     source."""
     if route.source is None or not route.device:

@@ -150,7 +150,7 @@ class DeviceAddress:
 
 
 @dataclass(frozen=True, slots=True)
-class Neighbour:
+class NeighbourEntry:
     """
     A neighbour or FDB entry.
 
@@ -168,7 +168,7 @@ class Neighbour:
     protocol: int
 
     @classmethod
-    def parse(cls, body: bytes) -> Neighbour:
+    def parse(cls, body: bytes) -> NeighbourEntry:
         _, device, state, _, _ = NEIGHBOUR.unpack_from(body)
         values = parse_attributes(body[NEIGHBOUR.size :])
         address = values.get(NDA_DST)
@@ -182,7 +182,7 @@ class Neighbour:
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class RouteEntry:
     """
     A kernel route. `device` is the index of the outgoing interface, 0 where there is none or,
     in an entry with several next hops, more than one; `mtu` is 0 unless the route has one.
@@ -201,7 +201,7 @@ class Route:
     mtu: int
 
     @classmethod
-    def parse(cls, body: bytes) -> Route:
+    def parse(cls, body: bytes) -> RouteEntry:
         family, length, _, _, table, protocol, scope, kind, flags = ROUTE.unpack_from(body)
         values = parse_attributes(body[ROUTE.size :])
         metrics = parse_attributes(values.get(_RTA_METRICS, b""))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from tunnel.protocol.control_frames import EchoReply, EchoRequest, Message, Sample, SampleReply
 from tunnel.protocol.liveness import Health, Liveness, SendEcho, StateChanged
-from tunnel.protocol.path_mtu import PATIENCE, PathMtuChanged, Paths, SendProbe
+from tunnel.protocol.path_mtu import PATIENCE, PathMtuChanged, PathMtus, SendProbe
 from tunnel.status import PeerState
 from tunnel.types import Endpoint
 
@@ -71,7 +71,7 @@ class Prober:
 
     def __init__(self, *, port: int, ids: Iterator[int]) -> None:
         self._port = port
-        self._liveness, self._paths = Liveness(ids), Paths(ids)
+        self._liveness, self._paths = Liveness(ids), PathMtus(ids)
         self._sent: Mapping[Endpoint, int] = {}
         self._traffic_due = 0.0
         self._ticked = 0.0

@@ -68,7 +68,7 @@ class PathMtuChanged:
 
 
 @dataclass
-class _Path:
+class _PathState:
     """During a search the path MTU is between `low`, which fits, and `high`."""
 
     base: int
@@ -87,7 +87,7 @@ class _Path:
     busy: bool = False
 
 
-class Paths:
+class PathMtus:
     """
     The path MTUs of all peers. `now` is monotonic seconds throughout.
 
@@ -96,7 +96,7 @@ class Paths:
     """
 
     def __init__(self, ids: Iterator[int]) -> None:
-        self._paths: dict[Endpoint, _Path] = {}
+        self._paths: dict[Endpoint, _PathState] = {}
         self._ids = ids
 
     def size(self, endpoint: Endpoint) -> int | None:
@@ -112,7 +112,7 @@ class Paths:
     def add(self, endpoint: Endpoint, *, family: int, limit: int, now: float) -> None:
         """Adds a peer, or resets one whose address changed. No probe is sent before
         :meth:`set_alive`."""
-        self._paths[endpoint] = _Path(base=min(BASE[family], limit), limit=limit, due=now)
+        self._paths[endpoint] = _PathState(base=min(BASE[family], limit), limit=limit, due=now)
 
     def remove(self, endpoint: Endpoint) -> None:
         self._paths.pop(endpoint, None)
@@ -178,7 +178,7 @@ class Paths:
         return max(now, min(due)) if due else None
 
     def _begin(
-        self, endpoint: Endpoint, path: _Path, *, now: float
+        self, endpoint: Endpoint, path: _PathState, *, now: float
     ) -> list[SendProbe | PathMtuChanged]:
         """Probes whether the known size still fits, or whether a larger one does."""
         if path.size is not None and path.size < path.limit and now >= path.wider:
@@ -189,7 +189,7 @@ class Paths:
         return self._send(endpoint, path, [path.high], now=now)
 
     def _fan(
-        self, endpoint: Endpoint, path: _Path, *, now: float
+        self, endpoint: Endpoint, path: _PathState, *, now: float
     ) -> list[SendProbe | PathMtuChanged]:
         """Probes the largest size three times: a random loss must not lower the path MTU."""
         path.fanned = True
@@ -198,14 +198,14 @@ class Paths:
         return self._send(endpoint, path, sizes, now=now)
 
     def _send(
-        self, endpoint: Endpoint, path: _Path, sizes: list[int], *, now: float
+        self, endpoint: Endpoint, path: _PathState, sizes: list[int], *, now: float
     ) -> list[SendProbe | PathMtuChanged]:
         path.probes = {next(self._ids): size for size in sizes}
         path.best, path.sent = None, now
         return [SendProbe(endpoint, number, size) for number, size in path.probes.items()]
 
     def _conclude(
-        self, endpoint: Endpoint, path: _Path, *, now: float
+        self, endpoint: Endpoint, path: _PathState, *, now: float
     ) -> list[SendProbe | PathMtuChanged]:
         """Ends a round, whose probes were answered or are late."""
         lost, path.probes = set(path.probes.values()), {}
@@ -226,12 +226,12 @@ class Paths:
         self._schedule(path, now=now)
         return changes
 
-    def _schedule(self, path: _Path, *, now: float) -> None:
+    def _schedule(self, path: _PathState, *, now: float) -> None:
         often = max(BUSY, len(self._paths) / MOST)
         path.due = now + (often if path.busy else IDLE)
 
     def _report(
-        self, endpoint: Endpoint, path: _Path, size: int, *, now: float
+        self, endpoint: Endpoint, path: _PathState, size: int, *, now: float
     ) -> list[SendProbe | PathMtuChanged]:
         if path.size == size:
             return []
@@ -239,5 +239,5 @@ class Paths:
         return [PathMtuChanged(endpoint, size)]
 
 
-def _until_wider(path: _Path) -> float:
+def _until_wider(path: _PathState) -> float:
     return WIDER if path.busy else IDLE

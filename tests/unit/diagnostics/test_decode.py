@@ -96,7 +96,7 @@ VERDICTS = {
     "no VNI": (outer(b"\0" + bytes(inner())[1:]), "no_vni"),
     "nothing inside": (outer(b"\x08\0\0\0"), "short_frame"),
     "cut inside": (outer(bytes(inner())[:-1]), "bad_inner"),
-    "congestion for who cannot know": (outer(inner(), tos=3), "bad_ecn"),
+    "congestion mark on a packet without ECN": (outer(inner(), tos=3), "bad_ecn"),
     "no VXLAN": (ETHER / IP() / UDP(sport=1, dport=53) / b"x", ""),
     "no IP": (ETHER / ARP(), ""),
 }
@@ -123,7 +123,7 @@ def framed(content: Packet | bytes, *, mac: str = POD, **words: Any) -> Packet:
 
 FRAMES = {
     "for a container": (framed(INNER), "accepted"),
-    "from who is nobody's": (framed(IP(src="172.16.0.1") / ICMP()), "accepted"),
+    "from an address of no peer": (framed(IP(src="172.16.0.1") / ICMP()), "accepted"),
     "another's prefix": (framed(IP(src="10.3.0.1") / ICMP()), "spoofed"),
     "another's prefix, tagged": (
         framed(Dot1Q(vlan=7) / IP(src="10.3.0.1") / ICMP(), type=0x8100),

@@ -341,7 +341,7 @@ FROM_POD: dict[str, Any] = {"ingress": "cni0", "flow": Flow(A("10.244.2.7"), A("
             "not in this node's 10.244.1.0/24: the peer drops the packet as spoofed",
             "tunnel explain 10.244.2.7 --from 10.244.1.0",
         ),
-        # Frames of whom nobody knows may pass, but not those of whom another peer owns.
+        # A frame from an unknown address may pass, but not one from another peer's address.
         (
             replace(
                 TAP,

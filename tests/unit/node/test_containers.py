@@ -99,7 +99,7 @@ def test_it_is_replaced_only_if_it_differs(file: Path) -> None:
         assert file.stat().st_ino == before
         containers(file).write_file(1400)
         assert file.stat().st_ino != before
-        # Who has opened the old one reads it to its end.
+        # A reader that opened the old file reads it to its end.
         assert "FLANNEL_MTU=1450\n" in reading.read()
     assert "FLANNEL_MTU=1400\n" in file.read_text()
 

@@ -14,7 +14,7 @@ from tunnel.protocol.path_mtu import (
     PATIENCE,
     WIDER,
     PathMtuChanged,
-    Paths,
+    PathMtus,
     SendProbe,
 )
 from tunnel.types import Endpoint
@@ -36,7 +36,7 @@ class World:
     def __init__(
         self, *, limit: int = 1450, mtu: int = 1450, family: int = 4, rtt: float = 0.001
     ) -> None:
-        self.paths = Paths(itertools.count(100))
+        self.paths = PathMtus(itertools.count(100))
         self.mtu, self.rtt, self.now = mtu, rtt, 0.0
         self.loses: Callable[[], bool] = lambda: False
         self.said: list[tuple[float, int]] = []
@@ -161,7 +161,7 @@ def test_a_peer_that_is_away_has_no_narrow_path() -> None:
 
 
 def test_nothing_is_probed_before_it_was_heard() -> None:
-    paths = Paths(itertools.count())
+    paths = PathMtus(itertools.count())
     paths.add(A, family=4, limit=1450, now=0)
     assert not paths.alive
     assert paths.next_tick(0) is None
@@ -226,7 +226,7 @@ def test_with_very_many_peers_each_is_probed_more_rarely() -> None:
 
 
 def test_answers_that_nobody_waits_for_change_nothing() -> None:
-    paths = Paths(itertools.count(5))
+    paths = PathMtus(itertools.count(5))
     paths.add(A, family=4, limit=1450, now=0)
     paths.add(B, family=4, limit=1450, now=0)
     paths.set_alive(A, rtt=0.01, now=0)

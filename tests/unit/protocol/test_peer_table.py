@@ -292,7 +292,7 @@ def test_many_come_and_go_at_once() -> None:
     assert actions == [
         RemoveKernelRoute(net("10.244.2.0/24")),
         RemoveKernelRoute(net("fd00:2::/64")),
-        # Not by an index by which packets may be on their way to who goes.
+        # A removed peer's index is not reused while packets may still be on their way.
         PutPeer(2, four, ip("192.0.2.4")),
         put_routes((net("10.244.3.0/24"), 1), (net("10.244.4.0/24"), 2)),
         AddKernelRoute(net("10.244.4.0/24")),
