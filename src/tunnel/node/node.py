@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from tunnel._native import Fdb, Forwarder
 from tunnel.config.node import Config
@@ -90,7 +90,8 @@ class Node:
         self._undo = AsyncExitStack()
         self._closing: asyncio.Task[None] | None = None
         self._opening = self._loading = self._started = False
-        self._closed = asyncio.Event()
+        self._opener: asyncio.Task[Any] | None = None
+        self._opened_or_failed, self._closed = asyncio.Event(), asyncio.Event()
         self._offloads_seen: frozenset[str] = frozenset()
 
     # Opening. Each step registers at once how it is undone; closing goes backwards.
@@ -101,10 +102,23 @@ class Node:
 
         Raises:
             StateError: The node was opened before.
+            ClosedError: Another task closed the node meanwhile.
             ConfigError, DeviceError, UnderlayError: As :class:`tunnel.Tunnel`.
         """
         self.check_new()
-        self._opening = True
+        self._opening, self._opener = True, asyncio.current_task()
+        try:
+            await self._open()
+        except asyncio.CancelledError:
+            # Cancelled by close(), unless another cancellation came as well.
+            if self._closing is None or self._opener is None or self._opener.uncancel() > 0:
+                raise
+            raise (self.failure or self._state_error()) from None
+        finally:
+            self._opener = None
+            self._opened_or_failed.set()
+
+    async def _open(self) -> None:
         self.opened = time.monotonic()
         self._undo.callback(self.events.close)
         self.netlink = await self._undo.enter_async_context(Netlink())
@@ -371,6 +385,10 @@ class Node:
 
     async def _close(self) -> None:
         try:
+            if self._opener is not None:
+                # What it has not registered yet could not be undone.
+                self._opener.cancel()
+                await self._opened_or_failed.wait()
             await self._undo.aclose()
         finally:
             self._closed.set()

@@ -214,6 +214,28 @@ async def test_nobody_waits_for_the_end_of_a_tunnel_that_was_not_entered() -> No
         await one.__aenter__()
 
 
+async def test_closing_ends_an_opening_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is opened after it, and the task that opens is told, not cancelled."""
+    resolving = asyncio.Event()
+
+    async def resolve(*_: object) -> Address | UnderlayError:
+        resolving.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(Underlay, "resolve", resolve)
+    one = Tunnel(device=None, port=free_port(), peers=["peer.test=10.2.0.0/16"])
+    opening = asyncio.create_task(one.__aenter__())
+    await resolving.wait()
+    async with asyncio.timeout(5):
+        await one.close()
+        with pytest.raises(ClosedError):
+            await opening
+        await one.wait_closed()
+    assert not opening.cancelled()
+    assert one.phase == "closed"
+
+
 async def test_closing_survives_any_number_of_cancellations() -> None:
     one = Tunnel(device=None, local="127.0.0.1", port=free_port())
     await one.__aenter__()
