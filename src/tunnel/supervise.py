@@ -105,3 +105,21 @@ class Supervisor:
             pause = SHORTEST if loop.time() - begun > LONGEST else pause
             await asyncio.sleep(pause)
             pause = min(LONGEST, 2 * pause)
+
+
+async def finish(task: asyncio.Task[None]) -> None:
+    """
+    Waits for the end of a task that has to finish, like closing.
+
+    Cancelled, however often, it waits all the same, and then raises CancelledError. Otherwise it
+    raises what the task raised.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    task.result()

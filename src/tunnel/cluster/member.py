@@ -24,6 +24,7 @@ from tunnel.cluster.stores.base import Store
 from tunnel.cluster.updater import PeerUpdater
 from tunnel.config.cluster import ClusterConfig, cluster_differences
 from tunnel.errors import ConfigError, StateError
+from tunnel.supervise import finish
 from tunnel.tunnel import Tunnel
 
 LEASE_KEEPER, STORE_FOLLOWER, PEER_UPDATER = "lease keeper", "store follower", "peer updater"
@@ -100,15 +101,7 @@ class Cluster:
         """Does what leaving the block does. It finishes first, however often it is cancelled."""
         if self._closing is None:
             self._closing = asyncio.create_task(self._close())
-        cancelled: asyncio.CancelledError | None = None
-        while not self._closing.done():
-            try:
-                await asyncio.wait([self._closing])
-            except asyncio.CancelledError as error:
-                cancelled = error
-        if cancelled is not None:
-            raise cancelled
-        self._closing.result()
+        await finish(self._closing)
 
     async def reload(self, config: ClusterConfig) -> None:
         """

@@ -30,7 +30,7 @@ from tunnel.node.peers import Peers
 from tunnel.node.reconciler import Reconciler
 from tunnel.node.subnet_file import prepare_subnet_file
 from tunnel.node.workers import Workers
-from tunnel.supervise import Supervisor
+from tunnel.supervise import Supervisor, finish
 from tunnel.types import Address
 
 log = logging.getLogger(__name__)
@@ -355,15 +355,7 @@ class Node:
         """Undoes everything, once. It finishes first, however often it is cancelled."""
         self._start_closing()
         assert self._closing is not None
-        cancelled: asyncio.CancelledError | None = None
-        while not self._closing.done():
-            try:
-                await asyncio.wait([self._closing])
-            except asyncio.CancelledError as error:
-                cancelled = error
-        if cancelled is not None:
-            raise cancelled
-        self._closing.result()
+        await finish(self._closing)
 
     async def wait_closed(self) -> None:
         """
