@@ -519,7 +519,7 @@ class Tunnel:
         Args:
             source: By default what the kernel would choose. Required if `address` belongs to this
                 node: the path is that of a peer's packet then.
-            size: Of the whole inner packet, in bytes.
+            size: Size of the whole inner packet, in bytes.
             protocol: ``tcp``, ``udp`` or ``icmp``.
 
         Raises:

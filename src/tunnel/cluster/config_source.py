@@ -49,7 +49,7 @@ class Membership:
 
     Attributes:
         addresses: The node's underlay addresses, by IP version.
-        identity: As it is on disk.
+        identity: The node's identity, as on disk.
         revision: The state of the store that `roster` knows.
         updates: The changes to apply to the tunnel.
     """

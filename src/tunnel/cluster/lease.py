@@ -133,7 +133,7 @@ class Claim:
     store to :meth:`changed`, and calls :meth:`missed` after some were missed.
 
     Args:
-        record: Of the node.
+        record: The record of the node.
         directory: The prefix of all records, ``/coreos.com/network/subnets/``.
         random: Chooses subnets and the length of pauses.
         prefer: Subnets that the node had before, or prefers.
@@ -371,7 +371,7 @@ class Claim:
         return [Doubled(where)]
 
     def _report_loss(self, subnets: tuple[Prefix, ...], why: str) -> list[LeaseEvent]:
-        """Once, and only for subnets that were reported as acquired."""
+        """Reports a loss once, and only of subnets that were reported as acquired."""
         if self._lost_reported or subnets != self._subnets:
             return []
         self._lost_reported = True

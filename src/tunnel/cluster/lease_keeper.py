@@ -62,7 +62,7 @@ class LeaseKeeper:
 
     Args:
         acquired: Receives the subnets of the node, each time that they change.
-        prefix: Of all keys of the cluster.
+        prefix: The prefix of all keys of the cluster.
         name: The node, for the log.
         identity_path: The file with the node's id, for the log.
 

@@ -148,7 +148,7 @@ class Network:
         pools: One for each address family in use, IPv4 first.
         vni: 0 to 2**24-1.
         port: The UDP port of every node.
-        mtu: Of the underlay, in bytes; None for that of each node's interface.
+        mtu: MTU of the underlay, in bytes; None for that of each node's interface.
         remarks: A sentence for each setting that this program ignores.
     """
 

@@ -94,7 +94,7 @@ class Registry:
     Every method raises what the store raises. If cancelled, one that writes may have written.
 
     Args:
-        prefix: Of all keys.
+        prefix: The prefix of all keys.
     """
 
     def __init__(self, store: Store, *, prefix: str = DEFAULT_PREFIX) -> None:
@@ -232,7 +232,7 @@ def make_network(
         ends: By IP version, the first and the last subnet for nodes, by their addresses.
         vni: 0 to 2**24-1.
         port: The UDP port of every node.
-        mtu: Of the underlay, in bytes; None for that of each node's interface.
+        mtu: MTU of the underlay, in bytes; None for that of each node's interface.
 
     Raises:
         ConfigError: These do not make a network.

@@ -84,7 +84,7 @@ class Roster:
     All members but this node. `now` is monotonic seconds throughout.
 
     Args:
-        record: Of this node, which is not a peer.
+        record: The record of this node, which is not a peer.
         directory: The prefix of all records, ``/coreos.com/network/subnets/``.
         config_key: The key of the network's config; a config that no longer matches `network` is a
             problem. Not checked if empty.

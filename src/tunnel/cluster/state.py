@@ -36,7 +36,7 @@ class Identity:
 
     Attributes:
         node: The id by which it finds its record.
-        mac: Of its VTEP; the kernels of flannel's nodes have it in permanent entries.
+        mac: The MAC of its VTEP; kernels of flannel nodes have it in permanent entries.
         subnets: Those that it had last.
     """
 

@@ -51,8 +51,8 @@ class PeerUpdater:
     Applies what other tasks learn to a tunnel that is open.
 
     Args:
-        roster: Of the other nodes; the updater alone changes it.
-        identity: As it is on disk.
+        roster: The other nodes; only the updater changes it.
+        identity: The node's identity, as on disk.
         configure: Makes the configuration of the tunnel for other subnets.
         updates: The changes to apply.
     """

@@ -90,7 +90,7 @@ class Capture:
 
     @property
     def counts(self) -> list[tuple[int, int]]:
-        """Of each interface, the packets that passed the filter, and how many of them the kernel
+        """For each interface, the packets that passed the filter, and how many of them the kernel
         dropped because they were not read in time."""
         return [opened.counts() for opened in self._sockets]
 

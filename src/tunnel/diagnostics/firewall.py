@@ -42,7 +42,7 @@ class Datagram:
 
     Attributes:
         port: Destination port.
-        device: By which it enters or leaves.
+        device: The device by which it enters or leaves.
     """
 
     port: int | None
@@ -80,7 +80,7 @@ class Blocker:
     A rule, or the policy of a chain, that drops a datagram.
 
     Attributes:
-        handle: The rule's, None for the chain's policy.
+        handle: The rule's handle, None for the chain's policy.
         certain: Whether no rule that cannot be evaluated could have accepted it before.
     """
 

@@ -20,9 +20,9 @@ class PeerPath:
     How the kernel would send datagrams to a peer.
 
     Attributes:
-        address: The peer's, None if its name does not resolve.
+        address: The peer's address, None if its name does not resolve.
         source: This host's address, None if no route leads to the peer.
-        device: By which datagrams leave.
+        device: The device by which datagrams leave.
         source_device: The device that has `source`.
         inner_mtu: The largest inner packet, in bytes, that fits the MTU of the route.
     """
@@ -47,7 +47,7 @@ class HostReport:
     A node that runs or is to be started, and the host around it.
 
     Attributes:
-        config: The node's.
+        config: The node's configuration.
         status: None if the node does not run.
         trains: Whether trains reach each peer that was tried, None for no answer.
         tun_error: Errno of opening /dev/net/tun, 0 if it opens.
@@ -66,7 +66,7 @@ class HostReport:
         buffers: Bytes that a socket gets to send and to receive.
         wanted_buffer: Bytes that a node requests, each way.
         missing_offloads: Offloads that this kernel lacks, a line each.
-        device_mtu: Of the node's device, None if it is not in this network namespace.
+        device_mtu: MTU of the node's device, None if it is not in this network namespace.
         device_up: Whether the device is up.
         device_drops: Packets dropped in the device's full queue.
         socket_drops: Datagrams dropped in full socket buffers.

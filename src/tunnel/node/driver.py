@@ -72,9 +72,9 @@ class Driver:
     The only object that changes the packet path and the kernel for peers; one batch at a time.
 
     Args:
-        name: Of the node, for the log.
-        fdb: In TAP mode.
-        kernel: Of the device, None without one.
+        name: The name of the node, for the log.
+        fdb: The forwarding database, in TAP mode only.
+        kernel: The reconciler of the device, None without a device.
         prober, vteps: Rules that need to know which peers can be reached.
     """
 

@@ -36,8 +36,8 @@ def install(device: str, *, networks: Iterable[Prefix], subnets: Iterable[Prefix
     Replaces the table, in one transaction: all of it, or nothing changes.
 
     Args:
-        networks: Of the whole overlay, each with the rules of its family.
-        subnets: Of this node, within them.
+        networks: Prefixes of the whole overlay, each with the rules of its family.
+        subnets: This node's subnets, within the networks.
     """
     table = table_of(device)
     chain = {"family": FAMILY, "table": table, "name": "postrouting"}

@@ -54,7 +54,7 @@ class Node:
         confined, user, config_source: As in :class:`tunnel.Tunnel`.
 
     Attributes:
-        fdb: In TAP mode.
+        fdb: The forwarding database, in TAP mode only.
         supervisor: Runs the long-lived tasks.
         kernel: What the node keeps in the kernel for its device, None without one.
         opened: When the node was opened, monotonic seconds.

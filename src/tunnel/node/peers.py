@@ -48,8 +48,8 @@ class Peers:
     caller is cancelled.
 
     Args:
-        fdb: In TAP mode.
-        kernel: Of the device, None without one.
+        fdb: The forwarding database, in TAP mode only.
+        kernel: The reconciler of the device, None without a device.
 
     Attributes:
         indices: The index of each peer in the packet path; a view.

@@ -81,7 +81,7 @@ class Prober:
         Adds a peer, or resets one whose address changed.
 
         Args:
-            family: Of its underlay address, 4 or 6.
+            family: Family of its underlay address, 4 or 6.
             limit: Largest inner packet that the first hop to it takes, in bytes.
         """
         self._liveness.add(endpoint, now=now)

@@ -31,7 +31,7 @@ _Key = tuple[Endpoint, int, int]  # peer, id, number of the sample
 
 @dataclass(frozen=True)
 class Samples:
-    """Of :data:`SAMPLES` messages, how many arrived intact and how many damaged. The rest was
+    """How many of :data:`SAMPLES` messages arrived intact, and how many damaged. The rest was
     lost."""
 
     intact: int

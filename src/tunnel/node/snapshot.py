@@ -149,7 +149,7 @@ def summarize(node: Node) -> str:
 
 
 def _read_counters(node: Node) -> Mapping[int, Counters]:
-    """By peer index; zeros for a peer that the packet path does not have yet."""
+    """The counters by peer index; zeros for a peer that the packet path does not have yet."""
     return defaultdict(_no_counters, node.workers.counters())
 
 

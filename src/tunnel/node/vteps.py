@@ -91,7 +91,7 @@ class Vteps:
     The VTEPs of all peers. `now` is monotonic seconds throughout.
 
     Args:
-        mac: That of this node.
+        mac: The MAC of this node's VTEP.
         addresses: Overlay addresses of this node.
         ethernet: Whether the node is in TAP mode.
     """

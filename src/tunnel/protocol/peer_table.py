@@ -116,7 +116,7 @@ class PeerTable:
     The peers of one node. `now` is monotonic seconds throughout.
 
     Args:
-        subnets: Those of this node. No peer may have a prefix that overlaps them.
+        subnets: The subnets of this node. No peer may have a prefix that overlaps them.
         local: Endpoints of this node. No peer may have one of them.
         mode: ``tun``, where each peer needs a prefix, or ``tap``.
 

@@ -24,7 +24,7 @@ class Entry:
     A value in the store.
 
     Attributes:
-        revision: Of the last write to this key; it guards the next one.
+        revision: The revision of the last write to this key; it guards the next write.
         lease: The id of the lease that the entry is bound to; None for an entry that stays until
             it is deleted.
         created: The revision at which the key was created; renewals do not change it.

@@ -22,7 +22,7 @@ class Receiver:
 
     Attributes:
         bridged: Whether it forwards frames (``--mode tap``).
-        addresses: Its own; a packet from one of them is for a peer.
+        addresses: Its own addresses; a packet from one of them is for a peer.
         owners: The prefixes of the peers at each outer address, None if that is not known.
     """
 
@@ -41,7 +41,7 @@ def drop_reason(
 
     Args:
         source: Outer source address, None if it is not known.
-        ecn: Of the outer header.
+        ecn: The ECN bits of the outer header.
     """
     if source in receiver.addresses:
         receiver = Receiver(vni=receiver.vni, bridged=receiver.bridged)

@@ -73,8 +73,8 @@ async def examine(
     Reads the state of this host and returns the findings of all checks.
 
     Args:
-        config: The node's; by default derived from `status`.
-        status: Of a node that runs here, None if none does.
+        config: The node's configuration; by default derived from `status`.
+        status: The status of a node that runs here, None if none does.
         trains: For each peer that was tried the result of :meth:`tunnel.Tunnel.try_trains`, None
             for no answer.
 

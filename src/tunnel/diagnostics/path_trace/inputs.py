@@ -47,7 +47,7 @@ class TraceInputs:
         kernel_neighbour: What the kernel knows about that route's next hop, if it needs one.
         bridge: The bridge of which the device is a port, empty if there is none.
         forwarding: Whether this host forwards packets of this family.
-        decisions: Of each worker, for an outbound packet.
+        decisions: The decision of each worker, for an outbound packet.
         fdb_entry: The node's FDB entry for the destination MAC, in TAP mode.
         owner: The peer that owns the source, for an inbound packet.
         underlay_route: What the kernel does with the datagram.

@@ -46,8 +46,8 @@ class PathTrace:
 
     Attributes:
         direction: ``outbound`` or ``inbound``.
-        headers: Of the datagram that carries the packet, outermost first; empty if the path ends
-            before the datagram is built.
+        headers: The headers of the datagram, outermost first; empty if the path ends before the
+            datagram is built.
         ends: The step at which the path ends, None if it does not.
     """
 
