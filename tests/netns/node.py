@@ -19,11 +19,11 @@ def control_socket(host: Host) -> Path:
 
 class Node:
     """
-    One member of the overlay; what the kernel has instead of us is described by it, too.
+    One member of the overlay: this program, or a kernel vxlan device.
 
     Attributes:
-        ready: The line it said when it was.
-        prefixes: What it owns, of each family.
+        ready: The line that it printed when it was ready.
+        prefixes: The prefixes that it owns, of each family.
         ipv4, ipv6: Its addresses in the overlay, the first of each prefix.
     """
 

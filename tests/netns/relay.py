@@ -3,9 +3,9 @@ A path that corrupts trains, as some hypervisors do: between two nodes, each wit
 
     python relay.py ADDRESS PORT ONE OTHER
 
-What comes from the address ONE goes to OTHER and back, at the same PORT. The last byte of each
-datagram that came as part of a train is not what it was; single ones pass untouched. Checksums are
-right either way, so nothing local shows it.
+Datagrams from the address ONE go to OTHER and back, at the same PORT. The last byte of each
+datagram that arrived in a train is changed; single datagrams pass unchanged. Checksums are correct
+either way, so no local test shows the damage.
 """
 
 import socket

@@ -79,8 +79,8 @@ class Stranger:
         self.socket.sendto(frame, (to, PORT))
 
     def heard(self) -> list[tuple[Message | None, int]]:
-        """Messages that came, and how many bytes they had behind the Ethernet header. It is asked
-        for its MAC by ARP as well, which it passes over."""
+        """Messages that arrived, and their bytes after the Ethernet header. Skips the ARP requests
+        that it also receives."""
         messages: list[tuple[Message | None, int]] = []
         while True:
             try:

@@ -79,11 +79,11 @@ def test_both_families_and_the_ends(network: Verb) -> None:
         ("leases --etcd-endpoints http://x", "are two stores"),
     ],
 )
-def test_what_cannot_be_is_said_in_one_line(network: Verb, words: str, says: str) -> None:
+def test_invalid_options_are_reported_in_one_line(network: Verb, words: str, says: str) -> None:
     assert says in network.tell(words, code=2)
 
 
-def test_what_is_wrong_in_the_store_is_shown(network: Verb, store: Path) -> None:
+def test_faults_in_the_store_are_shown(network: Verb, store: Path) -> None:
     network.tell("init --network 10.42.0.0/16")
     path = store / "store.json"
     path.write_text(path.read_text().replace("vxlan", "udp"))

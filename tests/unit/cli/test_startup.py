@@ -53,7 +53,7 @@ def test_completion_loads_no_heavy_library() -> None:
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_each_listed_verb_is_there(section: str) -> None:
+def test_each_listed_verb_exists(section: str) -> None:
     for name, text in SECTIONS[section].items():
         verb = verbs.get_command(click.Context(verbs), name)
         assert verb is not None

@@ -14,12 +14,12 @@ SNAPSHOTS = st.builds(Snapshot, NUMBERS, st.dictionaries(st.text(max_size=10), E
 
 
 @given(SNAPSHOTS)
-def test_it_comes_back_as_it_was(snapshot: Snapshot) -> None:
+def test_a_snapshot_survives_a_round_trip(snapshot: Snapshot) -> None:
     assert load(dump(snapshot)) == snapshot
 
 
 @given(SNAPSHOTS, st.data())
-def test_what_was_cut_short_is_nothing(snapshot: Snapshot, data: st.DataObject) -> None:
+def test_a_truncated_file_is_refused(snapshot: Snapshot, data: st.DataObject) -> None:
     text = dump(snapshot)
     with pytest.raises(ConfigError, match="cannot be read"):
         load(text[: data.draw(st.integers(0, len(text) - 1))])
@@ -35,6 +35,6 @@ def test_what_was_cut_short_is_nothing(snapshot: Snapshot, data: st.DataObject) 
         b'{"version":1,"revision":1,"entries":{"a":["","1",null,1]}}',
     ],
 )
-def test_what_is_something_else_is_nothing(text: bytes) -> None:
+def test_another_text_is_refused(text: bytes) -> None:
     with pytest.raises(ConfigError):
         load(text)

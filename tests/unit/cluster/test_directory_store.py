@@ -63,7 +63,7 @@ async def test_the_file_can_be_read_by_people(tmp_path: Path) -> None:
     }
 
 
-async def test_it_has_to_be_there(tmp_path: Path) -> None:
+async def test_the_directory_must_exist(tmp_path: Path) -> None:
     """The store does not make a directory where something should be mounted."""
     file = tmp_path / "file"
     file.touch()
@@ -247,7 +247,7 @@ async def test_the_lease_of_a_dead_node_expires(tmp_path: Path, start: float) ->
             await store.time_left(lease)
 
 
-async def test_the_clock_goes_on_after_restarts(tmp_path: Path) -> None:
+async def test_the_clock_continues_after_restarts(tmp_path: Path) -> None:
     """No node runs for as long as the lease lasts, but together they do."""
     async with DirectoryStore(tmp_path, monotonic=FakeClock(0)) as store:
         await store.put("/dead", b"", expect=0, lease=await store.grant(80))

@@ -134,7 +134,7 @@ LEADERLESS = {
 
 
 @pytest.mark.parametrize("answer", LEADERLESS.values(), ids=LEADERLESS.keys())
-async def test_what_passes_is_tried_again(answer: bytes) -> None:
+async def test_a_passing_failure_is_tried_again(answer: bytes) -> None:
     async with server(answer, NOTHING) as (url, asked), EtcdStore([url]) as store:
         assert (await store.read("/")).revision == 7
         assert len(asked) == 2
@@ -158,7 +158,7 @@ STREAMED = {
 
 
 @pytest.mark.parametrize("message", STREAMED.values(), ids=STREAMED.keys())
-async def test_a_watch_without_leader_goes_elsewhere(
+async def test_a_watch_without_leader_uses_another_endpoint(
     message: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client, "_SHORTEST", 0.0)

@@ -280,7 +280,7 @@ def test_a_restart_takes_over_its_own_key() -> None:
     assert again.puts == 1  # nobody knows how long the old lease is for
 
 
-def test_what_cannot_be_read_is_taken_nevertheless() -> None:
+def test_an_unreadable_record_still_has_its_subnet() -> None:
     store = Memory()
     small = Network((Pool.of(parse_prefix("10.5.0.0/22")),))
     for name in ("10.5.1.0-24", "10.5.2.0-24"):
@@ -290,7 +290,7 @@ def test_what_cannot_be_read_is_taken_nevertheless() -> None:
     assert one.claim.subnets == nets("10.5.3.0/24")
 
 
-def test_none_free_is_told_once_and_tried_again() -> None:
+def test_exhaustion_is_reported_once_and_tried_again() -> None:
     store = Memory()
     small = Network((Pool.of(parse_prefix("10.5.0.0/22")),))
     for number in (1, 2, 3):
@@ -368,7 +368,7 @@ def test_a_reservation_is_taken_and_stays_one(record: Record) -> None:
     assert again.puts == 0
 
 
-def test_a_reservation_comes_before_what_we_had() -> None:
+def test_a_reservation_precedes_earlier_subnets() -> None:
     store = Memory()
     node(store, prefer=["10.5.7.0/24"]).run()
     reserved(store, "10.5.3.0-24", Record(node="n1"))
@@ -378,7 +378,7 @@ def test_a_reservation_comes_before_what_we_had() -> None:
     assert store.of(OURS) == ["10.5.3.0-24"]
 
 
-def test_a_reservation_made_meanwhile_moves_nobody() -> None:
+def test_a_reservation_made_meanwhile_moves_no_node() -> None:
     store = Memory()
     one = node(store, prefer=["10.5.7.0/24"])
     one.run()
@@ -405,7 +405,7 @@ def test_of_many_leases_with_our_id_one_stays() -> None:
     assert store.of(OURS) == ["10.5.5.0-24"]
 
 
-def test_somebody_elses_reservation_is_left_alone() -> None:
+def test_another_nodes_reservation_is_left_alone() -> None:
     store = Memory()
     reserved(store, "10.5.3.0-24", theirs(1))
     before = dict(store.entries)
@@ -440,7 +440,7 @@ def test_when_it_is_renewed(ttl: int, margin: float, low: float, high: float) ->
     assert one.claim.until == ttl
 
 
-def test_a_deleted_key_is_put_again_and_that_is_told() -> None:
+def test_a_deleted_key_is_put_again_and_reported() -> None:
     store = Memory()
     one = node(store)
     one.run()
@@ -452,7 +452,7 @@ def test_a_deleted_key_is_put_again_and_that_is_told() -> None:
     assert acquired == Acquired(before, before)
 
 
-def test_a_key_that_somebody_took_is_his() -> None:
+def test_a_key_that_another_node_took_stays_with_it() -> None:
     """Flannel's renewals are not guarded."""
     store = Memory()
     one = node(store)
@@ -491,7 +491,7 @@ def test_flannels_record_at_our_address_is_taken_over_again() -> None:
     assert store.of(OURS) == [name]
 
 
-def test_what_we_say_of_ourselves_may_change() -> None:
+def test_the_record_of_this_node_may_change() -> None:
     store = Memory()
     node(store).run()
     moved = replace(OURS, address=ipaddress.IPv4Address("192.0.2.99"))
@@ -523,7 +523,7 @@ def test_a_change_while_it_looks_is_looked_at() -> None:
 
 
 @pytest.mark.parametrize("lag", [False, True])
-def test_a_second_key_of_ours_is_given_back(lag: bool) -> None:
+def test_a_second_key_of_this_node_is_deleted(lag: bool) -> None:
     """A write that seemed lost may arrive late; the watch may report it after a renewal."""
     store = Memory(leases={99: 1e9})
     one = node(store, prefer=["10.5.7.0/24"])
@@ -566,7 +566,7 @@ def test_a_store_that_was_put_back_from_a_backup() -> None:
     assert one.puts == 3
 
 
-def test_who_only_looks_writes_nothing() -> None:
+def test_reading_again_writes_nothing() -> None:
     store = Memory()
     one = node(store)
     one.run()

@@ -270,7 +270,7 @@ async def test_a_node_that_waits_can_be_cancelled(
     assert node.tunnel.phase == "closed"
 
 
-async def test_what_is_known_is_saved_and_read_again(
+async def test_members_are_saved_and_read_again(
     member: Callable[..., Cluster], store: FaultyStore
 ) -> None:
     await create_network(store)

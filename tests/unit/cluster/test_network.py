@@ -96,7 +96,7 @@ def test_the_backend_is_understood() -> None:
     assert Network.parse(config(Network="10.3.0.0/16", Backend={**VXLAN, "Port": 0})).port == 8472
 
 
-def test_what_is_not_supported_is_named() -> None:
+def test_unsupported_settings_are_named() -> None:
     backend = {**VXLAN, "DirectRouting": True, "GBP": True, "Learning": False, "MacPrefix": "0E"}
     network = Network.parse(config(Network="10.3.0.0/16", Backend=backend, Color="red"))
     assert [remark.partition(" ")[0] for remark in network.remarks] == [
@@ -182,7 +182,7 @@ def test_all_faults_are_found() -> None:
     "value",
     [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"Network": ' + b"9" * 5000 + b"}"],
 )
-def test_what_is_no_object_is_an_error_of_one_short_line(value: bytes) -> None:
+def test_a_value_that_is_not_an_object_is_an_error_of_one_short_line(value: bytes) -> None:
     (fault,) = faults(value)
     assert len(str(fault)) < 250
     assert "\n" not in str(fault)
@@ -222,7 +222,7 @@ def test_what_is_written_is_read_again(words: dict[str, object]) -> None:
     assert Network.parse(network.text().encode()) == network
 
 
-def test_what_is_written_is_flannels() -> None:
+def test_the_written_config_is_flannels() -> None:
     network = Network((Pool.of(net("10.3.0.0/16")),), vni=7)
     assert network.text() == (
         '{"Network": "10.3.0.0/16", "SubnetLen": 24, '
@@ -251,7 +251,7 @@ def test_a_subnet_fits(subnets: list[str], fits: bool) -> None:
     assert network.fits(map(net, subnets)) is fits
 
 
-def test_free_ones_are_around_what_is_taken() -> None:
+def test_free_subnets_are_around_the_taken_ones() -> None:
     pool = Pool.of(net("10.3.0.0/20"))
     taken = ["10.3.1.0/24", "10.3.3.128/25", "10.3.5.7/32", "10.3.8.0/21", "10.4.0.0/16"]
     free = pool.free(map(net, [*taken, "fd00::/64"]))
@@ -265,7 +265,7 @@ def test_free_ones_are_around_what_is_taken() -> None:
     assert len(list(pool.free([]))) == pool.size == 15
 
 
-def test_what_cannot_be_counted_is_not() -> None:
+def test_a_huge_pool_is_not_enumerated() -> None:
     pool = Pool.of(net("fd00::/16"), length=120)
     assert list(islice(pool.free([net("fd00::/32")]), 2)) == [
         net("fd00:1::/120"),
@@ -275,7 +275,7 @@ def test_what_cannot_be_counted_is_not() -> None:
 
 
 @given(st.data())
-def test_free_is_what_overlaps_nothing(data: st.DataObject) -> None:
+def test_a_free_subnet_overlaps_none(data: st.DataObject) -> None:
     pool = Pool.of(net("10.3.0.0/24"), length=data.draw(st.integers(26, 29)))
     taken = [
         ipaddress.IPv4Network((base, length), strict=False)
@@ -311,7 +311,7 @@ def test_keys_are_flannels(name: str, subnets: list[str]) -> None:
     assert make_key(map(net, subnets)) == name
 
 
-def test_a_key_with_host_bits_is_taken_for_what_it_covers() -> None:
+def test_a_key_with_host_bits_covers_its_subnet() -> None:
     assert parse_key("10.5.52.1-24") == (net("10.5.52.0/24"),)
 
 
@@ -340,7 +340,7 @@ def address(version: int) -> st.SearchStrategy[Address]:
 
 
 @given(address(4), st.integers(1, 32), address(6), st.integers(1, 128), st.sampled_from("46+"))
-def test_keys_go_there_and_back(
+def test_keys_survive_a_round_trip(
     four: Address, length4: int, six: Address, length6: int, which: str
 ) -> None:
     subnets: list[Prefix] = []

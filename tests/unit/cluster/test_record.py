@@ -29,11 +29,11 @@ FLANNEL_DUAL = (
 
 
 @pytest.mark.parametrize("value", [FLANNEL, FLANNEL_DUAL])
-def test_what_flannel_writes_is_written_again_to_the_byte(value: bytes) -> None:
+def test_a_record_of_flannel_is_written_again_to_the_byte(value: bytes) -> None:
     assert Record.parse(value).text() == value
 
 
-def test_what_flannel_writes_is_understood() -> None:
+def test_a_record_of_flannel_is_understood() -> None:
     assert Record.parse(FLANNEL_DUAL) == Record(
         address=ipaddress.IPv4Address("192.168.64.3"),
         address6=ipaddress.IPv6Address("fd00:64::3"),
@@ -91,7 +91,7 @@ def test_records_are_read_leniently(value: bytes, record: Record) -> None:
         b"{" * 100_000,
     ],
 )
-def test_what_is_no_record_is_an_error(value: bytes) -> None:
+def test_a_malformed_record_is_an_error(value: bytes) -> None:
     with pytest.raises(ConfigError) as caught:
         Record.parse(value)
     assert len(str(caught.value)) < 200
@@ -108,7 +108,7 @@ def test_what_is_no_record_is_an_error(value: bytes) -> None:
         (Record(), False),
     ],
 )
-def test_whose_a_record_is(other: Record, same: bool) -> None:
+def test_the_owner_of_a_record(other: Record, same: bool) -> None:
     assert OURS.is_same_node(other) is same
 
 
@@ -130,7 +130,7 @@ MACS = st.integers(1, (1 << 40) - 1).map(lambda number: Mac(b"\x02" + number.to_
         node=st.from_regex(r"\A[0-9A-Za-z._-]{0,64}\Z"),
     )
 )
-def test_a_record_goes_there_and_back(record: Record) -> None:
+def test_a_record_survives_a_round_trip(record: Record) -> None:
     assert Record.parse(record.text()) == record
 
 

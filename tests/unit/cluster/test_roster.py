@@ -141,7 +141,9 @@ def test_a_record_is_a_peer(name: str, record: Record | bytes, expected: list[Pe
         ("0.0.0.0-0&fd00:5:0:2::-64", replace(ours(2), node=""), "both have an IPv6 address"),
     ],
 )
-def test_what_is_no_peer_is_told_once(name: str, record: Record | bytes, problem: str) -> None:
+def test_an_unusable_record_is_reported_once(
+    name: str, record: Record | bytes, problem: str
+) -> None:
     one = roster()
     difference = one.read(snapshot({name: record}), now=0)
     (text,) = difference.problems
@@ -239,7 +241,7 @@ def test_after_a_gap_whole_values_are_compared() -> None:
     assert difference.remove == (Endpoint("198.18.0.3"),)
 
 
-def test_who_is_gone_after_a_gap_stays_for_a_while() -> None:
+def test_a_member_missing_after_a_gap_stays_for_a_while() -> None:
     """The store lost its content, or leases expired: running nodes write their records again."""
     one = roster()
     one.read(snapshot({"10.5.2.0-24": ours(2), "10.5.3.0-24": ours(3)}), now=0)
@@ -252,7 +254,7 @@ def test_who_is_gone_after_a_gap_stays_for_a_while() -> None:
     assert one.next_tick(200) is None
 
 
-def test_who_is_deleted_after_an_outage_stays_for_a_while() -> None:
+def test_a_member_deleted_after_an_outage_stays_for_a_while() -> None:
     """Its lease expired because it was cut off from the store, as it may still be."""
     one = roster()
     one.read(snapshot({"10.5.2.0-24": ours(2), "10.5.3.0-24": ours(3)}), now=0)
@@ -266,7 +268,7 @@ def test_who_is_deleted_after_an_outage_stays_for_a_while() -> None:
     assert one.tick(now=160).remove == (Endpoint("198.18.0.3"),)
 
 
-def test_who_lingers_is_kept_on_disk() -> None:
+def test_a_lingering_member_is_kept_on_disk() -> None:
     """A node that restarts while the store is away has that peer as well."""
     one, again = roster(), roster()
     before = snapshot({"10.5.2.0-24": ours(2)})
@@ -278,7 +280,7 @@ def test_who_lingers_is_kept_on_disk() -> None:
     assert one.snapshot.entries == {}
 
 
-def test_who_lingers_keeps_his_subnet_from_nobody() -> None:
+def test_a_lingering_member_blocks_no_subnet() -> None:
     one = roster()
     one.read(snapshot({"10.5.2.0-24": ours(2)}), now=0)
     one.read(Snapshot(2000, {}), now=100)
@@ -288,7 +290,7 @@ def test_who_lingers_keeps_his_subnet_from_nobody() -> None:
     assert difference.remove == (Endpoint("198.18.0.2"),)
 
 
-def test_whose_subnet_he_had_gets_it_at_once() -> None:
+def test_the_new_owner_of_a_lingering_subnet_gets_it_at_once() -> None:
     one = roster()
     both = {"10.5.2.0-24": ours(2), "10.5.2.0-24&fd00:5:0:3::-64": ours(3)}
     found = snapshot(both)
@@ -299,7 +301,7 @@ def test_whose_subnet_he_had_gets_it_at_once() -> None:
     assert difference.remove == (Endpoint("198.18.0.2"),)
 
 
-def test_who_is_there_again_after_the_next_gap_stays() -> None:
+def test_a_member_that_returns_after_the_next_gap_stays() -> None:
     one = roster()
     before = snapshot({"10.5.2.0-24": ours(2)})
     one.read(before, now=0)
@@ -308,7 +310,7 @@ def test_who_is_there_again_after_the_next_gap_stays() -> None:
     assert one.next_tick(110) is None
 
 
-def test_who_lingers_does_so_whatever_becomes_of_us() -> None:
+def test_a_lingering_member_survives_a_change_of_this_node() -> None:
     one = roster()
     one.read(snapshot({"10.5.2.0-24": ours(2)}), now=0)
     one.read(Snapshot(2000, {}), now=100)
@@ -317,7 +319,7 @@ def test_who_lingers_does_so_whatever_becomes_of_us() -> None:
     assert taken.remove == (Endpoint("198.18.0.2"),)
 
 
-def test_who_lingers_and_is_deleted_goes() -> None:
+def test_a_lingering_member_that_is_deleted_is_removed() -> None:
     one = roster()
     one.read(snapshot({"10.5.2.0-24": ours(2)}), now=0)
     one.read(Snapshot(2000, {}), now=100)
@@ -333,7 +335,7 @@ def test_a_second_gap_gives_no_second_while() -> None:
     assert one.next_tick(130) == 100 + LINGER
 
 
-def test_what_was_on_disk_is_replaced_by_what_is_there() -> None:
+def test_members_on_disk_are_replaced_by_those_in_the_store() -> None:
     one = roster()
     one.read(snapshot({"10.5.2.0-24": ours(2), "10.5.3.0-24": ours(3)}), now=0)
     again = roster()
@@ -374,7 +376,7 @@ def test_of_equal_ones_the_first_stays_renewals_or_not() -> None:
     assert one.changed(Batch(5000, (renewed,))) == Difference()
 
 
-def test_what_this_node_has_is_nobody_elses() -> None:
+def test_the_subnets_of_this_node_precede_records() -> None:
     one = roster()
     one.read(snapshot({"10.5.2.0-24": ours(2)}), now=0)
     own = parse_prefix("10.5.2.0/24")
@@ -395,7 +397,7 @@ def test_one_endpoint_is_one_peer() -> None:
     assert difference.change == (peer("198.18.0.2", "10.5.2.0/24", mac=mac(2)),)
 
 
-def test_what_nests_within_one_endpoint_is_in_nobodys_way() -> None:
+def test_nested_subnets_of_one_endpoint_do_not_conflict() -> None:
     one = roster()
     difference = one.read(snapshot({"10.5.2.0-24": ours(2), "10.5.2.0-25": ours(2)}), now=0)
     assert difference == Difference(

@@ -22,7 +22,7 @@ def test_an_identity_is_made_once(tmp_path: Path) -> None:
     assert first.subnets == ()
 
 
-def test_a_made_mac_is_ours_to_make() -> None:
+def test_a_generated_mac_is_locally_administered() -> None:
     macs = {Identity.make().mac.packed for _ in range(200)}
     assert len(macs) == 200
     assert {mac[0] & 3 for mac in macs} == {2}
@@ -39,14 +39,14 @@ def test_subnets_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"version": 2}', '{"version": 1, "node": "x"}'])
-def test_an_identity_that_cannot_be_read_is_not_made_anew(tmp_path: Path, text: str) -> None:
+def test_an_unreadable_identity_is_not_replaced(tmp_path: Path, text: str) -> None:
     (tmp_path / "tunnel1.json").write_text(text)
     with pytest.raises(ConfigError, match=r"is not the identity of a node.*remove it"):
         State(tmp_path, name="tunnel1").identity()
     assert (tmp_path / "tunnel1.json").read_text() == text
 
 
-def test_a_file_of_another_version_is_told(tmp_path: Path) -> None:
+def test_a_file_of_another_version_is_reported(tmp_path: Path) -> None:
     words = {"version": 9, "node": "a", "mac": str(Mac(b"\2aaaaa")), "subnets": []}
     (tmp_path / "tunnel1.json").write_text(json.dumps(words))
     with pytest.raises(ConfigError, match="version 9"):
@@ -61,16 +61,14 @@ def test_members_are_kept(tmp_path: Path) -> None:
     assert state.members() == snapshot
 
 
-def test_members_that_cannot_be_read_are_as_good_as_none(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unreadable_members_are_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "tunnel1.members").write_bytes(b"\0\0")
     with caplog.at_level(logging.WARNING):
         assert State(tmp_path, name="tunnel1").members() is None
     assert "tunnel1.members" in caplog.text
 
 
-def test_a_place_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+def test_an_unusable_directory_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     state = State(tmp_path / "file" / "sub", name="tunnel1")
     with pytest.raises(ConfigError, match="choose another --state-dir"):
@@ -81,7 +79,7 @@ def test_a_place_that_cannot_be_used_is_told(tmp_path: Path) -> None:
         state.save_members(Snapshot(1, {}))
 
 
-def test_who_it_runs_on_as_can_write_there(tmp_path: Path) -> None:
+def test_the_user_of_the_node_can_write_the_directory(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root gives things away")
     State(tmp_path, name="tunnel1").identity()

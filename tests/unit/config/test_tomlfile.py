@@ -24,7 +24,7 @@ def test_a_file_of_a_byte_order_mark_only_is_empty(tmp_path: Path) -> None:
     assert ConfigFile.read(file).options == {}
 
 
-def test_the_store_is_read_apart_from_what_else_stands_in_the_file(tmp_path: Path) -> None:
+def test_the_store_is_read_without_the_other_options_of_the_file(tmp_path: Path) -> None:
     file = tmp_path / "tunnel.toml"
     file.write_text('vni = -1\netcd-endpoints = "http://192.0.2.9:2379"\netcd-prefix = "/x/"\n')
     options = MergedOptions.from_click(file, {"etcd_prefix": "/y", "etcd_cafile": None})

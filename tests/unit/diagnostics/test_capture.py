@@ -97,7 +97,7 @@ def outer(content: bytes | Layers) -> Layers:
     return ETHER / IP(src="192.0.2.1", dst="192.0.2.2") / UDP(sport=40000, dport=8472) / content
 
 
-def test_a_line_on_what_carries_another() -> None:
+def test_the_summary_of_an_encapsulated_packet() -> None:
     said = line(outer(VNI_7 / ETHER / FOUR / ICMP()), interface=ETH0)
     assert said == (
         "192.0.2.1.40000 > 192.0.2.2.8472: "

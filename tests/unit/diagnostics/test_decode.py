@@ -146,7 +146,7 @@ def test_verdicts_on_frames(case: str) -> None:
     assert said(packet, receiver=BRIDGE) == reason
 
 
-def test_our_own_mac_comes_back() -> None:
+def test_a_frame_with_this_nodes_own_mac() -> None:
     packet = outer(VXLAN(flags="Instance", vni=1) / Ether(src=str(OURS), dst=POD) / INNER)
     assert said(packet, receiver=BRIDGE) == "loop"
 
@@ -162,7 +162,7 @@ def test_every_reason_that_one_datagram_can_have_is_among_them() -> None:
     assert inbound - reasons <= others
 
 
-def test_without_a_node_only_what_shows_by_itself() -> None:
+def test_without_a_node_only_general_checks_apply() -> None:
     anybody = Receiver()
     assert (
         said(outer(inner(vni=77, mac=OURS), source="203.0.113.9"), receiver=anybody) == "accepted"
@@ -173,7 +173,7 @@ def test_without_a_node_only_what_shows_by_itself() -> None:
     assert said(outer(inner(mac=group)), receiver=anybody) == "group_mac"
 
 
-def test_what_we_send_is_for_a_peer_to_judge() -> None:
+def test_a_sent_datagram_is_checked_as_by_a_peer() -> None:
     assert said(outer(inner(IP(src="10.1.0.1") / UDP()), source="192.0.2.1")) == "accepted"
 
 
@@ -201,7 +201,7 @@ def notes(packet: Packet | bytes, *, missing: int = 0) -> str:
     return " / ".join(explain_packet(CapturedPacket(bytes(packet), "ethernet", missing)).notes)
 
 
-def test_what_cannot_be_judged_is_not() -> None:
+def test_a_packet_without_enough_bytes_gets_no_verdict() -> None:
     assert "a node gets it reassembled" in notes(outer(inner(), flags="MF"))
     assert said(outer(inner(), flags="MF")) == ""
     six = ETHER / IPv6() / IPv6ExtHdrFragment(m=1) / UDP(dport=8472) / inner()

@@ -331,7 +331,7 @@ def test_each_fault_is_one_finding(case: str) -> None:
         ),
     ],
 )
-def test_where_nothing_is_wrong_nothing_is_said(report: HostReport) -> None:
+def test_without_a_fault_every_finding_is_ok(report: HostReport) -> None:
     assert trouble(report) == []
 
 
@@ -488,7 +488,7 @@ def test_sockets_and_their_owners_are_read() -> None:
         assert os.getpid() in hostinfo.owners({found.inode})
 
 
-def test_what_is_not_there_is_not_known() -> None:
+def test_missing_values_are_unknown() -> None:
     assert hostinfo.sysctl("no/such/switch") is None
     assert hostinfo.clock_is_synchronised() in (True, False, None)
     assert hostinfo.reverse_path_drops() >= 0
@@ -497,7 +497,7 @@ def test_what_is_not_there_is_not_known() -> None:
 # A node that runs.
 
 
-async def test_a_status_comes_back_as_it_was(tmp_path: Path) -> None:
+async def test_a_status_survives_a_round_trip(tmp_path: Path) -> None:
     async with served(tmp_path / "one.sock") as (one, node):
         await one.ping(one.peers[0])
         words = json.loads(json.dumps(await node.call("status")))
@@ -524,7 +524,7 @@ def test_a_status_of_another_version_is_one_line(words: dict[str, Any]) -> None:
 # The verb.
 
 
-def test_what_is_printed_is_as_the_schema_says(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_output_matches_the_schema(capsys: pytest.CaptureFixture[str]) -> None:
     code = main(["doctor", "--json", "--name", "nobody", "--port", "8479"])
     report = json.loads(capsys.readouterr().out)
     check("doctor", report)

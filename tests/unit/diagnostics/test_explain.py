@@ -563,7 +563,7 @@ def test_packets_that_cannot_be(words: dict[str, Any], what: str) -> None:
         replace(FLOW, **words)
 
 
-def test_it_is_drawn_as_it_is_told() -> None:
+def test_a_trace_is_drawn() -> None:
     shown = draw(told(trace(OUT)))
     assert shown[0] == "10.244.1.0 > 10.244.2.7 icmp echo, 84 bytes, outbound"
     assert " 2  kernel route  10.244.2.0/24 dev tunnel1 proto 84 scope link" in shown

@@ -71,6 +71,6 @@ async def test_the_one_that_reaches_an_address() -> None:
 @pytest.mark.parametrize(
     ("iface", "says"), [([], "there is no default route"), (["x"], "none matches")]
 )
-async def test_none_is_told_with_those_that_there_are(iface: list[str], says: str) -> None:
+async def test_without_a_match_the_error_lists_the_interfaces(iface: list[str], says: str) -> None:
     with pytest.raises(UnderlayError, match=rf"{says}.*of: eth0 192\.0\.2\.1"):
         await find_addresses(Host(), iface=iface)

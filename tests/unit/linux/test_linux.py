@@ -64,7 +64,7 @@ def test_kernel_versions_decide(release: str, segments: int, gro: bool, reasons:
     assert (found.segments, found.gro, len(found.reasons)) == (segments, gro, reasons)
 
 
-def test_what_is_not_wanted_is_off_without_a_word() -> None:
+def test_an_unwanted_offload_is_off_silently() -> None:
     assert udp.probe(frozenset()) == udp.Abilities(segments=1, gro=False)
 
 
@@ -139,7 +139,7 @@ def senders_of(sock: socket.socket) -> Iterator[tuple[str, int]]:
             yield sock.recvfrom(100)[1]
 
 
-def test_an_address_of_somebody_else_is_named() -> None:
+def test_an_address_of_another_host_is_named() -> None:
     with pytest.raises(UnderlayError, match=r"local address 192\.0\.2\.77 is not on this host"):
         udp.open_sockets(ipaddress.ip_address("192.0.2.77"), port=1, count=1, gro=False)
 

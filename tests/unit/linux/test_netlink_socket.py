@@ -56,7 +56,7 @@ async def test_each_request_has_its_answer(kernel: NetlinkSocket) -> None:
         assert missing == errno.ENODEV
 
 
-async def test_a_dump_leaves_out_what_is_not_wanted(kernel: NetlinkSocket) -> None:
+async def test_a_dump_leaves_out_unwanted_messages(kernel: NetlinkSocket) -> None:
     links = await kernel.dump(rtnetlink.GETLINK, LINKS, rtnetlink.Link.parse)
     assert "lo" in [link.name for link in links]
     assert await kernel.dump(rtnetlink.GETLINK, LINKS, lambda _: None) == []
@@ -78,9 +78,7 @@ async def test_an_answer_that_does_not_come_is_an_error(
             await asking
 
 
-async def test_an_answer_that_comes_too_late_is_nobodys(
-    kernel: NetlinkSocket, silent: socket.socket
-) -> None:
+async def test_a_late_answer_is_discarded(kernel: NetlinkSocket, silent: socket.socket) -> None:
     with pytest.raises(DeviceError):
         await kernel.request(rtnetlink.GETLINK, [LINKS], flags=0)
     (late,) = struct.unpack_from("=8xI", silent.recv(1000))

@@ -113,7 +113,7 @@ def test_a_new_mtu_is_written_once_there_is_a_file(file: Path) -> None:
     assert "FLANNEL_MTU=1300\n" in file.read_text()
 
 
-def test_what_cannot_be_written_is_an_error_at_first_and_a_line_in_the_log_later(
+def test_a_file_that_cannot_be_written_is_an_error_at_first_and_later_a_log_line(
     file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     node = containers(file)
@@ -227,7 +227,7 @@ def holds(match: Mapping[str, Any], source: str, destination: str) -> bool:
 
 
 @pytest.mark.parametrize(("source", "destination", "verdict"), WAYS)
-def test_who_is_masqueraded(source: str, destination: str, verdict: str | None) -> None:
+def test_masqueraded_sources(source: str, destination: str, verdict: str | None) -> None:
     for *matches, last in rules():
         if all(holds(one["match"], source, destination) for one in matches):
             assert [verdict] == list(last)

@@ -83,7 +83,7 @@ async def met(tunnels: list[Tunnel]) -> None:
     await until(lambda: all(set(tunnel.fdb()) == vteps(tunnel) for tunnel in tunnels))
 
 
-async def test_what_is_for_nobody_known_goes_to_all_and_the_answer_to_one() -> None:
+async def test_an_unknown_mac_is_flooded_and_its_answer_is_not() -> None:
     async with ethernet() as (a, b, c):
         await a.send(frame(A, B))
         assert (await arrived(b), await arrived(c)) == (frame(A, B), frame(A, B))
@@ -112,7 +112,7 @@ async def test_a_move_is_learned_with_the_first_frame() -> None:
             assert entry(B, peer) in a.fdb()
 
 
-async def test_without_flooding_and_learning_only_what_was_put_is_sent() -> None:
+async def test_without_flooding_and_learning_only_static_entries_are_used() -> None:
     async with ethernet(flood=False, learning=False) as (a, b, c):
         await met([a, b, c])
         for destination in (B, EVERYBODY):
@@ -133,7 +133,7 @@ async def test_a_storm_is_limited() -> None:
         assert await arrived(b)
 
 
-async def test_the_fdb_is_changed_as_told() -> None:
+async def test_the_fdb_is_changed_by_commands() -> None:
     async with ethernet() as tunnels:
         (a, b, _) = tunnels
         await met(tunnels)
@@ -169,7 +169,7 @@ async def test_a_peer_that_is_removed_and_added_at_once_keeps_its_entry() -> Non
         assert [(one.mac, one.peer) for one in a.fdb()] == [(other.mac, peer)]
 
 
-async def test_what_cannot_be_in_an_fdb() -> None:
+async def test_invalid_fdb_entries_are_refused() -> None:
     async with ethernet() as tunnels:
         (a, *_) = tunnels
         await met(tunnels)
@@ -231,7 +231,7 @@ async def test_arp_for_a_vtep_is_answered_here() -> None:
         assert a.stats.work["neighbour_answers"] == 1
 
 
-async def test_a_peer_whose_name_leads_nowhere_harms_nobody() -> None:
+async def test_a_peer_whose_name_does_not_resolve_harms_no_other() -> None:
     async with ethernet(2) as (a, b):
         await a.add_peer("nobody.invalid=10.8.0.0/16")
         await b.send(frame(B, A))

@@ -61,7 +61,7 @@ async def test_a_peer_is_found_by_endpoint_host_or_overlay_address() -> None:
 
 
 @pytest.mark.parametrize("text", ["10.9.9.9", "127.0.0.7", "127.0.0.2:9", "nobody", "x" * 300])
-async def test_a_peer_that_is_not_there_is_an_error_that_lists_some(text: str) -> None:
+async def test_an_unknown_peer_is_an_error_that_lists_some(text: str) -> None:
     async with two_tunnels() as (one, _):
         with pytest.raises(PeerNotFoundError, match=f"peers: {one.peers[0]}"):
             one.find_peer(text)

@@ -138,7 +138,7 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def test_what_is_removed_here_is_not_looked_at(one: Reconciler, kernel: FakeNetlink) -> None:
+async def test_the_nodes_own_removals_are_ignored(one: Reconciler, kernel: FakeNetlink) -> None:
     await one.remove_routes(ROUTES)
     await one.remove_neighbours([NEIGHBOUR])
     for prefix in ROUTES:
@@ -163,7 +163,7 @@ async def test_what_another_removes_is_added_without_a_dump(
     assert "(addresses 0, neighbour entries 1, kernel routes 1)" in caplog.text
 
 
-async def test_nothing_is_said_of_what_was_there(
+async def test_present_entries_are_not_reported(
     one: Reconciler, kernel: FakeNetlink, caplog: pytest.LogCaptureFixture
 ) -> None:
     FakeWatch.notify(RouteRemoved(ROUTES[0]))

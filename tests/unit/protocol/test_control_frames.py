@@ -52,7 +52,7 @@ def test_every_byte_of_an_echo() -> None:
 
 
 @given(MESSAGES, st.integers(0, 9000))
-def test_what_is_written_can_be_read(message: Message, size: int) -> None:
+def test_encoded_messages_can_be_decoded(message: Message, size: int) -> None:
     body = body_of(message, size=size)
     assert len(body) >= max(size, LEAST)
     assert decode(body) == message
@@ -156,7 +156,7 @@ def check_any(body: bytes) -> None:
         assert decode(body_of(message)) == message
 
 
-def test_memory_is_bounded_by_what_came() -> None:
+def test_memory_is_bounded_by_the_input() -> None:
     tracemalloc.start()
     try:
         for body in (*WRONG.values(), b"\x8f" * 60_000, (b"\x81\xa1" + b"k") * 20_000):

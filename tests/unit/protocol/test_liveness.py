@@ -81,7 +81,7 @@ def test_a_few_a_minute() -> None:
     assert world.became == [(0.01, StateChanged(A, UP))]
 
 
-def test_who_never_answers_stays_unknown() -> None:
+def test_a_peer_that_never_answers_stays_unknown() -> None:
     world = World(A, trip=None)
     world.run(until=600)
     assert world.became == []
@@ -122,7 +122,7 @@ def test_a_late_answer_is_none() -> None:
     assert world.became == []
 
 
-def test_answers_that_nobody_waits_for_change_nothing() -> None:
+def test_unexpected_answers_change_nothing() -> None:
     liveness = Liveness(itertools.count(7))
     liveness.add(A, now=0)
     liveness.add(B, now=0)
@@ -145,7 +145,7 @@ def test_rtt_is_smoothed() -> None:
     assert world.liveness.rtt(B) is None
 
 
-def test_who_looks_gets_an_echo_every_second_for_a_while() -> None:
+def test_watching_sends_an_echo_every_second_for_a_while() -> None:
     world = World(A)
     world.run(until=5)
     world.liveness.watch(until=8, now=5)
@@ -163,7 +163,7 @@ def test_looking_all_the_time_does_not_put_echoes_off() -> None:
     assert len(world.asked) >= 9
 
 
-def test_who_asks_us_is_asked_soon() -> None:
+def test_a_peer_that_sends_an_echo_gets_one_soon() -> None:
     """A peer that was started after us is not unknown for as long as our echoes are apart."""
     world = World(A, trip=None)
     world.run(until=5)
@@ -184,7 +184,7 @@ def test_a_flood_of_questions_makes_one_echo_a_second() -> None:
     assert len(world.asked) <= 10 / WATCHED + 1
 
 
-def test_who_moves_is_unknown_again() -> None:
+def test_a_peer_with_a_new_address_is_unknown_again() -> None:
     world = World(A)
     world.run(until=5)
     world.liveness.add(A, now=5)
@@ -193,7 +193,7 @@ def test_who_moves_is_unknown_again() -> None:
     assert world.became[1] == (5.01, StateChanged(A, UP))
 
 
-def test_who_left_is_forgotten() -> None:
+def test_a_removed_peer_is_forgotten() -> None:
     world = World(A, B)
     world.run(until=1)
     world.liveness.remove(A)

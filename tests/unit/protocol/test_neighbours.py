@@ -59,7 +59,7 @@ def test_it_is_asked_three_times_a_second_apart_and_then_rests() -> None:
     assert neighbours.next_tick(12) == 12 + PAUSE
 
 
-def test_who_has_answered_is_asked_again_while_packets_go_to_it() -> None:
+def test_a_resolved_peer_is_solicited_again_while_packets_go_to_it() -> None:
     neighbours = made()
     assert asked(neighbours, now=0) == [FOUR, SIX]
     assert neighbours.received_address(END, FOUR, THEIRS, now=0.1) == [
@@ -73,7 +73,7 @@ def test_who_has_answered_is_asked_again_while_packets_go_to_it() -> None:
     assert neighbours.get(END, now=62).mac == THEIRS  # stale is better than none
 
 
-def test_a_mac_that_changed_is_told() -> None:
+def test_a_changed_mac_is_reported() -> None:
     neighbours = made()
     neighbours.received_address(END, FOUR, THEIRS, now=0)
     assert neighbours.received_address(END, FOUR, OTHER, now=1) == [MacLearned(END, OTHER, THEIRS)]
@@ -103,7 +103,7 @@ def test_one_that_does_not_answer_any_more_is_no_measure() -> None:
     ]
 
 
-def test_what_a_node_says_itself_holds_against_arp() -> None:
+def test_a_control_frame_precedes_arp() -> None:
     neighbours = made()
     neighbours.received_address(END, FOUR, THEIRS, now=0)
     assert neighbours.received_frame(END, THEIRS, now=1) == [MacLearned(END, THEIRS, THEIRS)]
@@ -122,7 +122,7 @@ def test_a_node_that_fell_silent_may_have_become_another() -> None:
     assert neighbours.received_address(END, FOUR, OTHER, now=61) == [MacLearned(END, OTHER, THEIRS)]
 
 
-def test_what_is_configured_holds_against_everything() -> None:
+def test_a_configured_mac_precedes_everything() -> None:
     neighbours = made(Peer("192.0.2.2", PEER.prefixes, mac=THEIRS))
     assert neighbours.next_tick(0) is None
     assert (
@@ -135,7 +135,7 @@ def test_what_is_configured_holds_against_everything() -> None:
     assert neighbours.get(END, now=3) == Neighbour(THEIRS, MacSource.CONFIGURED, 0)
 
 
-def test_an_address_that_it_does_not_own_tells_only_that_it_is_there() -> None:
+def test_a_foreign_address_only_shows_that_the_peer_answers() -> None:
     neighbours = made()
     for now in (0, 1, 2):
         asked(neighbours, now=now)
@@ -164,13 +164,13 @@ def test_a_mac_has_one_owner(mac: Mac, says: str, caplog: pytest.LogCaptureFixtu
     assert bool(neighbours.received_frame(END, mac, now=1)) == (mac == OTHER)
 
 
-def test_two_peers_may_be_one_vtep_where_macs_find_nobody() -> None:
+def test_two_peers_may_share_a_mac_in_tun_mode() -> None:
     neighbours = made(PEER, Peer("2001:db8::2", ["10.7.0.0/16"]), unique=False)
     assert neighbours.received_address(END, FOUR, THEIRS, now=0)
     assert neighbours.received_address(Endpoint("2001:db8::2"), ip("10.7.0.1"), THEIRS, now=0)
 
 
-def test_who_owns_nothing_is_not_asked() -> None:
+def test_a_peer_without_prefixes_is_not_solicited() -> None:
     neighbours = made(Peer("192.0.2.2"))
     assert neighbours.next_tick(0) is None
     assert neighbours.received_frame(END, THEIRS, now=0) == [MacLearned(END, THEIRS, None)]
@@ -188,7 +188,7 @@ def test_a_peer_at_another_address_keeps_its_mac_until_it_is_known_otherwise() -
     assert neighbours.received_address(END, FOUR, OTHER, now=5) == [MacLearned(END, OTHER, THEIRS)]
 
 
-def test_who_has_left_is_nobody() -> None:
+def test_a_removed_peer_has_no_mac() -> None:
     neighbours = made()
     neighbours.remove(END)
     assert (

@@ -225,7 +225,7 @@ def test_with_very_many_peers_each_is_probed_more_rarely() -> None:
     assert len(world.probes) <= 30 * MOST / 1000 + 2
 
 
-def test_answers_that_nobody_waits_for_change_nothing() -> None:
+def test_unexpected_answers_change_nothing() -> None:
     paths = PathMtus(itertools.count(5))
     paths.add(A, family=4, limit=1450, now=0)
     paths.add(B, family=4, limit=1450, now=0)
@@ -248,7 +248,7 @@ def test_who_moves_has_another_path() -> None:
     assert world.size == 1350
 
 
-def test_who_left_is_forgotten() -> None:
+def test_a_removed_peer_is_forgotten() -> None:
     world = World()
     world.run(1)
     world.paths.remove(A)
