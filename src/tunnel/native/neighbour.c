@@ -176,8 +176,7 @@ enum neighbour_verdict ndp_parse(const struct ip_packet *packet, struct neighbou
         !ndp_addresses_agree(packet, solicitation, &read))
         return NEIGHBOUR_BAD;
     if (!solicitation)
-        read.sender =
-            read.target; /* an advertisement is about its target, not about its source */
+        read.sender = read.target; /* an advertisement is about its target, not about its source */
     *message = read;
     return NEIGHBOUR_OK;
 }
