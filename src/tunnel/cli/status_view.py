@@ -1,4 +1,4 @@
-"""The picture of a status: the node's facts, and a table of its peers as wide as the terminal."""
+"""The picture of a status: rows about the node, then a table of its peers."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ _STYLES = {"up": "green", "silent": "red", "unknown": "yellow"}
 def view(now: Status, *, before: Status | None = None) -> RenderableType:
     """Returns the picture of `now`, with rates if there is an earlier status."""
     if now.get("phase", "open") in ("open", "closes", "closed"):
-        return Group(_grid(_facts(now)), Text(), _Peers(now, before=before))
+        return Group(_grid(_node_rows(now)), Text(), _Peers(now, before=before))
     return _grid({now["name"]: now["phase"], **_process(now)})
 
 
-def _grid(facts: Mapping[str, str]) -> Table:
+def _grid(rows: Mapping[str, str]) -> Table:
     table = Table.grid(padding=(0, _GAP, 0, 0))
-    for fact, value in facts.items():
-        table.add_row(Text(fact), Text(value))
+    for label, value in rows.items():
+        table.add_row(Text(label), Text(value))
     return table
 
 
-def _facts(now: Status) -> dict[str, str]:
+def _node_rows(now: Status) -> dict[str, str]:
     mtu, workers = now["mtu"], now["workers"]
     since = output.duration(now["uptime"])
     device = f"{now['device']}{'' if now['device_up'] else ' (down)'}" if now["device"] else "none"
-    facts = {
+    rows = {
         now["name"]: f"vni {now['vni']}, mtu {mtu}, workers {workers}, up for {since}",
         "endpoint": ", ".join(now["endpoints"]),
         "device": f"{device}, mac {now['mac']}",
@@ -55,10 +55,10 @@ def _facts(now: Status) -> dict[str, str]:
         "drops": ", ".join(f"{reason} {n}" for reason, n in now["drops"].items()) or "none",
     }
     if store := now.get("store"):
-        facts |= _store(store)
+        rows |= _store(store)
     if failed := [task for task in now.get("tasks", ()) if not task["healthy"]]:
-        facts["failed"] = "\n".join(f"{task['name']}: {task['why']}" for task in failed)
-    return facts
+        rows["failed"] = "\n".join(f"{task['name']}: {task['why']}" for task in failed)
+    return rows
 
 
 def _process(now: Status) -> dict[str, str]:
@@ -69,16 +69,16 @@ def _process(now: Status) -> dict[str, str]:
 
 def _store(store: Mapping[str, Any]) -> dict[str, str]:
     since = output.duration(store["state_age"])
-    facts = {"store": f"{store['address']}, unavailable for {since}: {store['why']}"}
+    rows = {"store": f"{store['address']}, unavailable for {since}: {store['why']}"}
     if store["connected"]:
-        facts["store"] = f"{store['address']} for {since}, revision {store['revision']}"
+        rows["store"] = f"{store['address']} for {since}, revision {store['revision']}"
     remaining = store["lease_remaining"]
     left = "reserved" if remaining is None else f"{output.duration(remaining)} left"
     none = "none: acquires a subnet" if store["connected"] else "none: keeps the last known subnet"
-    facts["lease"] = f"{store['key']}, {left}" if store["key"] else none
+    rows["lease"] = f"{store['key']}, {left}" if store["key"] else none
     if store["troubles"]:
-        facts["trouble"] = "\n".join(store["troubles"])
-    return facts
+        rows["trouble"] = "\n".join(store["troubles"])
+    return rows
 
 
 @dataclass(frozen=True)
