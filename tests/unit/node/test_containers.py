@@ -309,7 +309,7 @@ FOUR, SIX = "10.244.1.0/24", "fd00:244:1::/64"
         ),
     ],
 )
-def test_words_that_cannot_be(
+def test_options_that_are_refused(
     words: dict[str, object], key: tuple[str | int, ...], says: str
 ) -> None:
     (fault,) = faults(words)
@@ -317,7 +317,7 @@ def test_words_that_cannot_be(
     assert says in str(fault)
 
 
-def test_words_that_can_be() -> None:
+def test_options_that_are_accepted() -> None:
     config = Config(
         subnets=[FOUR, SIX, "10.244.7.0/24"], networks=["10.244.0.0/16", "fd00:244::/32"]
     )
