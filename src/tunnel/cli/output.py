@@ -67,7 +67,7 @@ def print_table(
 def print_changes(
     changed: Mapping[str, Sequence[str]], *, as_json: bool, nothing: str | None = None
 ) -> None:
-    """Prints the ``removed`` and ``added`` of a change, a line each; `nothing` if there is none."""
+    """Prints the ``removed`` and ``added`` of a change, one a line; `nothing` if both are empty."""
     if as_json:
         print_json(changed)
         return

@@ -45,7 +45,7 @@ def status(watch: bool, name: str | None, control: Path | None, as_json: bool) -
 
 
 async def _watch(path: Path, *, as_json: bool) -> None:
-    """Prints one status a second: JSON one a line, a picture in place of the last one."""
+    """Prints one status a second: JSON lines, or a view that replaces the previous one."""
     if as_json:
         async for now in _statuses(path):
             click.echo(json.dumps(now))

@@ -1,4 +1,4 @@
-"""The picture of a status: rows about the node, then a table of its peers."""
+"""The view of a status: rows about the node, then a table of its peers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _STYLES = {"up": "green", "silent": "red", "unknown": "yellow"}
 
 
 def view(now: Status, *, before: Status | None = None) -> RenderableType:
-    """Returns the picture of `now`, with rates if there is an earlier status."""
+    """Returns the view of `now`, with rates if there is an earlier status."""
     if now.get("phase", "open") in ("open", "closes", "closed"):
         return Group(_grid(_node_rows(now)), Text(), _Peers(now, before=before))
     return _grid({now["name"]: now["phase"], **_process(now)})

@@ -62,7 +62,7 @@ def parse_options(
     given: Mapping[str, object], known: Mapping[str, Option], *, names: Sequence[str] = ()
 ) -> tuple[dict[str, Any], list[ConfigError]]:
     """
-    Parses each option by itself: returns the values by keyword, and every fault with its key.
+    Parses each option separately: returns the values by keyword, and every fault with its key.
 
     The values of a repeatable option are a dict by their index in `given`. An option with a fault
     has its default, or that one value is missing, so that the rules still see the others.

@@ -86,7 +86,7 @@ class Requests:
         return singly, await self._sample(endpoint, size, as_train=True)
 
     def answered(self, action: Answered) -> None:
-        """Hands an answer to the request that waits for it."""
+        """Passes an answer to the request that waits for it."""
         match action.message:
             case EchoReply(number):
                 self._set((action.endpoint, number, 0), action.message)

@@ -38,7 +38,7 @@ def read_status(node: Node) -> Status:
 
 
 def read_status_and_stats(node: Node) -> tuple[Status, Stats]:
-    """Both of one moment, for the price of one reading."""
+    """Both at one moment, with one reading of the counters."""
     counters = _read_counters(node)
     status = _make_status(node, counters)
     peers = {one.endpoint: PeerStats(one.outbound, one.inbound, one.drops) for one in status.peers}
