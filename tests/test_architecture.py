@@ -149,6 +149,19 @@ def test_rules_are_pure(module: Path) -> None:
     assert not impure
 
 
+@pytest.mark.parametrize("module", MODULES, ids=name_of)
+def test_only_a_node_joins_the_planes(module: Path) -> None:
+    """Elsewhere the C core is a codec and a list of drop reasons: no packet path, no FDB."""
+    names = {
+        alias.name
+        for node in ast.walk(ast.parse(module.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module == "tunnel._native"
+        for alias in node.names
+    }
+    inside = within(name_of(module), "tunnel.node")
+    assert inside or names <= {"ANY_VTEP_MAC", "DROP_REASONS"}, names
+
+
 @pytest.mark.parametrize("module", sorted((PACKAGE / "cli").glob("*.py")), ids=name_of)
 def test_cli_uses_no_inner_parts(module: Path) -> None:
     parts = ("tunnel.linux", "tunnel.protocol", "tunnel._native")

@@ -1,4 +1,4 @@
-"""Facts about this host, read from /proc and from tools; changes nothing."""
+"""State of this host, read from /proc and from tools; changes nothing."""
 
 from __future__ import annotations
 
