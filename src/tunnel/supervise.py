@@ -47,17 +47,20 @@ class Supervisor:
         return all(task.healthy for task in self._health.values())
 
     def start(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
-        """Runs `work` until :meth:`stop` or :meth:`close`; a return ends it for good."""
+        """Runs `work` until :meth:`stop` or :meth:`close`; a return ends it for good. A task that
+        ended is healthy, whatever happened before."""
         assert name not in self._tasks, f"{name} is already running"
         self._health[name] = TaskHealth(name)
         self._tasks[name] = asyncio.create_task(self._keep(name, work), name=name)
 
     async def stop(self, names: Iterable[str]) -> None:
         """Cancels tasks and waits for their end; ignores names of tasks that do not run."""
-        ending = [task for name in names if (task := self._tasks.pop(name, None)) is not None]
-        for task in ending:
+        ending = {name: task for name in names if (task := self._tasks.pop(name, None)) is not None}
+        for task in ending.values():
             task.cancel()
-        await asyncio.gather(*ending, return_exceptions=True)
+        await asyncio.gather(*ending.values(), return_exceptions=True)
+        for name in ending:
+            self._ended(name)
 
     async def close(self) -> None:
         """Cancels every task and waits for their end."""
@@ -85,6 +88,11 @@ class Supervisor:
             log.info("%s: %s runs again", self._owner, name)
             self._set(TaskHealth(name, failures=before.failures, why=before.why))
 
+    def _ended(self, name: str) -> None:
+        before = self._health[name]
+        if not before.healthy:
+            self._set(TaskHealth(name, failures=before.failures, why=before.why))
+
     def _set(self, health: TaskHealth) -> None:
         self._health[health.name] = health
         self._changed()
@@ -96,6 +104,7 @@ class Supervisor:
             proven = loop.call_later(pause, self.recovered, name)
             try:
                 await work()
+                self._ended(name)
                 return
             except Exception as error:
                 self.failed(name, error)

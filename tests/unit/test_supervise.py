@@ -80,6 +80,26 @@ async def test_stopping_one_leaves_the_others() -> None:
     await supervisor.close()
 
 
+async def test_a_task_that_ended_no_longer_counts() -> None:
+    runs = 0
+
+    async def work() -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            raise OSError(105, "No buffer space available")
+
+    supervisor = Supervisor("tunnel1")
+    supervisor.start("ends", work)
+    supervisor.start("stopped", Failing(1000))
+    await asyncio.sleep(0)
+    assert not supervisor.healthy
+    await asyncio.sleep(0.1)
+    await supervisor.stop(["stopped"])
+    assert supervisor.healthy
+    assert all(task.failures for task in supervisor.tasks)
+
+
 async def test_a_thread_can_say_that_it_failed() -> None:
     supervisor = Supervisor("tunnel1")
     supervisor.failed("worker 0", RuntimeError("boom"))
