@@ -252,7 +252,10 @@ class Driver:
                 case AddKernelRoutes(gateways) if failure is not None:
                     refused |= dict.fromkeys(gateways, failure)
                 case AddKernelRoutes(gateways) if self._kernel is not None:
-                    refused |= await self._kernel.add_routes(gateways)
+                    try:
+                        refused |= await self._kernel.add_routes(gateways)
+                    except (TunnelError, OSError) as error:
+                        refused |= dict.fromkeys(gateways, _as_tunnel_error(error))
                 case SetKernelNeighbours() | RemoveKernelRoutes():
                     failure = await self._change_kernel(action) or failure
         self._vteps.refused(refused)
