@@ -178,7 +178,7 @@ def _not_found(missing: str, known: list[ControlSocket]) -> TunnelError:
         listed = ", ".join(sorted(map(str, known)))
         return TunnelError(
             f"{missing} has a control socket in this network namespace (others: {listed}; choose "
-            "one by --name)"
+            "one by --name, or by --control PATH)"
         )
     places = " or ".join(map(str, directories()))
     return TunnelError(
