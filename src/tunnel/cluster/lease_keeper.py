@@ -89,6 +89,7 @@ class LeaseKeeper:
         self._prefix, self._name, self._identity_path = prefix, name, identity_path
         self._known = Snapshot(0, {})  # as read last, or the node's key as written last
         self._next_lease = _new_lease()
+        self._has_run = False
 
     async def acquire(self) -> tuple[Prefix, ...]:
         """The node's subnets, once the store has granted some."""
@@ -97,7 +98,11 @@ class LeaseKeeper:
         return self.claim.subnets
 
     async def run(self) -> None:
-        """Keeps the lease until it is cancelled."""
+        """Keeps the lease until it is cancelled. Run again after a failure, it reads the store: a
+        change may have been lost with that."""
+        if self._has_run:
+            self.claim.missed()
+        self._has_run = True
         while True:
             await self._advance()
 

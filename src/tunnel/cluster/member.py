@@ -131,6 +131,7 @@ class Cluster:
             identity=member.identity,
             configure=member.configure,
             updates=member.updates,
+            prefix=f"{self.config.etcd_prefix}/",
         )
         follower = StoreFollower(
             self._connection,

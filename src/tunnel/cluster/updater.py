@@ -23,7 +23,7 @@ from tunnel.cluster.roster import LINGER, Difference, Roster
 from tunnel.cluster.state import Identity, State
 from tunnel.cluster.stores.base import Batch, Snapshot
 from tunnel.config.node import Config
-from tunnel.errors import ConfigError, TunnelError
+from tunnel.errors import ConfigError, StoreRefusedError, StoreUnavailableError, TunnelError
 from tunnel.tunnel import Tunnel
 from tunnel.types import Endpoint, Peer, Prefix
 
@@ -55,6 +55,7 @@ class PeerUpdater:
         identity: The node's identity, as on disk.
         configure: Makes the configuration of the tunnel for other subnets.
         updates: The changes to apply.
+        prefix: The prefix of all keys of the cluster.
     """
 
     def __init__(
@@ -67,11 +68,12 @@ class PeerUpdater:
         identity: Identity,
         configure: Callable[[tuple[Prefix, ...]], Config],
         updates: asyncio.Queue[Update],
+        prefix: str,
     ) -> None:
         self._tunnel, self._roster, self._connection = tunnel, roster, connection
         self._state, self._identity = state, identity
         self._configure, self._updates = configure, updates
-        self._name = tunnel.config.name
+        self._name, self._prefix, self._has_run = tunnel.config.name, prefix, False
         self._subnets = tunnel.config.subnets
         configured = {peer.endpoint: peer for peer in tunnel.config.peers}
         # None removes the peer.
@@ -84,7 +86,11 @@ class PeerUpdater:
         self._unsaved, self._saved_at = True, 0.0
 
     async def run(self) -> None:
-        """Applies updates until it is cancelled."""
+        """Applies updates until it is cancelled. Run again after a failure, it reads the store: an
+        update may have been lost with that."""
+        if self._has_run:
+            await self._read_store()
+        self._has_run = True
         while True:
             await self._wait_for_updates(until=self._due())
             self._read_updates()
@@ -99,6 +105,12 @@ class PeerUpdater:
             if now >= self._saved_at + _SAVE:
                 await self.save()
             await asyncio.sleep(_CALM)
+
+    async def _read_store(self) -> None:
+        # If the store does not answer, the follower reads it once it does.
+        with suppress(StoreUnavailableError, StoreRefusedError):
+            store = self._connection.store
+            self._updates.put_nowait(await self._connection.ask(store.read(self._prefix)))
 
     async def reload(self, peers: Iterable[Peer]) -> None:
         """

@@ -19,13 +19,14 @@ from tunnel import supervise
 from tunnel.cluster import Cluster, ClusterConfig, DirectoryStore, Registry, make_network
 from tunnel.cluster.member import LEASE_KEEPER, PEER_UPDATER, STORE_FOLLOWER
 from tunnel.cluster.record import Record
+from tunnel.cluster.roster import Roster
 from tunnel.cluster.stores.base import Batch, Snapshot
 from tunnel.errors import StateError, StoreUnavailableError
 from tunnel.types import Mac
 
 pytestmark = pytest.mark.timeout(60)
 
-PATIENCE = 10.0  # seconds for what takes a fraction of one
+PATIENCE = 60.0  # seconds for what takes a fraction of one
 DIRECTORY = "/coreos.com/network/subnets/"
 
 
@@ -179,6 +180,23 @@ async def test_a_fault_of_one_task_ends_no_other(
         await until(lambda: len(node.tunnel.peers) == 2)
         before = lease_remaining(node)
         await until(lambda: lease_remaining(node) > before)
+
+
+async def test_a_change_lost_with_a_failure_is_read_again(
+    member: Callable[..., Cluster], store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await create_network(store)
+    async with member() as node:
+        changed = Roster.changed
+
+        def fail(*_: object, **__: object) -> object:
+            monkeypatch.setattr(Roster, "changed", changed)
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr(Roster, "changed", fail)
+        await add_peer(store, 2)
+        await until(lambda: unhealthy(node) == [PEER_UPDATER])
+        await until(lambda: len(node.tunnel.peers) == 1)
 
 
 async def test_the_lease_is_renewed_while_following_fails(
