@@ -166,14 +166,20 @@ def worker_switches(node: Node) -> dict[str, int]:
 def test_idle_costs_nothing(lab: Lab, workers: int, loop: str) -> None:
     a, b = (Node(host, number) for number, host in enumerate(linked(lab), start=1))
     a.up("--workers", str(workers), "--loop", loop, peers=[b.at(4)])
-    time.sleep(0.5)
-    before = switches(a.pid)
-    time.sleep(3)
-    after = switches(a.pid)
-    assert before.keys() == after.keys()
-    assert len(before) == (1 if workers == 1 else 1 + workers)
-    assert all(after[thread] - before[thread] <= 3 for thread in before)
+    # On a busy machine the node is still starting, or pages are still being loaded.
+    assert any(is_idle(a, threads=1 if workers == 1 else 1 + workers) for _ in range(6))
     a.down()
+
+
+def is_idle(node: Node, *, threads: int) -> bool:
+    """Whether each thread wakes once a second at most."""
+    time.sleep(0.5)
+    before = switches(node.pid)
+    time.sleep(3)
+    after = switches(node.pid)
+    assert before.keys() == after.keys()
+    assert len(before) == threads
+    return all(after[thread] - before[thread] <= 3 for thread in before)
 
 
 # As a library, in this process.
