@@ -342,10 +342,10 @@ def _read_backend(words: Mapping[str, Any]) -> tuple[dict[str, Any], list[Config
         return {}, [_fault("Backend", f"{what} {hint}")]
     backend = normalize(found, known=_BACKEND_KEYS)
     wrong = []
-    if backend.get("Type") != BACKEND:
-        wrong.append(
-            _fault("Backend.Type", f"{_show(backend.get('Type'))} is not supported {hint}")
-        )
+    kind = backend.get("Type")
+    # Flannel compares the type in lower case.
+    if not isinstance(kind, str) or kind.lower() != BACKEND:
+        wrong.append(_fault("Backend.Type", f"{_show(kind)} is not supported {hint}"))
     for key, low, high in (("VNI", 0, (1 << 24) - 1), ("Port", 0, 65535), ("MTU", 1280, 65535)):
         try:
             _number(backend, key, low=low, high=high, path="Backend.")

@@ -222,6 +222,13 @@ def test_what_is_written_is_read_again(words: dict[str, object]) -> None:
     assert Network.parse(network.text().encode()) == network
 
 
+def test_the_type_of_the_backend_is_read_in_any_case() -> None:
+    """Flannel compares it in lower case."""
+    network = Network.parse(config(Network="10.3.0.0/16", Backend={"Type": "VXLAN", "VNI": 7}))
+    assert network.vni == 7
+    assert '"Type": "vxlan"' in network.text()
+
+
 def test_the_written_config_is_flannels() -> None:
     network = Network((Pool.of(net("10.3.0.0/16")),), vni=7)
     assert network.text() == (
