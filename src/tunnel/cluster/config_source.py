@@ -226,7 +226,7 @@ class StoreConfigSource:
             random=Random(),
             prefer=config.prefer or identity.subnets,
             ttl=config.ttl,
-            margin=60.0 * config.margin,
+            margin=None if config.margin is None else 60.0 * config.margin,
         )
         updates: asyncio.Queue[Update] = asyncio.Queue()
         keeper = LeaseKeeper(

@@ -30,7 +30,7 @@ TTL = 24 * 3600
 """Seconds for which a lease is granted, as flannel's."""
 
 MARGIN = 3600.0
-"""Seconds before its end at which a lease is renewed, as flannel's; half of a shorter lease."""
+"""Seconds before its end at which a lease is renewed by default, as flannel's."""
 
 CHOICES = 100
 """A new subnet is chosen from this many free ones, as flannel's: nodes that start together rarely
@@ -138,7 +138,8 @@ class Claim:
         random: Chooses subnets and the length of pauses.
         prefer: Subnets that the node had before, or prefers.
         ttl: Seconds for which a lease is granted.
-        margin: Seconds before its end at which a lease is renewed; at most half of it.
+        margin: Seconds before its end at which a lease is renewed, less than `ttl`; by default
+            :data:`MARGIN`, or half of a lease that is shorter than twice that.
     """
 
     def __init__(
@@ -150,11 +151,11 @@ class Claim:
         random: Random,
         prefer: Iterable[Prefix] = (),
         ttl: int = TTL,
-        margin: float = MARGIN,
+        margin: float | None = None,
     ) -> None:
         self._network, self._record, self._directory = network, record, directory
         self._random, self._ttl = random, ttl
-        self._margin = min(margin, ttl / 2)
+        self._margin = min(MARGIN, ttl / 2) if margin is None else margin
         self._prefer = tuple(prefer)
         self._held: _Held | None = None
         self._subnets: tuple[Prefix, ...] = ()
@@ -231,7 +232,8 @@ class Claim:
         if put.ttl is not None:
             until = self._asked_at + put.ttl
             # Nodes that started together do not renew together.
-            renew = until - self._margin * self._random.uniform(1, 1.1)
+            spread = 0.1 * min(self._margin, put.ttl - self._margin)
+            renew = until - self._margin - spread * self._random.random()
         subnets = parse_key(put.key.removeprefix(self._directory))
         self._held = _Held(put.key, subnets, revision, until, renew)
         self._planned = None

@@ -16,7 +16,7 @@ from tunnel.config.options import (
     OPTIONS,
     ClusterOptions,
 )
-from tunnel.config.rules import SET_BY_STORE, cluster_rules, names_store
+from tunnel.config.rules import SET_BY_STORE, cluster_rules, lease_rules, names_store
 from tunnel.config.values import as_list, interface_address, split_commas
 from tunnel.errors import ConfigError
 from tunnel.types import Address, Prefix
@@ -48,7 +48,8 @@ class ClusterConfig:
         iface: Names or addresses of interfaces; the first that exists is used.
         iface_regex: Patterns that an interface's name or address has to match.
         iface_can_reach: An address; the interface is that of the route to it.
-        margin: Minutes before the lease ends at which the node renews it.
+        margin: Minutes before the lease ends at which the node renews it; None for 60, or half of
+            a lease that is shorter than two hours.
         ttl: Duration of the lease in seconds.
         state_dir: Directory for the node's id and its last known peers.
         subnet_file, ip_masq: As in :class:`Config`, applied when the network is known.
@@ -72,7 +73,7 @@ class ClusterConfig:
     iface: tuple[str, ...]
     iface_regex: tuple[str, ...]
     iface_can_reach: Address | None
-    margin: int
+    margin: int | None
     ttl: int
     state_dir: Path
     subnet_file: Path | None
@@ -137,6 +138,7 @@ def _parse_cluster(options: Mapping[str, object]) -> tuple[dict[str, Any], list[
     with_network, more = parse_options(later, _NEED_NETWORK)
     node, node_faults = parse_node(of_node)
     faults += [*more, *node_faults, *cluster_rules(options)]
+    faults += lease_rules(**values)
     if faults:
         return {}, faults
     for option in CLUSTER_OPTIONS.values():

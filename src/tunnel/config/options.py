@@ -370,14 +370,13 @@ CLUSTER_OPTIONS = _table(
     ),
     Option(
         "subnet-lease-renew-margin",
-        "Time before the end of a subnet's lease at which it is renewed, 1 to 1440.",
-        integer(1, 1440, or_digits=True),
+        "Time before the end of a subnet's lease at which it is renewed, 1 to 1439.",
+        integer(1, 1439, or_digits=True),
         "cluster",
         metavar="MINUTES",
         keyword="margin",
         kind="integer",
-        default=60,
-        default_help="60",
+        default_help="60, or half of a lease that is shorter than two hours",
         flannel=True,
     ),
     Option(
@@ -490,6 +489,6 @@ class ClusterOptions(_NodeOptions, total=False):
     iface: str | Iterable[str]
     iface_regex: str | Iterable[str]
     iface_can_reach: str | Address | None
-    margin: int
+    margin: int | None
     ttl: int
     state_dir: str | Path

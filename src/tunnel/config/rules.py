@@ -191,3 +191,14 @@ def cluster_rules(options: Mapping[str, object]) -> Iterator[ConfigError]:
             yield ConfigError(
                 f"{name} is read from the network in the store (leave it out)", key=(name,)
             )
+
+
+def lease_rules(*, margin: int | None, ttl: int, **_: object) -> Iterator[ConfigError]:
+    """Faults between the duration of a lease, in seconds, and the minutes before its end at which
+    it is renewed."""
+    if margin is not None and 60 * margin >= ttl:
+        yield ConfigError(
+            f"subnet-lease-renew-margin {margin} is the whole lease of {ttl} s (give fewer "
+            "minutes, or a longer subnet-lease-ttl)",
+            key=("subnet-lease-renew-margin",),
+        )

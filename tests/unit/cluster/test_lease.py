@@ -190,7 +190,7 @@ def node(
     prefer: Iterable[str] = (),
     seed: int = 1,
     ttl: int = 86400,
-    margin: float = 3600,
+    margin: float | None = None,
 ) -> Node:
     claim = Claim(
         network,
@@ -428,9 +428,18 @@ def test_it_is_renewed_before_its_end_and_never_lost() -> None:
 
 @pytest.mark.parametrize(
     ("ttl", "margin", "low", "high"),
-    [(86400, 3600, 82440, 82800), (86400, 7200, 78480, 79200), (10, 3600, 4.5, 5)],
+    [
+        (86400, None, 82440, 82800),
+        (86400, 7200, 78480, 79200),
+        # As asked for: one minute after the start, not half a day.
+        (86400, 1439 * 60, 54, 60),
+        (3601, 3600, 0.9, 1),
+        # Without a margin, half of a short lease.
+        (3601, None, 1620.45, 1800.5),
+        (10, None, 4.5, 5),
+    ],
 )
-def test_when_it_is_renewed(ttl: int, margin: float, low: float, high: float) -> None:
+def test_when_it_is_renewed(ttl: int, margin: float | None, low: float, high: float) -> None:
     one = node(Memory(), ttl=ttl, margin=margin)
     one.run()
     step = one.claim.step(now=0)

@@ -30,7 +30,7 @@ def test_defaults_are_flannels() -> None:
     config = made()
     assert config.etcd_endpoints == ("http://192.0.2.9:2379",)
     assert config.etcd_prefix == "/coreos.com/network"
-    assert (config.margin, config.ttl) == (60, 86400)
+    assert (config.margin, config.ttl) == (None, 86400)
     assert config.state_dir == Path("/var/lib/tunnel")
     assert config.node == Config()
 
@@ -47,7 +47,8 @@ def test_a_key_prefix_has_no_slash_at_its_end() -> None:
 
 
 def test_numbers_may_be_digits() -> None:
-    assert made(subnet_lease_renew_margin="90", subnet_lease_ttl="600").margin == 90
+    config = made(subnet_lease_renew_margin="90", subnet_lease_ttl="6000")
+    assert (config.margin, config.ttl) == (90, 6000)
 
 
 def test_a_subnet_is_a_preference() -> None:
@@ -86,7 +87,13 @@ def test_the_store_completes_the_config() -> None:
         ({**STORE, "public-ipv6": "192.0.2.1"}, "public-ipv6", "is not an IPv6 address"),
         ({**STORE, "iface-regex": "("}, "iface-regex", "not a regular expression"),
         ({**STORE, "iface-can-reach": "x"}, "iface-can-reach", "not an IPv4 or IPv6 address"),
-        ({**STORE, "subnet-lease-renew-margin": 0}, "subnet-lease-renew-margin", "1 to 1440"),
+        ({**STORE, "subnet-lease-renew-margin": 0}, "subnet-lease-renew-margin", "1 to 1439"),
+        ({**STORE, "subnet-lease-renew-margin": 1440}, "subnet-lease-renew-margin", "1 to 1439"),
+        (
+            {**STORE, "subnet-lease-renew-margin": 10, "subnet-lease-ttl": 600},
+            "subnet-lease-renew-margin",
+            "10 is the whole lease of 600 s",
+        ),
         ({**STORE, "subnet-lease-ttl": "x"}, "subnet-lease-ttl", "not a whole number"),
         ({**STORE, "state-dir": "here"}, "state-dir", "not an absolute path"),
         ({**STORE, "subnet-file": "/"}, "subnet-file", "is not a file"),
