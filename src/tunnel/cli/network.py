@@ -202,12 +202,19 @@ def _row(holder: SubnetHolder) -> tuple[str, ...]:
     addresses = [str(address) for address in (holder.address, holder.address6) if address]
     return (
         ", ".join(map(str, holder.subnets)),
-        holder.node or (holder.backend and f"({holder.backend})") or "-",
+        holder.node or _describe_backend(holder) or "-",
         ", ".join(addresses) or "-",
         holder.mac or "-",
         holder.state,
         "never" if holder.remaining is None else output.duration(holder.remaining),
     )
+
+
+def _describe_backend(holder: SubnetHolder) -> str:
+    """What has the subnet of a record without a node id."""
+    if holder.backend:
+        return f"({holder.backend})"
+    return "(udp or alloc)" if holder.state == "lease" else ""
 
 
 def _holder_as_json(holder: SubnetHolder) -> dict[str, Any]:

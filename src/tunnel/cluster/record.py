@@ -30,6 +30,9 @@ from tunnel.types import Address, Mac, Prefix, parse_address
 _KEPT = 8192
 """The claim and the roster parse each record, and most do not change between two reads."""
 
+_FLANNEL_VNI = 0xFFFF
+"""The largest VNI in a record of flannel."""
+
 _NODE = re.compile(r"[0-9A-Za-z._-]{1,64}")
 
 
@@ -42,9 +45,11 @@ class Record:
         address, address6: In the underlay; flannel sends inner IPv4 to the one and inner IPv6 to
             the other.
         mac, mac6: Of its VTEP at each address; nodes of this program have one VTEP.
-        vni: None if the record has none. Flannel writes the lower 16 bits.
+        vni: None if the record has none. Flannel writes the lower 16 bits alone: compare with
+            :meth:`has_vni`.
         node: Its id, empty for a node of flannel.
-        backend: Empty in a reservation that is not in use.
+        backend: Empty in a reservation that is not in use, and in a lease of flannel's udp or
+            alloc backend.
     """
 
     address: ipaddress.IPv4Address | None = None
@@ -67,6 +72,7 @@ class Record:
         node = words.get("Node", "")
         if not isinstance(node, str) or (node and not _NODE.fullmatch(node)):
             raise ConfigError("Node is not an id (letters, digits, '.', '_', '-', at most 64)")
+        whole = _read_vni(words)
         backend = words.get("BackendType", "")
         if not isinstance(backend, str):
             raise ConfigError("BackendType is not text")
@@ -83,7 +89,7 @@ class Record:
             address6=address6,
             mac=_read_mac(data),
             mac6=_read_mac(data6),
-            vni=_read_vni(data or data6),
+            vni=_read_vni(data or data6) if whole is None else whole,
             node=node,
             backend=backend,
         )
@@ -93,7 +99,9 @@ class Record:
         The value for the store: byte for byte what flannel writes, with the node id added.
 
         The id is not in BackendData, because a reservation has none; Go's JSON decoder skips names
-        that it does not know.
+        that it does not know. Flannel's VNI has 16 bits, and its decoder refuses a record with a
+        larger number (vxlanLeaseAttrs in its pkg/backend/vxlan/vxlan_network.go): a larger VNI
+        is beside it as a whole.
         """
         words: dict[str, object] = {
             "PublicIP": str(self.address or "0.0.0.0"),
@@ -103,11 +111,17 @@ class Record:
             words["BackendType"] = self.backend
         for key, mac in (("BackendData", self.mac), ("BackendV6Data", self.mac6)):
             if mac is not None:
-                # Flannel's field has 16 bits, and it refuses a record with a larger number.
-                words[key] = {"VNI": (self.vni or 0) & 0xFFFF, "VtepMAC": str(mac)}
+                words[key] = {"VNI": (self.vni or 0) & _FLANNEL_VNI, "VtepMAC": str(mac)}
+        if self.vni is not None and self.vni > _FLANNEL_VNI:
+            words["VNI"] = self.vni
         if self.node:
             words["Node"] = self.node
         return json.dumps(words, separators=(",", ":")).encode()
+
+    def has_vni(self, vni: int) -> bool:
+        """Whether its node may use this VNI: it names none, this one, or as flannel does the lower
+        16 bits of it."""
+        return self.vni in (None, vni, vni & _FLANNEL_VNI)
 
     def is_same_node(self, other: Record) -> bool:
         """Whether `other` has the id of this node or, without an id, its address."""
@@ -148,6 +162,11 @@ class Lease:
         return self.entry.lease is None
 
     @property
+    def is_unused(self) -> bool:
+        """Whether it is a reservation whose node has not come yet."""
+        return self.is_reservation and self.record is not None and not self.record.backend
+
+    @property
     def is_member(self) -> bool:
         """Whether its node uses VXLAN, so that packets can be sent to it."""
         return self.record is not None and self.record.backend == BACKEND
@@ -180,7 +199,7 @@ def leases_of(entries: Mapping[str, Entry], *, directory: str) -> Iterator[Lease
 
 # Reading a record.
 
-_KEYS = ("PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data", "Node")
+_KEYS = ("PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data", "Node", "VNI")
 
 
 def _read_data(words: Mapping[str, Any], key: str) -> dict[str, Any]:

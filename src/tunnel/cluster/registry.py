@@ -72,6 +72,8 @@ class SubnetHolder:
     Attributes:
         node: Its id, empty for a node of flannel.
         mac: Empty if the record has none.
+        backend: Empty if the record names none: the subnet is free, or that of a node with
+            flannel's udp or alloc backend.
         state: ``lease``, ``reserved`` (and in use), ``free`` (reserved, not in use) or
             ``unreadable``.
         remaining: Seconds until the lease expires, None for a reservation.
@@ -268,7 +270,7 @@ def _describe(lease: Lease, remaining: float | None) -> SubnetHolder:
     state = "lease" if remaining is not None else "reserved"
     if record is None:
         state = "unreadable"
-    elif not record.backend:
+    elif lease.is_unused:
         state = "free"
     macs = [str(mac) for mac in (record.mac, record.mac6) if mac] if record else []
     return SubnetHolder(

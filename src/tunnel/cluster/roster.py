@@ -246,11 +246,12 @@ class Roster:
         record = lease.record
         if record is None:
             faults.append(f"{lease.fault} (left out)")
-        elif self._record.is_same_node(record) or not record.backend:
+        elif self._record.is_same_node(record) or lease.is_unused:
             pass
         elif not lease.is_member:
-            faults.append(f"its backend is {record.backend!r} (left out)")
-        elif record.vni is not None and (record.vni - self._network.vni) & 0xFFFF:
+            backend = repr(record.backend) if record.backend else "not named"
+            faults.append(f"its backend is {backend} (left out)")
+        elif not record.has_vni(self._network.vni):
             faults.append(f"its VNI {record.vni} is not {self._network.vni} (left out)")
         else:
             return _Member(lease, tuple(self._locate(record, lease.subnets, faults)))

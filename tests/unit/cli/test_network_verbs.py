@@ -1,5 +1,6 @@
 """``tunnel network`` on a directory, and what ``tunnel status`` says of a store."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from tunnel.cli import main
 from tunnel.cli.status_view import view
+from tunnel.cluster import DirectoryStore
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 
@@ -114,6 +116,29 @@ def test_a_subnet_is_kept_for_a_node(network: Verb) -> None:
     assert "no node has 10.42.9.0/24" in network.tell("release 10.42.9.0/24", code=2)
     assert network.ask("release 10.42.7.0/24", schema="change") == {"removed": ["10.42.7.0/24"]}
     assert network.ask("leases", schema="leases") == []
+
+
+async def _write(store: Path, values: dict[str, bytes]) -> None:
+    async with DirectoryStore(store) as writer:
+        lease = await writer.grant(3600)
+        for name, value in values.items():
+            await writer.put(f"/coreos.com/network/subnets/{name}", value, expect=0, lease=lease)
+
+
+def test_leases_of_other_backends_have_an_owner(network: Verb, store: Path) -> None:
+    network.tell("init --network 10.42.0.0/16")
+    values = {
+        # Flannel's udp backend names no type.
+        "10.42.7.0-24": b'{"PublicIP":"192.0.2.3","PublicIPv6":null}',
+        "10.42.8.0-24": b'{"PublicIP":"192.0.2.4","PublicIPv6":null,"BackendType":"host-gw"}',
+    }
+    asyncio.run(_write(store, values))
+    one, other = network.ask("leases", schema="leases")
+    assert (one["address"], one["state"]) == ("192.0.2.3", "lease")
+    assert (other["address"], other["state"]) == ("192.0.2.4", "lease")
+    shown = network.tell("leases")
+    assert "10.42.7.0/24  (udp or alloc)  192.0.2.3" in shown
+    assert "10.42.8.0/24  (host-gw)       192.0.2.4" in shown
 
 
 def test_the_store_of_a_file(

@@ -49,9 +49,29 @@ def test_our_id_stands_behind_all_that_is_flannels() -> None:
     assert Record.parse(record.text()) == record
 
 
-def test_a_number_that_flannel_cannot_read_is_not_written() -> None:
+def test_a_vni_above_16_bits_is_whole_in_a_name_that_flannel_skips() -> None:
     """Flannel's field has 16 bits, and its decoder refuses a record with a larger number."""
-    assert json.loads(replace(OURS, vni=70000).text())["BackendData"]["VNI"] == 70000 - 65536
+    words = json.loads(replace(OURS, vni=70000).text())
+    assert words["BackendData"]["VNI"] == 4464
+    assert words["VNI"] == 70000
+    assert "VNI" not in json.loads(replace(OURS, vni=65535).text())
+
+
+@pytest.mark.parametrize(
+    ("record", "vni", "same"),
+    [
+        (70000, 70000, True),
+        (4464, 70000, True),  # flannel's
+        (None, 70000, True),
+        (70000, 4464, False),  # ours: the whole number is known
+        (70000 + 65536, 70000, False),
+        (7, 70000, False),
+        (1, 1, True),
+    ],
+)
+def test_the_vni_of_a_record(record: int | None, vni: int, same: bool) -> None:
+    found = Record.parse(replace(OURS, vni=record).text()) if record else replace(OURS, vni=None)
+    assert found.has_vni(vni) is same
 
 
 @pytest.mark.parametrize(
@@ -126,7 +146,7 @@ MACS = st.integers(1, (1 << 40) - 1).map(lambda number: Mac(b"\x02" + number.to_
         address6=st.none() | ADDRESSES[1],
         mac=MACS,
         mac6=st.none() | MACS,
-        vni=st.integers(0, 65535),
+        vni=st.integers(0, (1 << 24) - 1),
         node=st.from_regex(r"\A[0-9A-Za-z._-]{0,64}\Z"),
     )
 )

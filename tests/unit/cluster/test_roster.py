@@ -120,12 +120,17 @@ def by_endpoint(peers: tuple[Peer, ...]) -> dict[Endpoint, Peer]:
         # Not somebody else's, or not in use.
         ("10.5.2.0-24", replace(ours(2), node="us"), []),
         ("10.5.2.0-24", replace(ours(2), node="", address=OURS.address), []),
-        ("10.5.2.0-24", replace(ours(2), backend="", mac=None), []),
     ],
 )  # fmt: skip
 def test_a_record_is_a_peer(name: str, record: Record | bytes, expected: list[Peer]) -> None:
     difference = roster().read(snapshot({name: record}), now=0)
     assert difference == Difference(add=tuple(expected))
+
+
+def test_a_reservation_that_is_not_in_use_is_no_problem() -> None:
+    record = replace(ours(2), backend="", mac=None)
+    entry = Entry(record.text(), 1, None, created=1)
+    assert roster().read(Snapshot(1, {DIRECTORY + "10.5.2.0-24": entry}), now=0) == Difference()
 
 
 @pytest.mark.parametrize(
@@ -134,6 +139,8 @@ def test_a_record_is_a_peer(name: str, record: Record | bytes, expected: list[Pe
         ("nonsense", ours(2), "is not a subnet"),
         ("10.5.2.0-24", b"nonsense", "10.5.2.0-24: 'nonsense' is not JSON"),
         ("10.5.2.0-24", replace(ours(2), backend="host-gw"), "its backend is 'host-gw'"),
+        # As flannel's udp backend writes it.
+        ("10.5.2.0-24", replace(ours(2), node="", mac=None, backend=""), "backend is not named"),
         ("10.5.2.0-24", replace(ours(2), vni=7), "its VNI 7 is not 1"),
         ("10.5.2.0-24", replace(ours(2), address=OURS.address), "is this node's address"),
         ("10.5.2.0-24", replace(ours(2), address=None, mac=None), "both have an address"),
