@@ -13,10 +13,15 @@ from tunnel.testing.lab import Lab, LabError
 
 MAKE_AND_WAIT = """
 import time
+from pathlib import Path
 from tunnel.testing.lab import Lab
 with Lab() as lab:
     host = lab.host("a")
-    print(host.pid, host.popen("sleep 100").pid, flush=True)
+    pid = host.popen("sleep 100").pid
+    # Before it runs, nothing has asked the kernel to end it with its maker.
+    while Path(f"/proc/{pid}/comm").read_text() != "sleep\\n":
+        time.sleep(0.01)
+    print(host.pid, pid, flush=True)
     time.sleep(100)
 """
 
